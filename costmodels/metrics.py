@@ -1,0 +1,83 @@
+"""What a cost model answers, and the protocol it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spaces.columns import Columns, FloatArray
+from spaces.problem import Problem
+
+
+class Evidence(IntEnum):
+    """What a figure rests on, strongest first."""
+
+    MEASURED = 0
+    INTERPOLATED = 1
+    EXTRAPOLATED = 2
+    FIRST_PRINCIPLES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Metrics:
+    """Predictions for n design points; SI units.
+
+    `value[m]`, `low[m]`, `high[m]` have shape (n,). `parts[m]` maps a part's name to an array of shape (n,), and the parts of
+    a metric sum to its value. `violation[c]` is dimensionless, use / limit − 1: at most 0 is feasible. `evidence` is an
+    `Evidence` code per point.
+    """
+
+    n: int
+    value: Mapping[str, FloatArray]
+    low: Mapping[str, FloatArray] = field(default_factory=dict)
+    high: Mapping[str, FloatArray] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, FloatArray]] = field(default_factory=dict)
+    violation: Mapping[str, FloatArray] = field(default_factory=dict)
+    evidence: NDArray[np.int8] | None = None
+
+    def take(self, rows: NDArray[Any] | slice) -> Metrics:
+        """The given rows."""
+
+        def pick(columns: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+            return {name: array[rows] for name, array in columns.items()}
+
+        evidence = None if self.evidence is None else self.evidence[rows]
+        return Metrics(
+            n=len(np.empty(self.n, np.bool_)[rows]),
+            value=pick(self.value),
+            low=pick(self.low),
+            high=pick(self.high),
+            parts={metric: pick(parts) for metric, parts in self.parts.items()},
+            violation=pick(self.violation),
+            evidence=evidence,
+        )
+
+
+@runtime_checkable
+class CostModel(Protocol):
+    """Predicts metrics for a batch of design points.
+
+    Contract: pure (same problem and columns, same bytes out); accepts n = 0; never raises for an infeasible point (says so
+    in `violation`); every symbol it looks at is in `reads`, and whether a symbol is a scalar or a column changes nothing.
+    """
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The symbols it looks at."""
+        ...
+
+    def bound(self, problem: Problem, points: Columns) -> Metrics:
+        """Cheap and optimistic: never above a minimised metric or a violation, never below a maximised one.
+
+        A metric it does not bound is absent.
+        """
+        ...
+
+    def evaluate(self, problem: Problem, points: Columns) -> Metrics:
+        """All metrics, with parts and violations, for the n points."""
+        ...

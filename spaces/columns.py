@@ -1,0 +1,141 @@
+"""Symbols bound to scalars or to columns: the one way a cost model reads anything.
+
+A `Problem` binds symbols to scalars; `Columns` binds symbols to one value per design point. A symbol is bound in exactly
+one of the two, and no model may assume which: `Bindings` answers for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
+CodeArray: TypeAlias = NDArray[np.integer[Any]]
+Scalar: TypeAlias = float | int
+Value: TypeAlias = Any  # a Python number or an array of shape (n,)
+
+
+class UnboundSymbol(KeyError):
+    """A cost model read a symbol that neither the problem nor the columns bind."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else "unbound symbol"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """n design points as a struct of dictionary-encoded arrays.
+
+    `codes[axis]` has shape (n,) and indexes the levels of every symbol that belongs to the axis: choosing a device binds
+    `device.memory_bandwidth`, `device.power`, … at once. `levels[symbol]` is (axis, values of shape (k,)).
+    """
+
+    n: int
+    codes: Mapping[str, CodeArray]
+    levels: Mapping[str, tuple[str, NDArray[Any]]]
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, NDArray[Any]]) -> Columns:
+        """Columns from plain arrays of shape (n,), one axis per symbol; an empty mapping is a batch of none."""
+        codes: dict[str, CodeArray] = {}
+        levels: dict[str, tuple[str, NDArray[Any]]] = {}
+        sizes = {np.shape(array)[0] for array in values.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"columns of unequal length {sorted(sizes)}: every symbol needs one value per design point")
+        for symbol, array in values.items():
+            distinct, inverse = np.unique(np.asarray(array), return_inverse=True)
+            codes[symbol] = inverse.astype(np.int32)
+            levels[symbol] = (symbol, distinct)
+        return cls(n=sizes.pop() if sizes else 0, codes=codes, levels=levels)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __contains__(self, symbol: object) -> bool:
+        return symbol in self.levels
+
+    def __getitem__(self, symbol: str) -> NDArray[Any]:
+        """Values of a symbol, shape (n,)."""
+        axis, values = self.levels[symbol]
+        return values[self.codes[axis]]
+
+    def take(self, rows: NDArray[Any] | slice) -> Columns:
+        """The given rows (indices, mask or slice), same levels."""
+        codes = {axis: code[rows] for axis, code in self.codes.items()}
+        n = len(next(iter(codes.values()))) if codes else len(np.zeros(self.n)[rows])
+        return Columns(n=n, codes=codes, levels=self.levels)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One design point as {symbol: Python value}."""
+        return {symbol: values[self.codes[axis][index]].item() for symbol, (axis, values) in self.levels.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bindings:
+    """Symbols of a problem and of columns under one roof; `at[symbol]` is a scalar or an array of shape (n,)."""
+
+    scalars: Mapping[str, Any]
+    columns: Columns
+
+    def __getitem__(self, symbol: str) -> Value:
+        if symbol in self.columns.levels:
+            return self.columns[symbol]
+        try:
+            return self.scalars[symbol]
+        except KeyError:
+            raise UnboundSymbol(f"'{symbol}' is bound neither by the problem nor by the design points") from None
+
+    def __contains__(self, symbol: object) -> bool:
+        return symbol in self.columns.levels or symbol in self.scalars
+
+    def get(self, symbol: str, default: Value) -> Value:
+        """The bound value, or the default."""
+        return self[symbol] if symbol in self else default
+
+    @property
+    def n(self) -> int:
+        """Number of design points."""
+        return self.columns.n
+
+
+def distinct(columns: Columns, reads: Iterable[str]) -> tuple[Columns, IntArray]:
+    """The distinct combinations of the symbols in `reads`, and for every row the combination it has.
+
+    Returns (combinations, index of shape (n,)): `f(columns) == f(combinations)[index]` for any f that reads only `reads`.
+    Combinations are keyed by a mixed-radix code of the axes' level numbers, so the cost is linear in n.
+    """
+    axes: dict[str, int] = {}
+    for symbol in reads:
+        if symbol in columns.levels:
+            axis, values = columns.levels[symbol]
+            axes[axis] = len(values)
+    levels = {symbol: entry for symbol, entry in columns.levels.items() if entry[0] in axes}
+    if not axes or columns.n == 0:
+        rows = min(columns.n, 1)
+        first = {axis: columns.codes[axis][:rows] for axis in axes}
+        return Columns(n=rows, codes=first, levels=levels), np.zeros(columns.n, np.int64)
+    code = np.zeros(columns.n, np.int64)
+    span = 1
+    for axis, size in axes.items():
+        code += columns.codes[axis].astype(np.int64) * span
+        span *= max(size, 1)
+    if span <= max(4 * columns.n, 1 << 16):  # a flag per possible code beats sorting
+        seen = np.zeros(span, np.bool_)
+        seen[code] = True
+        keys = np.flatnonzero(seen)
+        place = np.empty(span, np.int64)
+        place[keys] = np.arange(len(keys))
+        index = place[code]
+    else:
+        keys, index = np.unique(code, return_inverse=True)
+    codes: dict[str, CodeArray] = {}
+    rest = keys
+    for axis, size in axes.items():
+        codes[axis] = (rest % size).astype(np.int32)
+        rest = rest // size
+    return Columns(n=len(keys), codes=codes, levels=levels), index
