@@ -1,7 +1,11 @@
 """Axes and structural rules: legal design points are generated, each choice conditional on the ones before it.
 
-What can be impossible by structure (divisibility, degrees, nesting) is never generated; what it removed is counted per
-axis and reason. Capacity (memory, latency, price) is not the space's business.
+What is impossible by structure (divisibility, degrees, nesting) is never generated; what it removed is counted per axis
+and reason. Capacity (memory, latency, price) is not the space's business.
+
+How it stays fast: a rule is asked once per distinct combination of the symbols it reads, not once per point. Counting
+(`size`, `removed`) carries such combinations with their multiplicity from axis to axis and never lists a point;
+generation lists the choices of the first axes and joins each to the remembered completions of the other axes.
 """
 
 from __future__ import annotations
@@ -13,23 +17,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spaces.columns import Columns, IntArray
+from spaces.columns import CodeArray, Columns, IntArray, Value
 
-Mask = NDArray[np.bool_]
-Rule = Callable[[Mapping[str, NDArray[Any]], NDArray[Any]], Mask]
-"""Given the symbols chosen so far, each of shape (n, 1), and this axis's values of shape (1, k): which are legal, (n, k)."""
+Rule = Callable[[Mapping[str, Value], Value], Value]
+"""Given the symbols chosen so far, each of shape (n, 1), and this axis's values of shape (1, k): which are legal.
+
+The answer is boolean and broadcasts to (n, k). A rule is a pure function of the symbols it looks up, and looks
+up the same symbols whatever their values are.
+"""
+
+_KEY_SPAN = 1 << 62  # mixed-radix keys stay below this, so that they fit a signed 64-bit integer
+_STATES = 1 << 18  # partial choices counted together; more are split
+_CELLS = 1 << 22  # elements of one legality mask
+_BLOCK = 1 << 12  # prefixes joined to their completions at a time
+_REMEMBERED = 1 << 22  # completions kept from one block to the next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Axis:
     """One choice: a name, its values, the symbols each value binds, and the rules that make a value legal.
 
-    `symbols[s]` has shape (k,), one value per level, and always holds the axis's own name; `rules` are (reason, rule).
+    `symbols[s]` has shape (k,), one value per level, and always holds the axis's own name; `rules` are (reason, rule),
+    and a value is removed for the first reason that rules it out. Raises ValueError when symbols disagree in length, when
+    the own symbol is missing, or when two levels are equal in every symbol (they would mean the same choice).
     """
 
     name: str
     symbols: Mapping[str, NDArray[Any]]
     rules: tuple[tuple[str, Rule], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in self.symbols:
+            raise ValueError(f"axis '{self.name}' does not bind its own symbol; it binds {', '.join(self.symbols)}")
+        shapes = {symbol: np.shape(values) for symbol, values in self.symbols.items()}
+        if len(set(shapes.values())) != 1 or len(shapes[self.name]) != 1:
+            raise ValueError(f"axis '{self.name}': every symbol needs one value per level, got shapes {shapes}")
+        if len(set(self.values.tolist())) != len(self.values):
+            raise ValueError(f"axis '{self.name}' has a level twice: {self.values.tolist()}")
 
     @property
     def values(self) -> NDArray[Any]:
@@ -39,18 +63,30 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Space:
-    """Ordered axes. `batches()` yields every legal point exactly once, in a fixed order and in bounded memory."""
+    """Ordered axes. `batches()` yields every legal point exactly once, in a fixed order and in bounded memory.
+
+    The order is lexicographic in the level numbers of the axes and does not depend on the batch size. Raises ValueError
+    when two axes bind one symbol, and KeyError when a rule reads a symbol that no earlier axis binds.
+    """
 
     axes: tuple[Axis, ...]
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names behind coded values, by symbol."""
+
+    def __post_init__(self) -> None:
+        owner: dict[str, str] = {}
+        for axis in self.axes:
+            for symbol in axis.symbols:
+                if symbol in owner:
+                    raise ValueError(f"axes '{owner[symbol]}' and '{axis.name}' both bind '{symbol}'")
+                owner[symbol] = axis.name
 
     @property
     def levels(self) -> dict[str, tuple[str, NDArray[Any]]]:
         """Every symbol's axis and values, as `Columns` wants them."""
         return {symbol: (axis.name, values) for axis in self.axes for symbol, values in axis.symbols.items()}
 
-    def columns(self, codes: NDArray[np.int32]) -> Columns:
+    def columns(self, codes: CodeArray) -> Columns:
         """Columns for a code matrix of shape (axes, n)."""
         return Columns(
             n=codes.shape[1], codes={axis.name: codes[i] for i, axis in enumerate(self.axes)}, levels=self.levels
@@ -59,86 +95,291 @@ class Space:
     def batches(self, rows: int = 1 << 17, removed: dict[tuple[str, str], int] | None = None) -> Iterator[Columns]:
         """Yield all legal points in batches of `rows` (the last may be shorter).
 
-        `removed[(axis, reason)]`, when given, is incremented by the partial choices each structural rule ruled out.
+        `removed[(axis, reason)]`, when given, is incremented by what `removed()` counts before the first batch comes.
         """
-        held: list[NDArray[np.int32]] = []
-        count = 0
-        for codes in _expand(self.axes, np.zeros((0, 1), np.int32), rows, removed):
-            held.append(codes)
-            count += codes.shape[1]
-            if count >= rows:
-                matrix = np.concatenate(held, axis=1)
-                full = count - count % rows
-                for start in range(0, full, rows):
-                    yield self.columns(matrix[:, start : start + rows])
-                held, count = [matrix[:, full:]], count - full
-        if count:
-            yield self.columns(np.concatenate(held, axis=1))
+        if rows < 1:
+            raise ValueError(f"a batch needs at least one row, got {rows}")
+        count = _count(self.axes)
+        if removed is not None:
+            for key, lost in count.removed.items():
+                removed[key] = removed.get(key, 0) + lost
+        levels = self.levels
+        for codes in _blocks(_joined(self.axes, count.split(), rows), rows):
+            rows_of = {axis.name: codes[i] for i, axis in enumerate(self.axes)}
+            yield Columns(n=codes.shape[1], codes=rows_of, levels=levels)
 
     def size(self) -> int:
-        """Number of legal points."""
-        return sum(codes.shape[1] for codes in _expand(self.axes, np.zeros((0, 1), np.int32), 1 << 17, None))
+        """Number of legal points, counted without listing them."""
+        return _count(self.axes).partial[-1]
 
-    def first_choices(self, depth: int) -> NDArray[np.int32]:
+    def removed(self) -> dict[tuple[str, str], int]:
+        """Partial choices each structural rule ruled out, by (axis, reason).
+
+        A partial choice is a legal choice of the axes before, extended by one value of this axis; where several rules
+        object, the first is named.
+        """
+        return _count(self.axes).removed
+
+    def first_choices(self, depth: int) -> CodeArray:
         """Legal partial choices of the first `depth` axes, codes of shape (depth, m): how a space is split among workers."""
-        return np.concatenate(
-            list(_expand(self.axes[:depth], np.zeros((0, 1), np.int32), 1 << 17, None)), axis=1
-        )
+        axes = self.axes[:depth]
+        found = list(_joined(axes, _count(axes).split(), 1 << 17))
+        return np.concatenate(found, axis=1) if found else np.empty((len(axes), 0), _code_type(axes))
 
 
-def _expand(
-    axes: tuple[Axis, ...], codes: NDArray[np.int32], rows: int, removed: dict[tuple[str, str], int] | None
-) -> Iterator[NDArray[np.int32]]:
-    """Depth first, sliced so that no partial batch outgrows `rows`."""
-    depth = codes.shape[0]
-    if depth == len(axes):
-        yield codes
-        return
-    axis = axes[depth]
-    step = max(1, rows // len(axis.values))
-    for start in range(0, codes.shape[1], step):
-        part = codes[:, start : start + step]
-        parent, choice = _legal(axes, axis, part, removed)
-        if len(parent):
-            grown = np.empty((depth + 1, len(parent)), np.int32)
-            np.take(part, parent, axis=1, out=grown[:depth])
-            grown[depth] = choice
-            yield from _expand(axes, grown, rows, removed)
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """What counting a space found: legal partial choices and distinct contexts by depth, and the removals."""
+
+    partial: list[int]
+    contexts: list[int]
+    removed: dict[tuple[str, str], int]
+
+    def split(self) -> int:
+        """Depth at which listing prefixes and joining remembered completions costs least, in rows handled."""
+        total = self.partial[-1]
+        costs = [
+            prefixes + contexts * (total / max(prefixes, 1))
+            for prefixes, contexts in zip(self.partial[:-1], self.contexts[:-1], strict=True)
+        ]
+        return int(np.argmin(costs)) if costs else 0
+
+
+def _count(axes: tuple[Axis, ...]) -> _Count:
+    """Count legal points by carrying each distinct context (levels that later rules read) with its multiplicity."""
+    needs = _needs(axes)
+    number = np.int64 if np.prod([float(len(axis.values)) for axis in axes]) < _KEY_SPAN else np.object_
+    count = _Count([0] * (len(axes) + 1), [0] * (len(axes) + 1), {})
+    waiting: list[tuple[int, CodeArray, NDArray[Any]]] = [(0, np.zeros((0, 1), np.int32), np.ones(1, number))]
+    while waiting:
+        depth, states, times = waiting.pop()
+        if states.shape[1] > _STATES:
+            half = states.shape[1] // 2
+            waiting += [(depth, states[:, :half], times[:half]), (depth, states[:, half:], times[half:])]
+            continue
+        count.partial[depth] += int(times.sum()) if len(times) else 0
+        count.contexts[depth] += len(times)
+        if depth < len(axes) and len(times):
+            chosen = dict(zip(needs[depth], states, strict=True))
+            parent, choice = _legal(axes, depth, chosen, len(times), count.removed, times)
+            grown = {i: codes[parent] for i, codes in chosen.items()} | {depth: choice}
+            kept = needs[depth + 1]
+            matrix = np.array([grown[i] for i in kept], np.int32).reshape(len(kept), len(parent))
+            waiting.append((depth + 1, *_merged(matrix, times[parent], [len(axes[i].values) for i in kept])))
+    return count
+
+
+def _merged(states: CodeArray, times: NDArray[Any], sizes: list[int]) -> tuple[CodeArray, NDArray[Any]]:
+    """Equal columns of `states` made one, with the sum of their multiplicities."""
+    if not len(times):
+        return states, times
+    keys, _ = _keys(states, sizes)
+    order = np.argsort(keys, kind="stable")
+    first = np.flatnonzero(np.r_[True, np.diff(keys[order]) != 0])
+    return states[:, order[first]], np.add.reduceat(times[order], first)
+
+
+def _keys(codes: CodeArray, sizes: list[int]) -> tuple[IntArray, bool]:
+    """One integer per column of `codes`, equal exactly where the columns are; and whether it means the same elsewhere.
+
+    A mixed-radix number; where that would overflow, what there is so far is renumbered, and then the keys of two calls
+    cannot be compared.
+    """
+    keys = np.zeros(codes.shape[1], np.int64)
+    span, absolute = 1, True
+    for row, size in zip(codes, sizes, strict=True):
+        if span * size >= _KEY_SPAN:
+            distinct, keys = np.unique(keys, return_inverse=True)
+            span, absolute = len(distinct), False
+        keys = keys * size + row
+        span *= max(size, 1)
+    return keys, absolute
 
 
 def _legal(
-    axes: tuple[Axis, ...], axis: Axis, codes: NDArray[np.int32], removed: dict[tuple[str, str], int] | None
+    axes: tuple[Axis, ...],
+    depth: int,
+    chosen: Mapping[int, CodeArray],
+    n: int,
+    removed: dict[tuple[str, str], int] | None = None,
+    times: NDArray[Any] | None = None,
 ) -> tuple[IntArray, IntArray]:
-    """Row and level of every legal extension of the partial choices."""
-    chosen = _Chosen(axes, codes)
-    mask = np.ones((codes.shape[1], len(axis.values)), np.bool_)
-    for reason, rule in axis.rules:
-        allowed = rule(chosen, axis.values[None, :])
-        if removed is not None:
-            lost = int(np.count_nonzero(mask & ~allowed))
-            if lost:
+    """Row and level of every legal extension of n partial choices by one axis.
+
+    `chosen` maps the number of an axis to level numbers of shape (n,). `removed`, when given, counts what each rule took
+    away, every row `times` over.
+    """
+    axis = axes[depth]
+    step = max(1, _CELLS // max(len(axis.values), 1))
+    parents: list[IntArray] = []
+    choices: list[IntArray] = []
+    for start in range(0, n, step):
+        part = {i: codes[start : start + step] for i, codes in chosen.items()}
+        mask = np.ones((min(step, n - start), len(axis.values)), np.bool_)
+        for reason, rule in axis.rules:
+            allowed = rule(_Chosen(axes, part), axis.values[None, :])
+            if removed is not None and times is not None:
+                lost = (mask & ~allowed).sum(axis=1)
                 key = (axis.name, reason)
-                removed[key] = removed.get(key, 0) + lost
-        mask &= allowed
-    parent, choice = np.nonzero(mask)
-    return parent, choice
+                if lost.any():
+                    removed[key] = removed.get(key, 0) + int((lost * times[start : start + step]).sum())
+            mask &= allowed
+        parent, choice = np.nonzero(mask)
+        parents.append(parent + start)
+        choices.append(choice)
+    return (np.concatenate(parents), np.concatenate(choices)) if parents else (np.empty(0, np.int64),) * 2
+
+
+def _needs(axes: tuple[Axis, ...]) -> list[tuple[int, ...]]:
+    """For each depth the earlier axes that the rules from there on read."""
+    needs: list[tuple[int, ...]] = [()] * (len(axes) + 1)
+    later: set[int] = set()
+    for depth in range(len(axes) - 1, -1, -1):
+        later |= _reads(axes, depth)
+        needs[depth] = tuple(sorted(i for i in later if i < depth))
+    return needs
+
+
+def _reads(axes: tuple[Axis, ...], depth: int) -> set[int]:
+    """The earlier axes that the rules of one axis read, found by watching them."""
+    first = {i: np.zeros(min(len(axes[i].values), 1), np.int32) for i in range(depth)}
+    watched = _Chosen(axes, first)
+    for _, rule in axes[depth].rules:
+        with np.errstate(all="ignore"):
+            rule(watched, axes[depth].values[None, :])
+    return watched.read
+
+
+def _code_type(axes: tuple[Axis, ...]) -> type[np.int16] | type[np.int32]:
+    """The narrower integer that numbers the levels of every axis."""
+    return np.int16 if all(len(axis.values) < 1 << 15 for axis in axes) else np.int32
+
+
+def _joined(axes: tuple[Axis, ...], split: int, rows: int) -> Iterator[CodeArray]:
+    """Code matrices (axes, m ≤ rows) of all legal points in order: prefixes of `split` axes joined to their completions."""
+    completions = _Completions(axes, split)
+    for prefixes in _prefixes(axes, np.zeros((0, 1), _code_type(axes)), split, rows):
+        for start in range(0, prefixes.shape[1], _BLOCK):
+            block = prefixes[:, start : start + _BLOCK]
+            counts, offsets, tails = completions.of(block)
+            yield from _join(block, counts, offsets, tails, rows)
+
+
+def _join(
+    prefixes: CodeArray, counts: IntArray, offsets: IntArray, tails: CodeArray, rows: int
+) -> Iterator[CodeArray]:
+    """Each prefix beside the `counts` completions that start at column `offsets` of `tails`, at most `rows` at a time."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    depth, width = len(prefixes), len(tails)
+    for start in range(0, total, rows):
+        stop = min(start + rows, total)
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        inside = slice(int(first), int(last) + 1)
+        begins = ends[inside] - counts[inside]
+        repeats = np.minimum(ends[inside], stop) - np.maximum(begins, start)
+        parent = np.repeat(np.arange(inside.start, inside.stop), repeats)
+        tail = np.arange(start, stop) + np.repeat(offsets[inside] - begins, repeats)
+        matrix = np.empty((depth + width, stop - start), prefixes.dtype)
+        np.take(prefixes, parent, axis=1, out=matrix[:depth], mode="clip")
+        np.take(tails, tail, axis=1, out=matrix[depth:], mode="clip")
+        yield matrix
+
+
+def _prefixes(axes: tuple[Axis, ...], codes: CodeArray, depth: int, rows: int) -> Iterator[CodeArray]:
+    """Legal choices of the first `depth` axes, depth first and sliced so that no batch outgrows `rows`."""
+    at = len(codes)
+    if at == depth:
+        yield codes
+        return
+    step = max(1, rows // max(len(axes[at].values), 1))
+    for start in range(0, codes.shape[1], step):
+        part = codes[:, start : start + step]
+        parent, choice = _legal(axes, at, dict(enumerate(part)), part.shape[1])
+        if len(parent):
+            yield from _prefixes(axes, np.concatenate([part[:, parent], choice[None].astype(part.dtype)]), depth, rows)
+
+
+class _Completions:
+    """Legal choices of the axes from `split` on, found once per distinct context and remembered while they are few."""
+
+    def __init__(self, axes: tuple[Axis, ...], split: int) -> None:
+        self._axes = axes
+        self._split = split
+        self._reads = _needs(axes)[split]
+        self._sizes = [len(axes[i].values) for i in self._reads]
+        self._known: dict[int, int] = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._known.clear()
+        self._counts = np.empty(0, np.int64)
+        self._offsets = np.empty(0, np.int64)
+        self._tails = np.empty((len(self._axes) - self._split, 0), _code_type(self._axes))
+
+    def of(self, prefixes: CodeArray) -> tuple[IntArray, IntArray, CodeArray]:
+        """For each prefix how many completions it has and the column where they start; and all completions."""
+        contexts = prefixes[list(self._reads)]
+        keys, absolute = _keys(contexts, self._sizes)
+        distinct, first, index = np.unique(keys, return_index=True, return_inverse=True)
+        if not absolute or self._tails.shape[1] > _REMEMBERED:
+            self._clear()
+        new = [at for at, key in enumerate(distinct.tolist()) if key not in self._known]
+        if new:
+            self._learn(distinct[new].tolist(), contexts[:, first[new]])
+        place = np.array([self._known[key] for key in distinct.tolist()], np.int64)[index]
+        return self._counts[place], self._offsets[place], self._tails
+
+    def _learn(self, keys: list[int], contexts: CodeArray) -> None:
+        """Find the completions of contexts, codes of shape (reads, m)."""
+        chosen: dict[int, CodeArray] = dict(zip(self._reads, contexts, strict=True))
+        root = np.arange(len(keys))
+        for depth in range(self._split, len(self._axes)):
+            parent, choice = _legal(self._axes, depth, chosen, len(root))
+            root = root[parent]
+            chosen = {i: codes[parent] for i, codes in chosen.items()} | {depth: choice.astype(np.int32)}
+        counts = np.bincount(root, minlength=len(keys))
+        tails = np.array([chosen[i] for i in range(self._split, len(self._axes))], self._tails.dtype)
+        self._known |= {key: len(self._counts) + i for i, key in enumerate(keys)}
+        self._offsets = np.concatenate([self._offsets, self._tails.shape[1] + np.cumsum(counts) - counts])
+        self._counts = np.concatenate([self._counts, counts])
+        self._tails = np.concatenate([self._tails, tails.reshape(self._tails.shape[0], len(root))], axis=1)
+
+
+def _blocks(pieces: Iterator[CodeArray], rows: int) -> Iterator[CodeArray]:
+    """The same columns in matrices of exactly `rows`, the last shorter."""
+    held: list[CodeArray] = []
+    count = 0
+    for piece in pieces:
+        held.append(piece)
+        count += piece.shape[1]
+        if count >= rows:
+            matrix = np.concatenate(held, axis=1) if len(held) > 1 else held[0]
+            full = count - count % rows
+            for start in range(0, full, rows):
+                yield matrix[:, start : start + rows]
+            held, count = ([matrix[:, full:]], count - full) if count > full else ([], 0)
+    if count:
+        yield np.concatenate(held, axis=1)
 
 
 class _Chosen(Mapping[str, NDArray[Any]]):
-    """Symbols chosen so far, each (n, 1), gathered only when a rule asks."""
+    """Symbols of some chosen axes, each (n, 1), gathered only when a rule asks; `read` holds the axes it asked for."""
 
-    def __init__(self, axes: tuple[Axis, ...], codes: NDArray[np.int32]) -> None:
+    def __init__(self, axes: tuple[Axis, ...], codes: Mapping[int, CodeArray]) -> None:
         self._codes = codes
-        self._where = {
-            symbol: (i, values) for i, axis in enumerate(axes[: len(codes)]) for symbol, values in axis.symbols.items()
-        }
+        self._axes = axes
+        self.read: set[int] = set()
 
     def __getitem__(self, symbol: str) -> NDArray[Any]:
-        i, values = self._where[symbol]
-        return values[self._codes[i]][:, None]
+        for i, codes in self._codes.items():
+            if symbol in self._axes[i].symbols:
+                self.read.add(i)
+                return self._axes[i].symbols[symbol][codes][:, None]
+        raise KeyError(f"a rule read '{symbol}', which no earlier axis binds (or which it reads for some values only)")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        return (symbol for i in self._codes for symbol in self._axes[i].symbols)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return sum(1 for _ in self)

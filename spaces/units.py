@@ -70,4 +70,5 @@ def _wrong_unit(value: str, written: str, unit: str) -> str:
 def _nearest(written: str, units: Mapping[str, float]) -> str | None:
     """The unit spelled most like `written`: first but for its letters' case, then by resemblance."""
     same = [unit for unit in units if unit.casefold() == written.casefold()]
-    return next(iter(same or difflib.get_close_matches(written, units, n=1, cutoff=0.0)), None)
+    usual = [unit for unit in units if not unit.endswith("ps")]  # suggest GB/s, though GBps is read too
+    return next(iter(same or difflib.get_close_matches(written, usual, n=1, cutoff=0.0)), None)

@@ -1,0 +1,430 @@
+"""Cost of one block (a layer, the embedding, the head) for one microbatch on one device, from its dataflow graph.
+
+Every operator of the graph becomes kernels: forward, input gradient, weight gradient, each at its own shape. Every change of
+placement becomes a collective. Nothing here knows which architecture it is looking at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.collectives import Link, collective_bytes, collective_time, group_bandwidth
+from costmodels.constants import Stack
+from costmodels.kernels import attention_time, gemm_time, streaming_time
+from spaces.blocks import placement
+from spaces.columns import FloatArray, Value
+from spaces.expressions import SymbolTable, product
+from spaces.graph import MATRIX_KINDS, Collective, Graph, Kind, Operator, Placement
+from spaces.mesh import worst_group
+from spaces.plan import Precision
+
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "forward", "input_gradient", "weight_gradient"
+FAMILIES = ("gemm", "attention", "pointwise", "tensor_communication", "context_communication", "expert_communication", "host")
+"""Parts of a block's time, in report order."""
+_FAMILY_OF_AXIS = {"tensor": 3, "context": 4, "expert": 5, "expert_tensor": 5}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernel:
+    """One kernel of a block: seconds, executed FLOPs and bytes of memory traffic, each (n,)."""
+
+    operator: str
+    kind: Kind
+    phase: str
+    time: Value
+    flops: Value
+    traffic: Value
+    shape: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exchange:
+    """One collective of a block: seconds in all, seconds exposed, and bytes a rank sends inside and outside its domain."""
+
+    kind: str
+    axis: str
+    phase: str
+    operator: str
+    time: Value
+    exposed: Value
+    inner_bytes: Value
+    outer_bytes: Value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockTime:
+    """Time of one block for one microbatch on one device; arrays of shape (n,), leading axis: recomputation policy.
+
+    `forward` (n,) and `backward` (3, n) are seconds including exposed communication and host; `weight` (n,) the part of
+    backward that is weight gradients. `families` (3, 7, n) split forward + backward without recomputation by FAMILIES;
+    `recompute` (3, n) is the rest. `flops` (3, n) executed, `traffic` (3, n) bytes through memory, `inner_bytes`,
+    `outer_bytes` (3, n) bytes sent inside and outside the scale-up domain.
+    """
+
+    forward: FloatArray
+    backward: FloatArray
+    weight: FloatArray
+    families: FloatArray
+    recompute: FloatArray
+    flops: FloatArray
+    traffic: FloatArray
+    inner_bytes: FloatArray
+    outer_bytes: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockMemory:
+    """Memory of one block on one device: parameters, and bytes for one microbatch; arrays of shape (n,).
+
+    `kept` (3, n): bytes alive between forward and backward, by recomputation policy. `working` (n,): bytes alive only inside
+    the backward pass. `dense`, `expert` (n,): parameters, reduced over data · context and over expert-data ranks.
+    """
+
+    kept: FloatArray
+    working: FloatArray
+    dense: FloatArray
+    expert: FloatArray
+
+
+def block_time(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_parallel: bool) -> BlockTime:
+    """Time of a block for n combinations of symbols that share one placement."""
+    where, at = _placed(stack, at, sequence_parallel)
+    rerun = [_rerun(graph, stack, policy) for policy in _policies(stack)]
+    work = list(kernels(graph, where, at))
+    moves = list(exchanges(graph, where, at, work))
+    families = np.zeros((3, len(FAMILIES), n))
+    forward, backward, weight, again = np.zeros(n), np.zeros((3, n)), np.zeros(n), np.zeros((3, n))
+    flops, traffic, inner, outer = (np.zeros((3, n)) for _ in range(4))
+    for kernel in work:
+        family = 0 if kernel.kind in MATRIX_KINDS else 1 if kernel.kind is Kind.ATTENTION else 2
+        families[:, family] += kernel.time
+        flops += kernel.flops
+        traffic += kernel.traffic
+        if kernel.phase == FORWARD:
+            forward += kernel.time
+            for policy in range(3):
+                if kernel.operator in rerun[policy]:
+                    again[policy] += kernel.time
+                    flops[policy] += kernel.flops
+                    traffic[policy] += kernel.traffic
+        else:
+            backward += kernel.time
+            if kernel.phase == WEIGHT_GRADIENT:
+                weight += kernel.time
+    for move in moves:
+        families[:, _FAMILY_OF_AXIS[move.axis]] += move.exposed
+        inner += move.inner_bytes
+        outer += move.outer_bytes
+        if move.phase == FORWARD:
+            forward += move.exposed
+            for policy in range(3):
+                if move.operator in rerun[policy]:
+                    again[policy] += move.exposed
+                    inner[policy] += move.inner_bytes
+                    outer[policy] += move.outer_bytes
+        else:
+            backward += move.exposed
+    backward += again
+    forward, backward = _host(graph, at, rerun, moves, forward, backward, families)
+    return BlockTime(forward, backward, weight, families, again, flops, traffic, inner, outer)
+
+
+def block_memory(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_parallel: bool) -> BlockMemory:
+    """Memory of a block for n combinations of symbols that share one placement; no time is computed."""
+    where, at = _placed(stack, at, sequence_parallel)
+
+    def rows(value: Value) -> FloatArray:
+        return np.broadcast_to(value, (n,)).astype(np.float64)
+
+    dense, expert = parameters(graph, where, at)
+    return BlockMemory(
+        kept=np.stack([rows(kept_bytes(graph, where, at, policy)) for policy in _policies(stack)]),
+        working=rows(working_bytes(graph, where, at)),
+        dense=rows(dense),
+        expert=rows(expert),
+    )
+
+
+def _placed(stack: Stack, at: SymbolTable, sequence_parallel: bool) -> tuple[Placement, SymbolTable]:
+    where = placement(sequence_parallel=sequence_parallel, vocab_parallel=stack.traits.vocab_parallel)
+    return where, _Local(at, sequence_parallel)
+
+
+def _policies(stack: Stack) -> tuple[str, str, str]:
+    """The graph's keeping policies behind the codes of `Recompute`."""
+    return ("none", stack.selective, "full")
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """Adds the symbols that follow from the placement to the bound ones."""
+
+    at: SymbolTable
+    sequence_parallel: bool
+
+    def __getitem__(self, symbol: str) -> Value:
+        if symbol == "stream_shards":
+            return self.at["tensor"] if self.sequence_parallel else 1
+        if symbol == "activation_bytes":
+            return np.where(np.asarray(self.at["precision"]) == Precision.FP32, 4.0, 2.0)
+        if symbol in ("dispatch_bytes", "logits_bytes"):
+            return self.at[f"stack.{symbol}"]
+        return self.at[symbol]
+
+
+def _rerun(graph: Graph, stack: Stack, policy: str) -> frozenset[str]:
+    """Names of the operators run again in the backward pass."""
+    if policy == "none":
+        return frozenset()
+    again = graph.operators if policy == "full" and stack.whole_block else graph.recomputed(policy)
+    return frozenset(op.name for op in again)
+
+
+# ---- kernels -----------------------------------------------------------------------------------------------------------
+
+
+def kernels(graph: Graph, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
+    """Every kernel of the block, forward and backward, at the shapes one device sees."""
+    for op in graph.operators:
+        match op.kind:
+            case Kind.GEMM | Kind.GROUPED_GEMM:
+                yield from _products(graph, op, where, at)
+            case Kind.ATTENTION:
+                yield from _attention(graph, op, where, at)
+            case Kind.LOSS:
+                yield from _loss(graph, op, where, at)
+            case _:
+                yield from _streams(graph, op, where, at)
+
+
+def _products(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
+    """(m,n,k) forward, (m,k,n) input gradient, (n,k,m) weight gradient (Megatron's three products of a linear layer)."""
+    (_, reads), *_ = op.reads
+    batch = ("experts",) if op.kind is Kind.GROUPED_GEMM else ()
+    groups = graph.elements(batch, where).evaluate(at)
+    m = graph.elements([d for d in reads if d not in op.contracted and d not in batch], where).evaluate(at)
+    k = graph.elements(op.contracted, where).evaluate(at)
+    n = sum(graph.elements([d for d in t.dims if d not in reads], where).evaluate(at) for t in op.writes)
+    flops = 2.0 * groups * m * n * k
+    precision = np.asarray(at["precision"])
+    low = (precision >= Precision.FP8) & op.quantised
+    element = np.where(low, 1.0, 2.0)
+    for phase, shape in ((FORWARD, (m, n, k)), (INPUT_GRADIENT, (m, k, n)), (WEIGHT_GRADIENT, (k, n, m))):
+        time = gemm_time(at, *shape, groups, quantised=op.quantised)
+        x, y, z = shape
+        traffic = groups * (element * (x * z + z * y) + 2.0 * x * y)
+        if phase == WEIGHT_GRADIENT:  # LoRA leaves the weights as they are
+            trained = np.where(np.asarray(at["trainable"]) == 0, 1.0, 0.0)
+            yield Kernel(op.name, op.kind, phase, time * trained, flops * trained, traffic * trained, (groups, *shape))
+        else:
+            yield Kernel(op.name, op.kind, phase, time, flops, traffic, (groups, *shape))
+    if op.quantised:  # quantising and transposing the operands: input forward, output gradient backward
+        cast_in = np.where(low, at["stack.cast_bytes"] * groups * m * k, 0.0)
+        cast_out = np.where(low, at["stack.cast_bytes"] * groups * m * n, 0.0)
+        weights = np.where(low, at["stack.cast_bytes"] * groups * n * k, 0.0)
+        yield Kernel(op.name, Kind.ACTIVATION, FORWARD, _cast(at, cast_in + weights, low), 0.0, cast_in + weights)
+        yield Kernel(op.name, Kind.ACTIVATION, INPUT_GRADIENT, _cast(at, cast_out, low), 0.0, cast_out)
+
+
+def _cast(at: SymbolTable, traffic: Value, low: Value) -> Value:
+    return np.where(low, streaming_time(at, traffic), 0.0)
+
+
+def attention_pairs(at: SymbolTable, key_length: Value) -> Value:
+    """Query-key pairs under a causal mask with a window of `key_length`: s·w − w(w−1)/2 (w = s: s(s+1)/2)."""
+    s = at["sequence"]
+    w = np.minimum(s, key_length)
+    return s * w - w * (w - 1.0) / 2.0
+
+
+def _attention(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
+    heads = graph.local("heads", where).evaluate(at)
+    widths = {d: graph.size(d).evaluate(at) for d in ("qk_dim", "value_dim", "key_length")}
+    share = at["micro_batch"] / np.asarray(at["context"], np.float64)
+    if op.name in ("scores", "attend"):
+        yield from _unfused_attention(op, at, heads * share, widths)
+        return
+    pairs = attention_pairs(at, widths["key_length"]) * heads * share
+    flops = 2.0 * pairs * (widths["qk_dim"] + widths["value_dim"])
+    tokens = at["sequence"] * share
+    query = tokens * heads * (widths["qk_dim"] + widths["value_dim"])
+    keys = at["sequence"] * at["micro_batch"] * sum(
+        graph.elements(dims[1:], where).evaluate(at) for name, dims in op.reads[1:]
+    )
+    traffic = 2.0 * (query + keys)
+    yield Kernel(op.name, op.kind, FORWARD, attention_time(at, flops, traffic, "forward"), flops, traffic)
+    # backward: five products instead of two, and dQ, dK, dV, O, dO beside Q, K, V
+    yield Kernel(
+        op.name, op.kind, INPUT_GRADIENT, attention_time(at, 2.5 * flops, 2.5 * traffic, "backward"), 2.5 * flops, 2.5 * traffic
+    )
+
+
+def _unfused_attention(op: Operator, at: SymbolTable, heads: Value, widths: dict[str, Value]) -> Iterator[Kernel]:
+    """Two products over all s² scores, masked or not, and the softmax, mask and dropout passes over them."""
+    pairs = heads * at["sequence"] * widths["key_length"]
+    width = widths["qk_dim"] if op.name == "scores" else widths["value_dim"]
+    flops = 2.0 * pairs * width
+    for phase, factor in ((FORWARD, 1.0), (INPUT_GRADIENT, 2.0)):
+        direction = "forward" if phase == FORWARD else "backward"
+        score_bytes = at[f"stack.score_traffic.{direction}"] * pairs if op.name == "scores" else 0.0
+        compute = factor * flops / (at["device.matrix_flops.fp16"] * at[f"kernel.attention.{direction}"])
+        time = compute + 2 * at["kernel.gemm.overhead"]
+        if op.name == "scores":
+            time = time + streaming_time(at, score_bytes)
+        yield Kernel(op.name, op.kind, phase, time, factor * flops, score_bytes + factor * 2.0 * pairs)
+
+
+def _streams(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
+    """Pointwise operators: one read of each input and one write of each output, times the stack's passes."""
+    read = sum(
+        graph.elements(dims, where).evaluate(at) * _element(graph.tensors[name].element, at) for name, dims in op.reads
+    )
+    written = sum(graph.bytes(t, where).evaluate(at) for t in op.writes)
+    kind = op.kind.value
+    share = "norm" if op.kind is Kind.NORM else "bandwidth"
+    forward = (read + written) * at[f"stack.traffic.forward.{kind}"]
+    # backward reads the output's gradient and what was kept, and writes the inputs' gradients
+    kept = sum(graph.bytes(graph.tensors[name], where).evaluate(at) for name in op.keeps)
+    backward = (read + written + (kept if op.kind in (Kind.MULTIPLY, Kind.NORM) else 0.0)) * at[f"stack.traffic.backward.{kind}"]
+    yield Kernel(op.name, op.kind, FORWARD, streaming_time(at, forward, share), 0.0, forward)
+    yield Kernel(op.name, op.kind, INPUT_GRADIENT, streaming_time(at, backward, share), 0.0, backward)
+
+
+def _loss(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
+    """Cross-entropy: `loss_passes` reads and writes of the logits, a third of them forward."""
+    logits = graph.bytes(graph.tensors["logits"], where).evaluate(at)
+    passes = at["stack.loss_passes"]
+    for phase, share in ((FORWARD, 1 / 3), (INPUT_GRADIENT, 2 / 3)):
+        yield Kernel(op.name, op.kind, phase, streaming_time(at, share * passes * logits), 0.0, share * passes * logits)
+
+
+def _element(element: object, at: SymbolTable) -> Value:
+    return at[element] if isinstance(element, str) else element
+
+
+# ---- exchanges ---------------------------------------------------------------------------------------------------------
+
+
+def exchanges(graph: Graph, where: Placement, at: SymbolTable, work: list[Kernel]) -> Iterator[Exchange]:
+    """Every collective the placement implies, with the part of it that nothing hides."""
+    attention = {phase: sum((k.time for k in work if k.kind is Kind.ATTENTION and (k.phase == FORWARD) == (phase == FORWARD)), 0.0)
+                 for phase in (FORWARD, INPUT_GRADIENT)}
+    for phase, found in ((FORWARD, graph.forward_collectives(where)), (INPUT_GRADIENT, graph.backward_collectives(where))):
+        for collective in found:
+            yield _exchange(graph, where, at, collective, phase, attention[phase])
+
+
+def _exchange(graph: Graph, where: Placement, at: SymbolTable, c: Collective, phase: str, attention: Value) -> Exchange:
+    size = (graph.elements(c.dims, where, c.gathered) * 1).evaluate(at) * _element(c.element, at)
+    ranks = at[c.axis]
+    inside, inner, outer = group_links(at, c.axis)
+    time = collective_time(c.kind, size, ranks, inside, inner, outer)
+    inner_bytes, outer_bytes = collective_bytes(c.kind, size, ranks, inside)
+    direction = "forward" if phase == FORWARD else "backward"
+    if c.axis == "tensor":
+        exposed = time * (1.0 - at[f"stack.overlap.tensor_{direction}"])
+        if c.tensor.startswith("saved_"):  # the second gather of an input hides behind the input gradient
+            exposed = time * (1.0 - np.maximum(at["stack.overlap.tensor_backward"], 0.7))
+    elif c.axis == "context":
+        hidden = np.minimum(time, at["stack.overlap.context"] * attention / 2)
+        exposed = time - hidden * (1.0 - at["stack.contention"])
+    else:
+        exposed = time * (1.0 - at["stack.overlap.expert"]) * (at["stack.imbalance"] if c.kind == "all_to_all" else 1.0)
+    return Exchange(c.kind, c.axis, phase, c.cause, time, exposed, inner_bytes, outer_bytes)
+
+
+def group_links(at: SymbolTable, axis: str) -> tuple[Value, Link, Link]:
+    """(ranks in one domain, link inside, link outside) of the worst-placed group along a mesh axis within a stage."""
+    stride = {"tensor": 1, "context": at["tensor"], "expert_tensor": 1, "expert": at["expert_tensor"]}[axis]
+    return links_of(at, at[axis], stride)
+
+
+def links_of(at: SymbolTable, ranks: Value, stride: Value) -> tuple[Value, Link, Link]:
+    """The same for any group of `ranks` devices, `stride` apart."""
+    inside, _ = worst_group(ranks, stride, at["device.domain"], at["devices"])
+    inner = Link(
+        latency=at["link.inner.latency"],
+        setup=at["link.inner.setup"],
+        half_size=at["link.inner.half_size"],
+        bandwidth=group_bandwidth(at["device.scale_up_bandwidth"], at["device.peer_bandwidth"], inside) * at["link.inner.share"],
+    )
+    outer = Link(
+        latency=at["link.outer.latency"],
+        setup=at["link.outer.setup"],
+        half_size=at["link.outer.half_size"],
+        bandwidth=at["device.nic_bandwidth"] * at["link.outer.share"],
+    )
+    return inside, inner, outer
+
+
+# ---- host, memory, parameters ------------------------------------------------------------------------------------------
+
+
+def _host(
+    graph: Graph,
+    at: SymbolTable,
+    rerun: list[frozenset[str]],
+    moves: list[Exchange],
+    forward: FloatArray,
+    backward: FloatArray,
+    totals: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """A pass takes as long as the slower of device and host; what the host adds is a family of its own."""
+    each, per_move = at["stack.host_per_operator"], at["stack.host_per_collective"]
+    calls = np.zeros_like(forward)
+    for move in moves:
+        if move.phase == FORWARD:
+            calls = calls + (np.asarray(move.time) > 0)
+    operators = len(graph.operators)
+    host_forward = operators * each + calls * per_move
+    late = np.maximum(host_forward - forward, 0.0)
+    totals[:, -1] += late
+    forward = forward + late
+    for policy in range(3):
+        launched = 2 * operators + len(rerun[policy])
+        late = np.maximum(launched * each + calls * per_move - backward[policy], 0.0)
+        totals[policy, -1] += late
+        backward[policy] += late
+    return forward, backward
+
+
+def kept_bytes(graph: Graph, where: Placement, at: SymbolTable, policy: str) -> Value:
+    """Bytes a device keeps between forward and backward; inputs of fp8 products are kept in fp8."""
+    low = np.asarray(at["precision"]) >= Precision.FP8
+    total: Value = 0.0
+    for tensor in graph.kept(policy):
+        if tensor.name == "logits":
+            continue  # counted where the loss is: memory.py
+        readers = [op for op in graph.operators if tensor.name in op.keeps]
+        quantised = bool(readers) and policy != "full" and all(op.quantised for op in readers)
+        total = total + graph.bytes(tensor, where).evaluate(at) * np.where(low & quantised, 0.5, 1.0)
+    return total
+
+
+def working_bytes(graph: Graph, where: Placement, at: SymbolTable) -> Value:
+    """Bytes alive at the worst moment inside a block's backward pass: the largest operator's outputs, inputs and gradients."""
+    worst: Value = 0.0
+    for op in graph.operators:
+        if op.kind is Kind.LOSS or op.name == "lm_head":
+            continue
+        held = sum(graph.bytes(t, where).evaluate(at) for t in op.writes)
+        held = held + sum(graph.elements(d, where).evaluate(at) * _element(graph.tensors[n].element, at) for n, d in op.reads)
+        worst = np.maximum(worst, held)
+    return worst
+
+
+def parameters(graph: Graph, where: Placement, at: SymbolTable) -> tuple[Value, Value]:
+    """(dense, expert) parameters on one device: the first are reduced over data · context ranks, the second over expert data."""
+    dense: Value = 0.0
+    expert: Value = 0.0
+    for op in graph.operators:
+        for dims in op.weights:
+            count = product(*(graph.local(dim, where) for dim in dims)).evaluate(at)
+            if "experts" in dims:
+                expert = expert + count
+            else:
+                dense = dense + count
+    return dense, expert

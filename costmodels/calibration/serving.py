@@ -1,0 +1,141 @@
+"""Prefill and decode steps of a served model: plain PyTorch kernels, a static cache of keys and values, CUDA graphs.
+
+`prefill` runs `seq` tokens of each of `batch` requests into an empty cache; `decode` adds one token to `batch` requests
+that each hold `seq` tokens. Both end with logits of the last token and a greedy choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from costmodels.calibration.suite import READINGS, Cell, Row, Suite, Task, interleave
+
+SIZES = ("style", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab")
+
+# The models themselves, and what one of eight tensor-parallel ranks holds of larger ones
+MODELS: tuple[tuple[str, int, int, int, int, int, int, int], ...] = (
+    ("llama", 4096, 32, 32, 8, 128, 14336, 128256),
+    ("llama", 8192, 16, 8, 1, 128, 3584, 16032),
+    ("llama", 2048, 16, 32, 8, 64, 8192, 128256),
+    ("llama", 3584, 14, 28, 4, 128, 18944, 152064),
+    ("gpt", 4096, 8, 32, 32, 128, 16384, 50304),
+    ("llama", 8192, 8, 64, 8, 128, 28672, 128256),
+)
+DECODE = ((1, 512), (1, 8192), (4, 2048), (8, 512), (16, 4096), (32, 1024), (64, 2048), (128, 512), (128, 2048), (256, 1024), (1, 32768), (8, 16384))
+PREFILL = ((1, 128), (1, 512), (1, 2048), (1, 8192), (4, 1024), (8, 512), (2, 4096), (16, 128))
+
+
+def _task(op: str, which: int, batch: int, seq: int, launch: str = "graph") -> Task:
+    key: dict[str, Cell] = {"op": op} | dict(zip(SIZES, MODELS[which], strict=True))
+    key |= {"batch": batch, "seq": seq, "dtype": "bf16", "launch": launch}
+    return Task(key=key, seconds=0.35 + (batch * seq / 2e4 if op == "prefill" else 0.05))
+
+
+def tasks(small: bool) -> list[Task]:
+    """All serving steps; those of one model follow each other, so that it is built once."""
+    if small:
+        sizes = dict(zip(SIZES, ("llama", 32, 2, 4, 2, 8, 64, 128), strict=True))
+        common: dict[str, Cell] = {"batch": 2, "seq": 16, "dtype": "fp32", "launch": "eager"}
+        return [Task(key={"op": op} | sizes | common, seconds=0.05) for op in ("prefill", "decode")]
+    groups = []
+    for which, (_, _, layers, _, kv_heads, head_dim, *_) in enumerate(MODELS):
+        room = 20e9 / (4.0 * layers * kv_heads * head_dim)
+        decode = [_task("decode", which, b, s) for b, s in DECODE if b * s <= room]
+        decode += [_task("decode", which, b, s, "eager") for b, s in DECODE[:5:2] if b * s <= room]
+        prefill = [_task("prefill", which, b, s) for b, s in PREFILL]
+        groups.append(interleave([decode, prefill]))
+    return [task for group in groups for task in group]
+
+
+class Server:
+    """A model without gradients, and its cache."""
+
+    def __init__(self, bench: Any, key: Mapping[str, Cell]) -> None:
+        from costmodels.calibration.network import Architecture, build
+
+        torch = bench.torch
+        self.bench = bench
+        self.a = Architecture.of(dict(key) | {"seq": 65536, "fused": True, "rotary": False, "tied": False})
+        self.model = build(self.a, bench.device, bench.dtype(str(key["dtype"])))
+        self.dtype = bench.dtype(str(key["dtype"]))
+        self.model.requires_grad_(False)
+        self.torch = torch
+
+    def cache(self, batch: int, length: int) -> list[tuple[Any, Any]]:
+        """Random keys and values, (batch, length, KV heads, head_dim) for each layer."""
+        shape = (batch, length, self.a.kv_heads, self.a.head_dim)
+        return [
+            (self.torch.randn(shape, device=self.bench.device, dtype=self.dtype), self.torch.randn(shape, device=self.bench.device, dtype=self.dtype))
+            for _ in range(self.a.layers)
+        ]
+
+    def step(self, tokens: Any, cache: list[tuple[Any, Any]], position: Any, *, causal: bool) -> Any:
+        """tokens (batch, new) to the next token (batch,); new keys and values are written at `position` (new,)."""
+        functional = self.torch.nn.functional
+        model, grouped = self.model, self.a.heads != self.a.kv_heads
+        x = model.embedding(tokens)
+        if model.positions is not None:
+            x = x + model.positions(position)
+        for block, (keys, values) in zip(model.blocks, cache, strict=True):
+            q, k, v = block.attention.project(block.attention_norm(x))
+            keys.index_copy_(1, position, k)
+            values.index_copy_(1, position, v)
+            mixed = functional.scaled_dot_product_attention(
+                q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), is_causal=causal, enable_gqa=grouped
+            )
+            x = x + block.attention.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
+            x = x + block.feed_forward(block.feed_forward_norm(x))
+        return model.head(model.norm(x[:, -1])).argmax(-1)
+
+
+_LAST: dict[str, Any] = {}
+
+
+def forget() -> None:
+    """Drop the model that was built last."""
+    _LAST.clear()
+
+
+def _server(bench: Any, key: Mapping[str, Cell]) -> Server:
+    name = str([key[c] for c in SIZES])
+    if name not in _LAST:
+        forget()
+        bench.release()
+        _LAST[name] = Server(bench, key)
+    server: Server = _LAST[name]
+    return server
+
+
+def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
+    """Time one step of serving."""
+    torch = bench.torch
+    server = _server(bench, key)
+    batch, seq = int(key["batch"]), int(key["seq"])
+    decode = key["op"] == "decode"
+    new = 1 if decode else seq
+    with torch.no_grad():
+        cache = server.cache(batch, seq)
+        tokens = torch.randint(0, server.a.vocab, (batch, new), device=bench.device)
+        position = torch.arange(seq - new, seq, device=bench.device)
+        timing = bench.time(
+            lambda _: server.step(tokens, cache, position, causal=not decode),
+            launch=str(key["launch"]),
+            least=5e-3,
+            repeats=6,
+        )
+    del cache
+    bench.tidy(above=30e9)
+    weights = sum(p.numel() for n, p in server.model.named_parameters() if "embedding" not in n and "positions" not in n)
+    read = 2.0 * (weights + 2 * batch * seq * server.a.layers * server.a.kv_heads * server.a.head_dim * decode)
+    return timing.row() | {"bytes": read}
+
+
+SUITE = Suite(
+    name="serving",
+    key=("op", *SIZES, "batch", "seq", "dtype", "launch"),
+    measured=(*READINGS, "bytes"),
+    share=0.10,
+    tasks=tasks,
+    measure=measure,
+)

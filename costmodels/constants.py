@@ -1,0 +1,133 @@
+"""Constants of devices and software stacks: read from data files, bound as symbols, none in code.
+
+`costmodels/data/kernels/<generation>.yaml` holds what a generation's kernels reach; `costmodels/data/stacks/<stack>.yaml` how
+a framework runs the model (structure, what it fuses, what it hides, host cost), with `generations:` entries where the two
+meet. Every constant carries a source in its file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from costmodels.collectives import links
+from spaces.blocks import GraphTraits
+from spaces.hardware import Device
+
+DATA = Path(__file__).parent / "data"
+
+
+class UnknownStack(ValueError):
+    """A stack that is not in the data; the message lists the nearest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stack:
+    """A framework plus mode. Structure here; its numbers are symbols (`device_symbols`).
+
+    `selective` names what selective recomputation drops: 'core' (core attention) or 'alternate' (every second product).
+    `whole_block`: full recomputation redoes the whole block instead of stopping at the last tensor needed.
+    `default_zero`: the stage a blank `zero_stage` means. `optimizer`: state layout by training precision.
+    """
+
+    name: str
+    traits: GraphTraits
+    selective: str
+    whole_block: bool
+    default_zero: int
+    optimizers: Mapping[str, str]
+    numbers: Mapping[str, float]
+    generations: Mapping[str, Mapping[str, Any]]
+    source: str
+
+    def optimizer(self, precision: str) -> str:
+        """Name of the optimizer state layout (costmodels/data/optimizers.yaml) for a precision."""
+        return self.optimizers.get(precision, self.optimizers["default"])
+
+
+def stack_names() -> tuple[str, ...]:
+    """Every stack there is, sorted."""
+    return tuple(sorted(path.stem for path in (DATA / "stacks").glob("*.yaml")))
+
+
+@cache
+def find_stack(name: str) -> Stack:
+    """The stack of that name; raises `UnknownStack` listing the nearest."""
+    if name not in stack_names():
+        near = difflib.get_close_matches(name, stack_names(), n=3, cutoff=0.4) or stack_names()
+        raise UnknownStack(f"stack '{name}' does not exist; did you mean {', '.join(near)}?")
+    facts = _read(DATA / "stacks" / f"{name}.yaml")
+    return Stack(
+        name=name,
+        traits=GraphTraits(**facts["traits"]),
+        selective=facts["selective"],
+        whole_block=facts["whole_block"],
+        default_zero=facts["default_zero"],
+        optimizers=facts["optimizers"],
+        numbers=_flat(facts["numbers"], "stack"),
+        generations=facts.get("generations", {}),
+        source=facts["source"],
+    )
+
+
+def device_symbols(device: Device, stack: str) -> dict[str, float]:
+    """Every symbol a cost model reads about a device under a stack: `device.*`, `kernel.*`, `link.*`, `stack.*`; SI units."""
+    chosen = find_stack(stack)
+    kernels = generation_constants(device.generation)
+    meeting = {**chosen.generations.get("default", {}), **chosen.generations.get(device.generation, {})}
+    symbols = device.symbols() | _flat(kernels["kernel"], "kernel") | link_symbols(device.generation) | dict(chosen.numbers)
+    family = meeting.get("attention", kernels["attention_default"])
+    for phase, share in kernels["attention"][family].items():
+        symbols[f"kernel.attention.{phase}"] = float(share)
+    symbols |= {key: float(value) for key, value in meeting.items() if isinstance(value, int | float)}
+    return symbols
+
+
+def link_symbols(generation: str) -> dict[str, float]:
+    """`link.inner.latency` … `link.outer.half_size` of a generation (costmodels/data/links.yaml); SI units."""
+    tiers = zip(("inner", "outer"), links(generation), strict=True)
+    fields = ("latency", "setup", "share", "half_size")
+    return {f"link.{tier}.{name}": float(getattr(constants, name)) for tier, constants in tiers for name in fields}
+
+
+@cache
+def generation_constants(generation: str) -> Mapping[str, Any]:
+    """Kernel and link constants of a device generation; a generation without a file inherits from the one it names nearest."""
+    path = DATA / "kernels" / f"{generation}.yaml"
+    facts = _read(path if path.exists() else DATA / "kernels" / "default.yaml")
+    if "inherits" in facts:
+        base = dict(generation_constants(facts["inherits"]))
+        return _merge(base, facts)
+    return facts
+
+
+def has_constants(generation: str) -> bool:
+    """Whether the generation has constants of its own."""
+    return (DATA / "kernels" / f"{generation}.yaml").exists()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open(encoding="utf-8") as file:
+        return dict(yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """{'gemm': {'bf16': 0.8}} as {'kernel.gemm.bf16': 0.8}."""
+    flat: dict[str, float] = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}"
+        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: float(value)}
+    return flat
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = _merge(merged[key], value) if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) else value
+    return merged

@@ -1,0 +1,99 @@
+"""Gradient synchronisation, parameter gathering and the optimizer step: what a step pays for its data-parallel ranks.
+
+Dense parameters are copied over data · context ranks, expert parameters over expert_data = tensor·context·data /
+(expert_tensor·expert). Bytes by dtype and by microbatch follow Rajbhandari 2020 §5 and 7; HSDP shards over `shard_degree`
+ranks and reduces across the replicas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.block import links_of
+from costmodels.collectives import Link, collective_bytes, collective_time
+from spaces.columns import FloatArray, Value
+from spaces.expressions import SymbolTable
+from spaces.mesh import worst_group
+from spaces.plan import Offload, RankOrder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataParallelTime:
+    """Seconds per step on the stage with the most parameters, arrays of shape (n,).
+
+    `reduce`: one reduction of all gradients; `gather`: one gather of all parameters (0 where none is needed); `unit`: the
+    gather of the first unit, which nothing can hide; `optimizer`: the update, host transfers included; `accumulate`: adding
+    one microbatch's gradients. `inner_bytes`, `outer_bytes`: bytes a rank sends for one reduction and one gather.
+    """
+
+    reduce: FloatArray
+    gather: FloatArray
+    optimizer: FloatArray
+    accumulate: FloatArray
+    inner_bytes: FloatArray
+    outer_bytes: FloatArray
+
+
+def shard_ranks(at: SymbolTable) -> tuple[Value, Value]:
+    """(dense, expert) ranks over which ZeRO or FSDP divides state; `shard_degree` 0 means all."""
+    dense = at["context"] * at["data"]
+    degree = np.asarray(at["shard_degree"])
+    shard = np.where(degree > 0, np.minimum(degree, dense), dense)
+    experts = at["tensor"] * dense // (at["expert_tensor"] * at["expert"])
+    return shard, np.maximum(np.minimum(experts, np.where(degree > 0, shard, experts)), 1)
+
+
+def data_parallel_time(at: SymbolTable, dense: Value, expert: Value, trained: Value) -> DataParallelTime:
+    """Times for `dense` and `expert` parameters on a device, of which the share `trained` has gradients."""
+    copies = at["context"] * at["data"]
+    shard, expert_shard = shard_ranks(at)
+    expert_copies = np.maximum(at["tensor"] * copies // (at["expert_tensor"] * at["expert"]), 1)
+    zero = np.asarray(at["zero_stage"])
+    gradient, parameter = at["stack.gradient_bytes"], at["stack.parameter_bytes"]
+    dense_group = _dense_group(at, shard)
+    expert_group = links_of(at, expert_copies, at["expert_tensor"] * at["expert"])
+    reduce, gather, inner_bytes, outer_bytes = (np.zeros(np.shape(zero * dense * 1.0)) for _ in range(4))
+    for parameters, ranks, group, whole in (
+        (dense, shard, dense_group, copies),
+        (expert, expert_copies, expert_group, expert_copies),
+    ):
+        size = parameters * trained * gradient
+        all_reduce = collective_time("all_reduce", size, ranks, *group)
+        scatter = collective_time("reduce_scatter", size, ranks, *group)
+        # HSDP: what is scattered is then reduced over the replicas of the shard group
+        replicas = np.maximum(whole // np.maximum(ranks, 1), 1)
+        across = collective_time("all_reduce", size / ranks, replicas, *links_of(at, replicas, at["tensor"] * ranks))
+        reduce = reduce + np.where(zero >= 1, scatter, all_reduce) + across
+        gather = gather + np.where(zero >= 1, collective_time("all_gather", parameters * parameter, ranks, *group), 0.0)
+        for kind, moved in (("reduce_scatter", size), ("all_gather", parameters * parameter)):
+            inner, outer = collective_bytes(kind, moved, ranks, group[0])
+            inner_bytes, outer_bytes = inner_bytes + inner, outer_bytes + outer
+    own = np.where(zero >= 1, dense / shard + expert / expert_shard, dense + expert) * trained
+    bandwidth = at["device.memory_bandwidth"] * at["kernel.optimizer.bandwidth"]
+    update = own * at["stack.optimizer_traffic"] / bandwidth + 4.0 * (dense + expert) * trained / bandwidth
+    offloaded = np.asarray(at["offload"]) == Offload.OPTIMIZER
+    # gradients down and parameters up over the host link, and the update at the host's rate (Ren 2021, ZeRO-Offload §4)
+    host = own * (gradient + parameter) / at["device.host_link_bandwidth"] + own / at["stack.host_optimizer_rate"]
+    accumulate = (dense + expert) * trained * at["stack.accumulate_bytes"] / bandwidth
+    return DataParallelTime(reduce, gather, np.where(offloaded, host, update), accumulate, inner_bytes, outer_bytes)
+
+
+def _dense_group(at: SymbolTable, shard: Value) -> tuple[Value, Link, Link]:
+    """Placement of the ranks that share a dense shard: context and data are contiguous unless pipeline lies between them."""
+    inside, inner, outer = links_of(at, shard, at["tensor"])
+    between = np.asarray(at["rank_order"]) == RankOrder.TENSOR_CONTEXT_PIPELINE_DATA
+    if not np.any(between):
+        return inside, inner, outer
+    context_inside, _ = worst_group(at["context"], at["tensor"], at["device.domain"], at["devices"])
+    whole_context = context_inside == at["context"]
+    data_inside, _ = worst_group(at["data"], at["tensor"] * at["context"] * at["pipeline"], at["device.domain"], at["devices"])
+    apart = np.where(whole_context, context_inside * data_inside, context_inside)
+    return np.minimum(np.where(between, apart, inside), shard), inner, outer
+
+
+def exposed_time(time: Value, available: Value, share: Value, contention: Value) -> Value:
+    """Seconds of a collective that a step pays: what does not fit behind `available` compute, and what it slows there."""
+    hidden = np.minimum(time * share, available)
+    return time - hidden * (1.0 - contention)

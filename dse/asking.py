@@ -1,0 +1,150 @@
+"""From an experiment to what the engine takes: a problem, a space of plans, objectives, and single plans as points of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from costmodels.constants import device_symbols
+from dse.experiment import Experiment, mesh
+from spaces.columns import Columns
+from spaces.hardware import Device
+from spaces.plan import DEFAULTS, NAMES, PLAN_SYMBOLS, spell
+from spaces.problem import Problem
+from spaces.space import Axis, Space
+from spaces.training import training_space
+
+
+class ImpossiblePlan(ValueError):
+    """A plan that structure rules out; the message says by which rule."""
+
+
+def problem_of(experiment: Experiment) -> Problem:
+    """Everything that does not vary: workload, stack, and the device when there is only one."""
+    scalars: dict[str, float] = {"sequence": experiment.sequence, "global_batch": experiment.global_batch}
+    if experiment.tokens is not None:
+        scalars["tokens"] = experiment.tokens
+    if experiment.failures is not None:
+        failures = experiment.failures
+        scalars["failures_per_device_hour"] = failures.per_device_hour
+        scalars["checkpoint_bandwidth"] = failures.checkpoint_bandwidth
+        scalars["restart_time"] = failures.restart_time
+    if len(experiment.devices) == 1:
+        scalars |= device_symbols(experiment.devices[0], experiment.stack)
+        scalars["device"] = 0
+        if experiment.domains:
+            del scalars["device.domain"]
+    labels = dict(NAMES) | {"device": tuple(device.name for device in experiment.devices)}
+    return Problem(
+        architecture=experiment.architecture,
+        stack=experiment.stack,
+        scalars=MappingProxyType(scalars),
+        labels=MappingProxyType(labels),
+    )
+
+
+def space_of(experiment: Experiment) -> Space:
+    """Every legal plan that the experiment asks about."""
+    return _space(experiment, experiment.devices, experiment.count, {**experiment.options, **_precision(experiment)})
+
+
+def _precision(experiment: Experiment) -> dict[str, tuple[int, ...]]:
+    return {"precision": experiment.precisions}
+
+
+def _space(experiment: Experiment, devices: tuple[Device, ...], count: int, options: Mapping[str, tuple[int, ...]]) -> Space:
+    space = training_space(
+        architecture=experiment.architecture,
+        devices=devices,
+        count=count,
+        at_most=experiment.at_most is not None and count == experiment.at_most,
+        global_batch=experiment.global_batch,
+        sequence=experiment.sequence,
+        options=options,
+        domains=experiment.domains or None,
+    )
+    return Space(tuple(_with_constants(axis, devices, experiment) for axis in space.axes), space.labels)
+
+
+def _with_constants(axis: Axis, devices: tuple[Device, ...], experiment: Experiment) -> Axis:
+    """The device axis binds the kernel and link constants of each device too."""
+    if axis.name != "device":
+        return axis
+    figures = [device_symbols(device, experiment.stack) for device in devices]
+    names = sorted({name for figure in figures for name in figure})
+    if experiment.domains:
+        names.remove("device.domain")
+    symbols = {name: np.array([figure.get(name, 0.0) for figure in figures], np.float64) for name in names}
+    return dataclasses.replace(axis, symbols=dict(axis.symbols) | symbols)
+
+
+def point(experiment: Experiment, plan: Mapping[str, Any]) -> Columns:
+    """One plan as a batch of one; choices left out take their resting value.
+
+    `plan` holds codes; `device` is a name. Raises ImpossiblePlan, with the rule that rules it out.
+    """
+    given = {symbol: int(value) for symbol, value in plan.items() if symbol in PLAN_SYMBOLS}
+    device = _device(experiment, plan.get("device"))
+    devices = given.get("devices") or _devices(experiment, given)
+    options = {s: (v,) for s, v in _filled(experiment, given).items() if s not in ("devices", "data")}
+    single = dataclasses.replace(experiment, at_most=None, count=devices, domains=_domain(experiment, plan))
+    space = _space(single, (device,), devices, options)
+    found = next(iter(space.batches()), None)
+    if found is None:
+        raise ImpossiblePlan(_why(space, {**DEFAULTS, **given, "devices": devices}))
+    return _on_device(experiment, found.take(slice(0, 1)), device)
+
+
+def _devices(experiment: Experiment, given: Mapping[str, int]) -> int:
+    """Devices of a plan that does not say: all of them, or as many as its degrees multiply to."""
+    return experiment.count if experiment.at_most is None else mesh(given) * given.get("data", 1)
+
+
+def _domain(experiment: Experiment, plan: Mapping[str, Any]) -> tuple[int, ...]:
+    """The domain a plan names, or the first asked about."""
+    if "domain" in plan:
+        return (int(plan["domain"]),)
+    return experiment.domains[:1]
+
+
+def _device(experiment: Experiment, name: object) -> Device:
+    """The experiment's device of that name, or its first."""
+    for device in experiment.devices:
+        if name in (None, device.name, *device.aliases):
+            return device
+    known = ", ".join(device.name for device in experiment.devices)
+    raise ImpossiblePlan(f"the experiment has no device {name!r}; it has {known}")
+
+
+def _filled(experiment: Experiment, given: Mapping[str, int]) -> dict[str, int]:
+    """The plan with defaults where structure does not decide; what decides itself is left open."""
+    full: dict[str, int] = {**DEFAULTS, "precision": experiment.precisions[0], **given}
+    if full["virtual"] > 1 and "schedule" not in given:
+        full["schedule"] = NAMES["schedule"].index("interleaved")
+    if full["tensor"] > 1 and experiment.architecture.experts and "sequence_parallel" not in given:
+        full["sequence_parallel"] = 1
+    if "stage_layout" not in given:
+        del full["stage_layout"]
+    return full
+
+
+def _why(space: Space, plan: Mapping[str, int]) -> str:
+    """Which rules left nothing."""
+    text = ", ".join(f"{symbol}={spell(symbol, plan[symbol])}" for symbol in ("devices", "tensor", "context", "pipeline"))
+    reasons = dict.fromkeys(reason for _, reason in space.removed())
+    return f"no legal plan ({text}): {'; '.join(reasons) or 'structure leaves nothing'}"
+
+
+def _on_device(experiment: Experiment, columns: Columns, device: Device) -> Columns:
+    """The point with its device bound as the experiment binds it: in the columns when the device is an axis."""
+    values = {symbol: columns[symbol] for symbol in columns.levels}
+    if len(experiment.devices) > 1:
+        index = experiment.devices.index(device)
+        symbols = {name: np.array([value]) for name, value in device_symbols(device, experiment.stack).items()}
+        domain = {"device.domain": values["device.domain"]} if "device.domain" in values else {}
+        values |= {"device": np.array([index])} | symbols | domain
+    return Columns.from_values(values)

@@ -1,0 +1,111 @@
+"""What a metric is called, which way is better, and how it is shown to people: GiB for memory, GB/s for links."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from spaces.units import quantity
+
+GIB = 2.0**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """A metric: `unit` and `scale` are for display (shown = SI value / scale), `dimension` is the SI unit files may use."""
+
+    name: str
+    title: str
+    unit: str
+    scale: float = 1.0
+    dimension: str = ""
+    maximise: bool = False
+
+    def show(self, value: float, *, with_unit: bool = False) -> str:
+        """Three or four significant figures in the display unit."""
+        text = significant(value / self.scale)
+        return f"{text} {self.unit}".rstrip() if with_unit else text
+
+    def shown(self, value: float) -> float:
+        """The value in the display unit."""
+        return value / self.scale
+
+    @property
+    def heading(self) -> str:
+        """Title with its unit."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """`value` at so many significant figures, thousands separated, without an exponent between 1e-4 and 1e15."""
+    if value != value:
+        return "unknown"
+    if value == 0 or 1e-4 <= abs(value) < 1e15:
+        size = f"{abs(value):e}".split("e")[1]
+        return f"{value:,.{max(0, digits - 1 - int(size))}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+_RATE: Mapping[str, Any] = {"unit": "TFLOP/s", "scale": 1e12, "dimension": "FLOP/s", "maximise": True}
+
+_MEASURES = (
+    Measure(name="step_time", title="step time", unit="s", dimension="s"),
+    Measure(name="memory", title="device memory", unit="GiB", scale=GIB, dimension="B"),
+    Measure(name="peak_memory", title="allocated at peak", unit="GiB", scale=GIB, dimension="B"),
+    Measure(name="tokens_per_second", title="throughput", unit="tokens/s", maximise=True),
+    Measure(name="tokens_per_second_per_device", title="throughput a device", unit="tokens/s", maximise=True),
+    Measure(name="effective_tokens_per_second", title="throughput net of failures", unit="tokens/s", maximise=True),
+    Measure(name="mfu", title="MFU", unit="%", scale=0.01, maximise=True),
+    Measure(name="hfu", title="HFU", unit="%", scale=0.01, maximise=True),
+    Measure(name="mfu_causal", title="MFU, causal", unit="%", scale=0.01, maximise=True),
+    Measure(name="model_flops_per_device", title="model rate a device", **_RATE),
+    Measure(name="hardware_flops_per_device", title="executed rate a device", **_RATE),
+    Measure(name="energy", title="energy a step", unit="MJ", scale=1e6, dimension="J"),
+    Measure(name="price", title="price a step", unit="USD", dimension="USD"),
+    Measure(name="devices", title="devices", unit=""),
+    Measure(name="energy_per_token", title="energy a token", unit="J", dimension="J"),
+    Measure(name="price_per_million_tokens", title="price a million tokens", unit="USD", dimension="USD"),
+    Measure(name="training_days", title="training run", unit="days"),
+    Measure(name="training_price", title="training price", unit="M USD", scale=1e6, dimension="USD"),
+    Measure(name="training_energy_kwh", title="training energy", unit="MWh", scale=1e3),
+)  # fmt: skip
+
+MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _MEASURES})
+"""Every metric an objective or a constraint may name."""
+
+NEED_TOKENS = frozenset({"training_days", "training_price", "training_energy_kwh"})
+"""Metrics of a whole run: they exist only when `workload.tokens` says how long it is."""
+
+NEED_RELIABILITY = frozenset({"effective_tokens_per_second"})
+"""Metrics that exist only when `reliability` says how often devices fail."""
+
+if len(MEASURES) != len(_MEASURES):
+    raise ValueError("two measures share a name")
+
+
+def measure(name: str) -> Measure:
+    """The metric of that name; a metric without an entry is shown as it is, in SI."""
+    return MEASURES.get(name) or Measure(name=name, title=name.replace("_", " "), unit="")
+
+
+def require(name: str) -> Measure:
+    """The metric of that name. Raises ValueError with the nearest names when there is none."""
+    if name not in MEASURES:
+        raise ValueError(f"no metric is called {name!r}{nearest(name, MEASURES)}")
+    return MEASURES[name]
+
+
+def limit(name: str, text: object) -> float:
+    """A limit on the metric, as written ("70 GiB", 90), in SI. Raises ValueError."""
+    return quantity(text, require(name).dimension)
+
+
+def nearest(wanted: object, known: Mapping[str, object] | tuple[str, ...] | frozenset[str] | list[str]) -> str:
+    """The end of an error message: "; the nearest is …", or all there is when nothing comes near."""
+    close = difflib.get_close_matches(str(wanted), list(known), n=3, cutoff=0.5)
+    if close:
+        return f"; the nearest {'is' if len(close) == 1 else 'are'} {', '.join(close)}"
+    return f"; choose one of {', '.join(known)}"

@@ -1,0 +1,48 @@
+"""report.md: the run as plain Markdown, readable as it is."""
+
+from __future__ import annotations
+
+from dse.answers import Run, plan_text
+from dse.report import words
+from dse.report.words import Sheet
+from dse.tables import baseline_text, certificate_text, nothing_fits, place
+
+
+def page(run: Run) -> str:
+    """The whole report."""
+    blocks = [f"# {run.name}", run.title + "."]
+    if run.front:
+        blocks += [f"## Front: {words.objectives_text(run.objectives)}", _table(words.front_sheet(run))]
+        if len(run.front) > words.LISTED:
+            blocks.append(f"{len(run.front) - words.LISTED:,} more plans are in front.csv.")
+        blocks += _winner(run)
+    else:
+        blocks += ["## Nothing is feasible", _plain(nothing_fits(run))]
+    if run.baseline is not None:
+        blocks += ["## Baseline", _plain(baseline_text(run))]
+    blocks += ["## Certificate", certificate_text(run), _table(words.certificate_sheet(run))]
+    if run.removed:
+        blocks += ["## What structure removed", _table(words.removed_sheet(run))]
+    blocks += ["## Assumptions", "\n".join(f"- {line}" for line in run.assumptions)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _winner(run: Run) -> list[str]:
+    best = run.front[0]
+    blocks = [f"## Plan 1: {place(best)}{plan_text(best.plan)}", _table(words.figures_sheet(best))]
+    for metric, heading in (("step_time", "Where the step goes"), ("memory", "Where the memory goes")):
+        if best.parts.get(metric):
+            blocks += [f"### {heading}", _table(words.parts_sheet(best, metric))]
+    return blocks
+
+
+def _table(sheet: Sheet) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = ["---" if i in sheet.left else "---:" for i in range(len(sheet.headings))]
+    return "\n".join([line(list(sheet.headings)), line(rule), *(line(list(row)) for row in sheet.rows)])
+
+
+def _plain(text: str) -> str:
+    return f"```text\n{text}\n```"

@@ -1,0 +1,68 @@
+"""What both reports say, as headings, paragraphs and tables without markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dse.answers import PlanAnswer, Run, plan_text
+from dse.measures import measure
+from dse.tables import interval, place, shown_metrics, tied
+
+LISTED = 100
+"""Front plans a report lists; front.csv holds them all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """A table: headings, rows of text, and which columns are words rather than numbers."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: frozenset[int]
+
+
+def front_sheet(run: Run) -> Sheet:
+    """The front's plans with intervals, ties and evidence."""
+    metrics = shown_metrics(run)
+    headings = ["#", "plan", *(m.heading for m in metrics), "ties with", "evidence"]
+    rows = [
+        [str(i), place(a) + plan_text(a.plan), *(interval(a.figures[m.name], m) for m in metrics), tied(a, 5), a.evidence]
+        for i, a in enumerate(run.front[:LISTED], 1)
+    ]
+    return Sheet(headings=headings, rows=rows, left=frozenset({1, len(headings) - 1}))
+
+
+def removed_sheet(run: Run) -> Sheet:
+    """What structure ruled out: partial choices by axis and reason."""
+    rows = [[axis, reason, f"{count:,}"] for axis, reason, count in run.removed]
+    return Sheet(headings=["axis", "reason", "partial choices removed"], rows=rows, left=frozenset({0, 1}))
+
+
+def certificate_sheet(run: Run) -> Sheet:
+    """The identity: space = pruned + evaluated + failed + unvisited."""
+    c = run.certificate
+    rows = [["legal plans in the space", f"{c['space']:,}"]]
+    rows += [[f"pruned: {reason}", f"{count:,}"] for reason, count in c["pruned"].items()]
+    rows += [[name, f"{c[name]:,}"] for name in ("evaluated", "failed", "unvisited")]
+    return Sheet(headings=["", "plans"], rows=rows, left=frozenset({0}))
+
+
+def parts_sheet(answer: PlanAnswer, metric: str) -> Sheet:
+    """The parts that sum to a metric, largest first."""
+    shown, total = measure(metric), answer.figures[metric].value
+    parts = sorted(answer.parts.get(metric, {}).items(), key=lambda part: -part[1])
+    rows = [[name.replace("_", " "), shown.show(v), f"{v / total * 100:.1f} %"] for name, v in parts if v]
+    rows.append(["total", shown.show(total), "100 %"])
+    return Sheet(headings=["part", shown.heading, "share"], rows=rows, left=frozenset({0}))
+
+
+def figures_sheet(answer: PlanAnswer) -> Sheet:
+    """Every figure of one plan with its interval."""
+    rows = [[measure(m).title, interval(f, measure(m)), measure(m).unit] for m, f in answer.figures.items()]
+    return Sheet(headings=["figure", "value (interval)", "unit"], rows=rows, left=frozenset({0, 2}))
+
+
+def objectives_text(objectives: Iterable[tuple[str, bool]]) -> str:
+    """`min step time, max MFU`."""
+    return ", ".join(f"{'max' if maximise else 'min'} {measure(metric).title}" for metric, maximise in objectives)

@@ -1,0 +1,222 @@
+"""Run folders: made new each time, never overwritten, holding all that is needed to read and to repeat a run.
+
+`experiment.yaml` as resolved, `manifest.json` (versions, seed, hashes, certificate), `run.sqlite` (front, top, sample,
+ledger), `front.csv`, `top.csv`, `report.md`, `report.html`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import platform
+import shutil
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dse.answers import PlanAnswer, Run, row, to_json_text
+
+SCHEMA = 1
+"""Version of the folder's layout; a reader refuses any other."""
+
+_LIBRARIES = ("frontplan", "numpy", "scipy", "networkx", "pyyaml", "pydantic", "moocore")
+
+
+class BadRunFolder(ValueError):
+    """A folder that is not a run, or one of another schema version."""
+
+
+def create(parent: Path, name: str) -> Path:
+    """A new folder `<parent>/<name>-<n>` with the smallest n not taken. Raises OSError."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for n in range(1, 1_000_000):
+        folder = parent / f"{name}-{n}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"{parent} holds a million runs of {name}")
+
+
+def create_at(folder: Path) -> Path:
+    """`folder` itself when it does not exist, else `<folder>-<n>` beside it. Raises OSError."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return create(folder.parent, folder.name)
+    return folder
+
+
+def write(run: Run, folder: Path, *, seed: int, model_file: Path | None, ledger: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Fill a new folder. Raises OSError or sqlite3.Error when the disk does not take it."""
+    (folder / "experiment.yaml").write_text(run.experiment, encoding="utf-8")
+    if model_file is not None:
+        shutil.copyfile(model_file, folder / "config.json")
+    _write_store(run, folder / "run.sqlite", ledger)
+    _write_csv(folder / "front.csv", ({"rank": i} | row(a) for i, a in enumerate(run.front, 1)))
+    top = ({"by": by, "rank": i} | row(a) for by, plans in run.top.items() for i, a in enumerate(plans, 1))
+    _write_csv(folder / "top.csv", top)
+    manifest = {
+        "schema": SCHEMA,
+        "name": run.name,
+        "title": run.title,
+        "seed": seed,
+        "python": platform.python_version(),
+        "versions": versions(),
+        "data_sha256": data_hashes(),
+        "certificate": run.certificate,
+        "wall_s": run.wall_s,
+        "cpu_s": run.cpu_s,
+        "units": "SI; *_low and *_high bound the interval",
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_reports(run, folder)
+
+
+def write_reports(run: Run, folder: Path) -> None:
+    """report.md and report.html, made again if they are there."""
+    from dse.report import html, markdown
+
+    (folder / "report.md").write_text(markdown.page(run), encoding="utf-8")
+    (folder / "report.html").write_text(html.page(run), encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what figures depend on; a library that is not installed as a distribution is left out."""
+    found = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def data_hashes() -> dict[str, str]:
+    """SHA-256 of every data file the packages ship, by path within the package."""
+    import costmodels
+    import spaces
+
+    hashes = {}
+    for package in (costmodels, spaces):
+        root = Path(next(iter(package.__path__)))
+        for file in sorted((root / "data").rglob("*.*")):
+            if file.is_file():
+                hashes[f"{root.name}/{file.relative_to(root).as_posix()}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashes
+
+
+def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    held = list(rows)
+    headings = list(dict.fromkeys(key for entry in held for key in entry))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, headings)
+        writer.writeheader()
+        writer.writerows(held)
+
+
+# --- the store ----------------------------------------------------------------------------------------------------------------
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE plan (list TEXT, rank INTEGER, answer TEXT NOT NULL, PRIMARY KEY (list, rank));
+CREATE TABLE removed (axis TEXT, reason TEXT, count INTEGER NOT NULL);
+CREATE TABLE ledger (chunk INTEGER PRIMARY KEY, entry TEXT NOT NULL);
+"""
+
+
+def _write_store(run: Run, path: Path, ledger: Sequence[Mapping[str, Any]]) -> None:
+    plans = [("front", i, a) for i, a in enumerate(run.front, 1)]
+    plans += [(f"top:{by}", i, a) for by, found in run.top.items() for i, a in enumerate(found, 1)]
+    plans += [(name, 1, a) for name, a in (("baseline", run.baseline), ("closest", run.closest)) if a is not None]
+    meta = {
+        "schema": SCHEMA,
+        "name": run.name,
+        "title": run.title,
+        "objectives": run.objectives,
+        "certificate": run.certificate,
+        "assumptions": run.assumptions,
+        "wall_s": run.wall_s,
+        "cpu_s": run.cpu_s,
+    }
+    with closing(sqlite3.connect(path)) as store, store:
+        store.execute("PRAGMA journal_mode=WAL")
+        store.executescript(_TABLES)
+        store.executemany("INSERT INTO meta VALUES (?, ?)", [(key, to_json_text(value)) for key, value in meta.items()])
+        store.executemany("INSERT INTO plan VALUES (?, ?, ?)", [(n, i, to_json_text(a.to_json())) for n, i, a in plans])
+        store.executemany("INSERT INTO removed VALUES (?, ?, ?)", run.removed)
+        store.executemany("INSERT INTO ledger VALUES (?, ?)", [(i, to_json_text(entry)) for i, entry in enumerate(ledger)])
+        _write_sample(store, run.sample)
+
+
+def _write_sample(store: sqlite3.Connection, sample: Mapping[str, Any]) -> None:
+    names = list(sample)
+    if not names:
+        return
+    columns = ", ".join(f'"{name}"' for name in names)
+    store.execute(f"CREATE TABLE sample ({columns})")
+    rows = zip(*(np.asarray(sample[name]).tolist() for name in names), strict=True)
+    store.executemany(f"INSERT INTO sample VALUES ({', '.join('?' * len(names))})", rows)
+
+
+def read(folder: Path) -> Run:
+    """The run a folder holds. Raises BadRunFolder, FileNotFoundError."""
+    store_path = folder / "run.sqlite"
+    if not store_path.is_file():
+        raise BadRunFolder(f"{folder} is not a run folder: it has no run.sqlite")
+    try:
+        with closing(sqlite3.connect(f"{store_path.resolve().as_uri()}?mode=ro", uri=True)) as store:
+            return _read(store, folder)
+    except (sqlite3.DatabaseError, KeyError, json.JSONDecodeError) as error:
+        raise BadRunFolder(f"{store_path} cannot be read as a run: {error}") from None
+
+
+def _read(store: sqlite3.Connection, folder: Path) -> Run:
+    meta = {key: json.loads(value) for key, value in store.execute("SELECT key, value FROM meta")}
+    if meta["schema"] != SCHEMA:
+        raise BadRunFolder(f"{folder} was written with schema {meta['schema']}; this version reads schema {SCHEMA}")
+    lists: dict[str, list[PlanAnswer]] = {}
+    for name, answer in store.execute("SELECT list, answer FROM plan ORDER BY rowid"):
+        lists.setdefault(name, []).append(PlanAnswer.from_json(_whole(json.loads(answer))))
+    return Run(
+        name=meta["name"],
+        folder=folder,
+        experiment=(folder / "experiment.yaml").read_text(encoding="utf-8"),
+        title=meta["title"],
+        objectives=tuple((metric, maximise) for metric, maximise in meta["objectives"]),
+        front=tuple(lists.get("front", ())),
+        top={name.removeprefix("top:"): tuple(found) for name, found in lists.items() if name.startswith("top:")},
+        baseline=next(iter(lists.get("baseline", ())), None),
+        closest=next(iter(lists.get("closest", ())), None),
+        certificate=meta["certificate"],
+        removed=tuple(store.execute("SELECT axis, reason, count FROM removed ORDER BY rowid")),
+        assumptions=tuple(meta["assumptions"]),
+        wall_s=meta["wall_s"],
+        cpu_s=meta["cpu_s"],
+        sample=_read_sample(store),
+    )
+
+
+def _whole(answer: dict[str, Any]) -> dict[str, Any]:
+    """Figures that were not finite come back as NaN."""
+    for figure in answer["metrics"].values():
+        figure.update({key: float("nan") for key, value in figure.items() if value is None})
+    return answer
+
+
+def _read_sample(store: sqlite3.Connection) -> dict[str, Any]:
+    if not store.execute("SELECT name FROM sqlite_master WHERE name = 'sample'").fetchone():
+        return {}
+    cursor = store.execute("SELECT * FROM sample")
+    names = [column[0] for column in cursor.description]
+    values = np.array(cursor.fetchall(), np.float64).reshape(-1, len(names))
+    return {name: values[:, i] for i, name in enumerate(names)}
+
+

@@ -1,0 +1,166 @@
+"""`run`: an experiment file in, a front and a run folder out.
+
+Experiment → Problem + Space → exact search → plans with their figures → run folder and reports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from costmodels.metrics import CostModel
+from costmodels.training import TrainingModel
+from dse import run_folder
+from dse.answers import PlanAnswer, Run, answers, with_ties
+from dse.asking import ImpossiblePlan, point, problem_of, space_of
+from dse.experiment import Experiment, load
+from search.exact import Result, search
+from search.front import Constraint, Objective
+from spaces.problem import Problem
+
+RUNS = Path("runs")
+"""Where run folders go unless told otherwise."""
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+
+
+def run(
+    source: Source,
+    out: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    progress: Callable[..., None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Run:
+    """Search the experiment's space and write a new run folder, `runs/<name>-<n>` or `out`; nothing is overwritten.
+
+    `overrides` are KEY=VALUE texts; `progress` and `cancelled` go to the search, which keeps what it found when cancelled.
+    A folder that cannot be written is told in `Run.trouble`, not raised. Raises ExperimentError, ImpossiblePlan, OSError.
+    """
+    experiment = load(source, overrides)
+    answer, ledger = answer_to(experiment, progress=progress, cancelled=cancelled)
+    return _kept(answer, experiment, ledger, out)
+
+
+def answer_to(
+    experiment: Experiment,
+    *,
+    model: CostModel | None = None,
+    progress: Callable[..., None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> tuple[Run, Sequence[Mapping[str, Any]]]:
+    """The run without a folder, and the search's ledger by chunk."""
+    model = model or TrainingModel()
+    problem, space = problem_of(experiment), space_of(experiment)
+    baseline = _baseline(experiment, problem, model)
+    result = search(
+        space,
+        model,
+        problem,
+        [Objective(choice.metric, maximise=choice.maximise) for choice in experiment.objectives],
+        [Constraint(limit.metric, limit.value, at_most=limit.at_most) for limit in experiment.limits],
+        top=experiment.top,
+        sample=experiment.sample,
+        seed=experiment.seed,
+        progress=progress,
+        cancelled=cancelled,
+    )
+    return _run_of(experiment, problem, result, baseline), ()
+
+
+def _baseline(experiment: Experiment, problem: Problem, model: CostModel) -> PlanAnswer | None:
+    """The plan run today under the same model."""
+    if experiment.baseline is None:
+        return None
+    try:
+        columns = point(experiment, experiment.baseline)
+    except ImpossiblePlan as error:
+        raise ImpossiblePlan(f"baseline: {error}") from None
+    return answers(problem, columns, model.evaluate(problem, columns))[0]
+
+
+def _run_of(experiment: Experiment, problem: Problem, result: Result, baseline: PlanAnswer | None) -> Run:
+    objectives = tuple((choice.metric, choice.maximise) for choice in experiment.objectives)
+    front = sorted(answers(problem, result.front.columns, result.front.metrics), key=lambda a: _rank(a, objectives))
+    return Run(
+        name=experiment.name,
+        folder=None,
+        experiment=experiment.to_yaml(),
+        title=title(experiment),
+        objectives=objectives,
+        front=with_ties(front, objectives),
+        top={name: answers(problem, found.columns, found.metrics) for name, found in result.top.items()},
+        baseline=baseline,
+        closest=None if result.closest is None else answers(problem, result.closest.columns, result.closest.metrics)[0],
+        certificate=dataclasses.asdict(result.certificate) | {"complete": result.certificate.complete},
+        removed=tuple((axis, reason, count) for (axis, reason), count in result.removed.items()),
+        assumptions=assumptions(experiment),
+        wall_s=result.wall_s,
+        cpu_s=result.cpu_s,
+        sample=_sample(result),
+    )
+
+
+def _rank(answer: PlanAnswer, objectives: Sequence[tuple[str, bool]]) -> tuple[float, ...]:
+    """Best by the first objective first."""
+    return tuple(answer.figures[metric].value * (-1 if maximise else 1) for metric, maximise in objectives)
+
+
+def _sample(result: Result) -> dict[str, Any]:
+    """Plan symbols and metrics of the sampled points, one column each, and whether each is feasible."""
+    if result.sample is None:
+        return {}
+    columns, metrics = result.sample.columns, result.sample.metrics
+    plain = {symbol: columns[symbol] for symbol in columns.levels if "." not in symbol}
+    excess = [np.asarray(values) > 0 for values in metrics.violation.values()]
+    feasible = ~np.any(excess, axis=0) if excess else np.ones(metrics.n, np.bool_)
+    return plain | {f"metric.{name}": values for name, values in metrics.value.items()} | {"feasible": feasible.astype(np.int64)}
+
+
+def title(experiment: Experiment) -> str:
+    """The question in one line."""
+    devices = " or ".join(device.name for device in experiment.devices)
+    count = f"{experiment.count:,}" if experiment.at_most is None else f"at most {experiment.count:,}"
+    return (
+        f"{experiment.architecture.name} on {count} × {devices}; sequences of {experiment.sequence:,}, "
+        f"global batch {experiment.global_batch:,}; {experiment.stack}"
+    )
+
+
+def assumptions(experiment: Experiment) -> tuple[str, ...]:
+    """What the figures take for granted, in words."""
+    said = [
+        f"The global batch is {experiment.global_batch:,} sequences in every plan; it is never changed.",
+        "MFU counts three times the forward matrix FLOPs over the full sequence, head included, recomputation excluded; "
+        "times use executed FLOPs.",
+        "Device memory adds fragmentation, context and communication buffers to the allocator's peak; it must fit what the "
+        "driver reports, not the nameplate.",
+        f"Constants are those of the stack {experiment.stack}; peaks are dense.",
+    ]
+    for device in experiment.devices:
+        low, high = device.price_range
+        said.append(f"{device.name}: {device.price_per_hour:.2f} USD a device-hour (offers {low:.2f}–{high:.2f}); {device.source}.")
+        if device.estimated:
+            said.append(f"{device.name}: no source states {', '.join(device.estimated)}; estimated.")
+    restricted = ", ".join(experiment.options)
+    if restricted:
+        said.append(f"The experiment restricts {restricted}; every other axis holds every legal value.")
+    return tuple(said)
+
+
+def _kept(answer: Run, experiment: Experiment, ledger: Sequence[Mapping[str, Any]], out: str | os.PathLike[str] | None) -> Run:
+    """The run in a new folder, or with `trouble` when the disk does not take it."""
+    folder: Path | None = None
+    try:
+        folder = run_folder.create(RUNS, experiment.name) if out is None else run_folder.create_at(Path(out))
+        kept = dataclasses.replace(answer, folder=folder)
+        run_folder.write(kept, folder, seed=experiment.seed, model_file=experiment.model_file, ledger=ledger)
+    except (OSError, sqlite3.Error) as error:
+        where = folder or out or RUNS
+        return dataclasses.replace(answer, trouble=f"the run could not be kept in {where}: {error}")
+    return kept

@@ -1,0 +1,189 @@
+"""Answers as plain text: totals first, then the breakdown. The same in a terminal, in a log and in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from dse.answers import Figure, PlanAnswer, compared, plan_text
+from dse.measures import MEASURES, Measure, measure, significant
+
+if TYPE_CHECKING:
+    from dse.answers import Run
+
+SHOWN = 20
+"""Front members a terminal lists; files hold them all."""
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: frozenset[int] = frozenset()) -> str:
+    """Aligned columns under a rule; numbers to the right, the columns in `left` to the left."""
+    body = [list(cells) for cells in rows]
+    widths = [max(len(line[i]) for line in [list(headings), *body]) for i in range(len(headings))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (text.ljust(widths[i]) if i in left else text.rjust(widths[i]) for i, text in enumerate(cells))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(headings), line(["─" * width for width in widths]), *(line(cells) for cells in body)])
+
+
+def bars(parts: Mapping[str, float], shown: Measure, width: int = 40) -> str:
+    """One bar a part, longest first, with its share; parts of nothing are left out."""
+    total = sum(parts.values())
+    ordered = sorted(((name, value) for name, value in parts.items() if abs(value) > 1e-12 * abs(total)), key=lambda p: -p[1])
+    if not ordered:
+        return "  (nothing)"
+    longest, names = max(abs(value) for _, value in ordered), max(len(name) for name, _ in ordered)
+    return "\n".join(
+        f"  {words(name).ljust(names)}  {shown.show(value).rjust(9)} {shown.unit}  {value / total * 100:5.1f} %  "
+        + "█" * max(1, round(abs(value) / longest * width))
+        for name, value in ordered
+    )
+
+
+def words(name: str) -> str:
+    """A part's name as people write it."""
+    return name.replace("_", " ")
+
+
+def interval(figure: Figure, shown: Measure) -> str:
+    """`12.3 (11.8–13.0)` in the display unit."""
+    if figure.low == figure.high:
+        return shown.show(figure.value)
+    low, high = (significant(shown.shown(end), 3) for end in (figure.low, figure.high))
+    return f"{shown.show(figure.value)} ({low}–{high})"
+
+
+def shown_metrics(run: Run) -> list[Measure]:
+    """The objectives, then the figures everybody asks for."""
+    wanted = [metric for metric, _ in run.objectives]
+    wanted += [m for m in ("step_time", "memory", "mfu", "tokens_per_second_per_device") if m not in wanted]
+    return [measure(metric) for metric in wanted if run.front and metric in run.front[0].figures]
+
+
+def front_table(run: Run, most: int = SHOWN) -> str:
+    """The front, best by the first objective first."""
+    metrics = shown_metrics(run)
+    headings = ["#", *(m.heading for m in metrics), "tie", "plan"]
+    rows = [
+        [str(rank), *(interval(a.figures[m.name], m) for m in metrics), tied(a), place(a) + plan_text(a.plan)]
+        for rank, a in enumerate(run.front[:most], 1)
+    ]
+    text = table(headings, rows, left=frozenset({len(headings) - 1}))
+    more = len(run.front) - most
+    return text + (f"\n… and {more:,} more in front.csv" if more > 0 else "")
+
+
+def tied(answer: PlanAnswer, most: int = 3) -> str:
+    """Ranks it ties with: `2,3,…`."""
+    return ",".join([*map(str, answer.ties[:most]), *(["…"] if len(answer.ties) > most else [])])
+
+
+def place(answer: PlanAnswer) -> str:
+    """`64 × H100-80GB-SXM: `, as far as the plan says."""
+    device, devices = answer.plan.get("device"), answer.plan.get("devices")
+    count = f"{devices:,} × " if devices is not None else ""
+    return f"{count}{device}: " if device else f"{devices:,} devices: " if devices is not None else ""
+
+
+def run_page(run: Run) -> str:
+    """What `dse run` prints."""
+    blocks = [f"{run.name}\n{run.title}"]
+    if run.front:
+        blocks += [_front_heading(run), front_table(run)]
+        blocks += [f"#1: {place(run.front[0])}{plan_text(run.front[0].plan)}\n{breakdown(run.front[0])}"]
+    else:
+        blocks += [nothing_fits(run)]
+    if run.baseline is not None:
+        blocks.append(baseline_text(run))
+    blocks.append(certificate_text(run))
+    if run.folder is not None:
+        blocks.append(f"{run.folder}/report.html")
+    return "\n\n".join(blocks)
+
+
+def _front_heading(run: Run) -> str:
+    objectives = ", ".join(f"{'max' if maximise else 'min'} {measure(m).title}" for m, maximise in run.objectives)
+    plans = "1 plan" if len(run.front) == 1 else f"{len(run.front):,} plans"
+    return f"Front: {plans} ({objectives}); intervals in brackets"
+
+
+def breakdown(answer: PlanAnswer) -> str:
+    """Where the step time and the memory go."""
+    blocks = []
+    for metric in ("step_time", "memory"):
+        if metric in answer.figures and answer.parts.get(metric):
+            shown = measure(metric)
+            total = interval(answer.figures[metric], shown)
+            blocks.append(f"{shown.title}: {total} {shown.unit}\n{bars(answer.parts[metric], shown)}")
+    return "\n".join(blocks)
+
+
+def plan_page(answer: PlanAnswer) -> str:
+    """One plan: its figures, then the breakdown."""
+    names = max((len(measure(m).title) for m in answer.figures), default=0)
+    lines = [
+        f"  {measure(m).title.ljust(names)}  {interval(figure, measure(m))} {measure(m).unit}".rstrip()
+        for m, figure in sorted(answer.figures.items(), key=lambda item: _order(item[0]))
+    ]
+    verdict = "" if answer.feasible else "\nDoes not fit: " + lacking(answer)
+    head = f"{place(answer)}{plan_text(answer.plan)}\nevidence: {answer.evidence}{verdict}"
+    return "\n".join([head, *lines, "", breakdown(answer)]).rstrip()
+
+
+def _order(metric: str) -> int:
+    return list(MEASURES).index(metric) if metric in MEASURES else len(MEASURES)
+
+
+def lacking(answer: PlanAnswer) -> str:
+    """Which constraints a plan breaks and by how much."""
+    said = []
+    for name, excess in sorted(answer.violation.items(), key=lambda item: -item[1]):
+        if excess > 0:
+            figure = answer.figures.get(name)
+            amount = ""
+            if figure is not None:
+                limit = figure.value / (1 + excess)
+                amount = f": {measure(name).show(figure.value)} where {measure(name).show(limit, with_unit=True)} is allowed"
+            said.append(f"{measure(name).title} is {excess * 100:.1f} % over{amount}")
+    return "; ".join(said) or "nothing"
+
+
+def nothing_fits(run: Run) -> str:
+    """What is closest when no plan keeps every constraint."""
+    if run.closest is None:
+        return "No plan is possible at all: structure leaves nothing to choose from (see what it removed below)."
+    closest = run.closest
+    return (
+        "No plan is feasible. The closest:\n"
+        f"  {place(closest)}{plan_text(closest.plan)}\n"
+        f"  {lacking(closest)}\n{breakdown(closest)}"
+    )
+
+
+def baseline_text(run: Run) -> str:
+    """Today's plan, and what the front's members gain over it."""
+    if run.baseline is None:
+        return ""
+    base = run.baseline
+    fits = "" if base.feasible else f"\n  does not fit: {lacking(base)}"
+    lines = [f"Baseline: {place(base)}{plan_text(base.plan)}{fits}"]
+    for m, _ in run.objectives:
+        lines.append(f"  {measure(m).title}: {interval(base.figures[m], measure(m))} {measure(m).unit}".rstrip())
+    lines += [f"  #{i} against it: {compared(a, base, run.objectives)}" for i, a in enumerate(run.front[:3], 1)]
+    return "\n".join(lines)
+
+
+def certificate_text(run: Run) -> str:
+    """How much of the space the answer covers, in words."""
+    c = run.certificate
+    pruned = sum(c["pruned"].values())
+    reasons = ", ".join(f"{count:,} by {reason}" for reason, count in c["pruned"].items() if count)
+    if c["complete"]:
+        head = f"Certificate: complete. All {c['space']:,} legal plans are accounted for"
+    else:
+        missed = f"{c['failed']:,} failed and {c['unvisited']:,} were not looked at"
+        head = f"Certificate: incomplete. Of {c['space']:,} legal plans {missed}"
+    tail = f"{c['evaluated']:,} evaluated, {pruned:,} ruled out by bounds" + (f" ({reasons})" if reasons else "")
+    proof = "; no plan outside the front beats it under this model" if c["complete"] and run.front else ""
+    return f"{head}: {tail}{proof}.\n{run.wall_s:.1f} s, {run.cpu_s:.1f} CPU-s."
