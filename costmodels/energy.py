@@ -1,0 +1,51 @@
+"""Energy and price of a step.
+
+Energy is static power plus a price per FLOP and per byte by tier, never above the device's power cap; price is device-hours.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from spaces.columns import FloatArray, Value
+from spaces.expressions import SymbolTable
+
+PARTS = ("static", "compute", "memory", "scale_up", "scale_out")
+"""Parts of the energy, in report order."""
+SECONDS_PER_HOUR = 3600.0
+
+
+@cache
+def prices() -> dict[str, float]:
+    """Joules per byte by tier, and the share of the dynamic power a matrix unit takes at its peak rate."""
+    with (Path(__file__).parent / "data" / "energy.yaml").open(encoding="utf-8") as file:
+        facts = yaml.safe_load(file)
+    return {key: float(facts[key]["value"]) for key in ("compute_share", "memory", "scale_up", "scale_out")}
+
+
+def energy(
+    at: SymbolTable, time: FloatArray, flops: FloatArray, traffic: FloatArray, inner_bytes: Value, outer_bytes: Value
+) -> dict[str, FloatArray]:
+    """Joules of one step over all devices, by part; flops, traffic and bytes are per device and step, time in seconds."""
+    cost = prices()
+    room = at["device.power"] - at["device.idle_power"]
+    peak = np.maximum(np.maximum(at["device.matrix_flops.bf16"], at["device.matrix_flops.fp16"]), 1.0)
+    parts = {
+        "static": at["device.idle_power"] * time,
+        "compute": flops * cost["compute_share"] * room / peak,
+        "memory": traffic * cost["memory"],
+        "scale_up": inner_bytes * cost["scale_up"],
+        "scale_out": outer_bytes * cost["scale_out"],
+    }
+    dynamic = sum(parts[name] for name in PARTS[1:])
+    cap = np.minimum(1.0, np.divide(room * time, dynamic, out=np.ones_like(time), where=dynamic > 0))
+    return {name: part * at["devices"] * (1.0 if name == "static" else cap) for name, part in parts.items()}
+
+
+def price(at: SymbolTable, time: FloatArray) -> FloatArray:
+    """US dollars of one step at the device-hour price."""
+    return at["devices"] * at["device.price_per_hour"] * time / SECONDS_PER_HOUR

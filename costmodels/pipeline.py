@@ -1,0 +1,159 @@
+"""Time of the pipeline of microbatches: stage times from the blocks, then the schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.block import FAMILIES, BlockTime, links_of
+from costmodels.collectives import collective_bytes, collective_time
+from costmodels.memory import first_k_share, policy_of
+from costmodels.schedule import StageTimes, pipeline_time
+from spaces.columns import FloatArray, IntArray, Value
+from spaces.expressions import SymbolTable
+from spaces.plan import RankOrder, Recompute
+from spaces.stages import FIRST, LAST, MIDDLE, StageTable
+
+PARTS = (*FAMILIES, "recompute", "pipeline_communication", "bubble")
+"""Parts of the pipeline's time, in report order."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PipelineTime:
+    """Seconds per step; arrays of shape (n,). `parts` sum to `total`.
+
+    `backward` is the slowest stage's backward time of one microbatch, `compute` its forward + backward: what communication can
+    hide behind. `flops`, `traffic`, `inner_bytes`, `outer_bytes` are per step on a mean device.
+    """
+
+    total: FloatArray
+    parts: dict[str, FloatArray]
+    backward: FloatArray
+    compute: FloatArray
+    flops: FloatArray
+    traffic: FloatArray
+    inner_bytes: FloatArray
+    outer_bytes: FloatArray
+
+
+def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stages: StageTable, place: IntArray) -> PipelineTime:
+    """Pipeline time of n plans; `combination` and `place` (n,) index the block and stage tables."""
+    counts = stages.counts[:, :, place]
+    pipeline = np.asarray(at["pipeline"])
+    microbatches = at["global_batch"] // (at["data"] * at["micro_batch"])
+    select = _Selector(at, combination, counts, pipeline)
+    forward = select.plain(blocks.forward)
+    backward = select.chosen(blocks.backward)
+    weight = select.plain(blocks.weight)
+    send, send_inner, send_outer = _send(at)
+    send = send * at["virtual"]
+    times = StageTimes(
+        forward_first=forward[FIRST] + send,
+        forward_middle=forward[MIDDLE] + send,
+        forward_last=forward[LAST] + send,
+        backward_first=backward[FIRST] + send,
+        backward_middle=backward[MIDDLE] + send,
+        backward_last=backward[LAST] + send,
+        weight_first=weight[FIRST],
+        weight_middle=weight[MIDDLE],
+        weight_last=weight[LAST],
+        forward_sum=select.total(forward) + pipeline * send,
+        backward_sum=select.total(backward) + pipeline * send,
+        send=np.zeros_like(forward[0]),
+    )
+    timed = pipeline_time(times, at["schedule"], pipeline, at["virtual"], microbatches)
+    slowest = np.argmax(forward + backward, axis=0)
+    families = np.stack([select.families(blocks.families[:, :, f]) for f in range(len(FAMILIES))])
+    again = select.chosen(blocks.recompute)
+
+    def at_slowest(value: FloatArray) -> FloatArray:
+        return np.take_along_axis(value, slowest[None], axis=0)[0] * microbatches
+
+    parts = {name: at_slowest(families[i]) for i, name in enumerate(FAMILIES)}
+    parts["recompute"] = at_slowest(again)
+    parts["pipeline_communication"] = 2.0 * send * microbatches
+    parts["bubble"] = timed.total - sum(parts.values())
+
+    def mean(value: FloatArray) -> FloatArray:
+        return select.total(select.chosen(value)) / pipeline * microbatches
+
+    inner, outer = mean(blocks.inner_bytes), mean(blocks.outer_bytes)
+    return PipelineTime(
+        total=timed.total,
+        parts=parts,
+        backward=at_slowest(backward) / microbatches,
+        compute=at_slowest(forward + backward) / microbatches,
+        flops=mean(blocks.flops),
+        traffic=mean(blocks.traffic),
+        inner_bytes=inner + 2.0 * microbatches * send_inner,
+        outer_bytes=outer + 2.0 * microbatches * send_outer,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Selector:
+    """Sums block costs over the layers of each stage profile, under every plan's recomputation policy."""
+
+    at: SymbolTable
+    combination: IntArray
+    counts: FloatArray
+    pipeline: IntArray
+
+    def plain(self, cost: FloatArray) -> FloatArray:
+        """(blocks, m) summed to (3, n)."""
+        kinds = self.counts.shape[0]
+        stage = np.zeros(self.counts.shape[1:])
+        for kind in range(kinds):
+            stage += self.counts[kind] * cost[kind][self.combination]
+        return self._with_ends(stage, cost[kinds][self.combination], cost[kinds + 1][self.combination])
+
+    def chosen(self, cost: FloatArray) -> FloatArray:
+        """(blocks, 3 policies, m) summed to (3, n) under the policy of each plan."""
+        kinds = self.counts.shape[0]
+        flat = cost.reshape(cost.shape[0], -1)
+        place = policy_of(self.at) * cost.shape[2] + self.combination
+        stage = np.zeros(self.counts.shape[1:])
+        for kind in range(kinds):
+            stage += self.counts[kind] * flat[kind][place]
+        if np.any(np.asarray(self.at["recompute"]) == Recompute.FIRST_K):
+            share = first_k_share(self.at, self.counts)
+            for kind in range(kinds):
+                more = (cost[kind, 2] - cost[kind, 0])[self.combination]
+                stage += self.counts[kind] * share * more
+        return self._with_ends(stage, cost[kinds, 0][self.combination], cost[kinds + 1, 0][self.combination])
+
+    def families(self, cost: FloatArray) -> FloatArray:
+        """As `chosen`: host time differs by policy."""
+        return self.chosen(cost)
+
+    def _with_ends(self, stage: FloatArray, embedding: FloatArray, head: FloatArray) -> FloatArray:
+        alone = self.pipeline == 1
+        stage[FIRST] += embedding + np.where(alone, head, 0.0)
+        stage[LAST] += head + np.where(alone, embedding, 0.0)
+        stage[MIDDLE] = np.where(alone, stage[FIRST], stage[MIDDLE])
+        return stage
+
+    def total(self, stage: FloatArray) -> FloatArray:
+        """Sum over all stages, from the three profiles; middle stages count as the heaviest of them."""
+        return np.where(
+            self.pipeline == 1, stage[FIRST], stage[FIRST] + stage[LAST] + np.maximum(self.pipeline - 2, 0) * stage[MIDDLE]
+        )
+
+
+def _send(at: SymbolTable) -> tuple[Value, Value, Value]:
+    """Seconds of one exposed send of a microbatch's activations to the next stage, and its bytes inside and outside a domain.
+
+    Tensor ranks each send their share (scatter/gather, Narayanan 2021 §4.1).
+    """
+    pipeline = np.asarray(at["pipeline"])
+    size = at["micro_batch"] * at["sequence"] / at["context"] * at["hidden"] * 2.0 / at["tensor"]
+    within = at["tensor"] * at["context"]
+    after_data = np.asarray(at["rank_order"]) == RankOrder.TENSOR_CONTEXT_DATA_PIPELINE
+    stride = np.where(after_data, within * at["data"], within)
+    inside, inner, outer = links_of(at, pipeline, stride)
+    pair = np.where(pipeline > 1, 2, 1)
+    together = np.where(inside >= pipeline, pair, 1)
+    time = collective_time("send_recv", size, pair, together, inner, outer)
+    sent = collective_bytes("send_recv", size, pair, together)
+    return time * (1.0 - at["stack.overlap.pipeline"]), *sent
