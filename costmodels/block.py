@@ -19,7 +19,7 @@ from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable, product
 from spaces.graph import MATRIX_KINDS, Collective, Graph, Kind, Operator, Placement
 from spaces.mesh import worst_group
-from spaces.plan import Precision
+from spaces.plan import Precision, Schedule
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "forward", "input_gradient", "weight_gradient"
 FAMILIES = ("gemm", "attention", "pointwise", "tensor_communication", "context_communication", "expert_communication", "host")
@@ -202,7 +202,7 @@ def kernels(graph: Graph, where: Placement, at: SymbolTable) -> Iterator[Kernel]
 
 def _products(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
     """(m,n,k) forward, (m,k,n) input gradient, (n,k,m) weight gradient (Megatron's three products of a linear layer)."""
-    (_, reads), *_ = op.reads
+    reads = op.reads[0][1]
     batch = ("experts",) if op.kind is Kind.GROUPED_GEMM else ()
     groups = graph.elements(batch, where).evaluate(at)
     m = graph.elements([d for d in reads if d not in op.contracted and d not in batch], where).evaluate(at)
@@ -213,9 +213,10 @@ def _products(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> 
     low = (precision >= Precision.FP8) & op.quantised
     element = np.where(low, 1.0, 2.0)
     for phase, shape in ((FORWARD, (m, n, k)), (INPUT_GRADIENT, (m, k, n)), (WEIGHT_GRADIENT, (k, n, m))):
-        time = gemm_time(at, *shape, groups, quantised=op.quantised)
+        written = at["stack.weight_gradient_bytes"] if phase == WEIGHT_GRADIENT else 2.0
+        time = gemm_time(at, *shape, groups, quantised=op.quantised, output=written)
         x, y, z = shape
-        traffic = groups * (element * (x * z + z * y) + 2.0 * x * y)
+        traffic = groups * (element * (x * z + z * y) + written * x * y)
         if phase == WEIGHT_GRADIENT:  # LoRA leaves the weights as they are
             trained = np.where(np.asarray(at["trainable"]) == 0, 1.0, 0.0)
             yield Kernel(op.name, op.kind, phase, time * trained, flops * trained, traffic * trained, (groups, *shape))
@@ -332,8 +333,25 @@ def _exchange(graph: Graph, where: Placement, at: SymbolTable, c: Collective, ph
         hidden = np.minimum(time, at["stack.overlap.context"] * attention / 2)
         exposed = time - hidden * (1.0 - at["stack.contention"])
     else:
-        exposed = time * (1.0 - at["stack.overlap.expert"]) * (at["stack.imbalance"] if c.kind == "all_to_all" else 1.0)
+        if c.kind == "all_to_all":
+            unique = _crossings(at, ranks, inside)
+            time, outer_bytes = time * np.where(inside < ranks, unique, 1.0) * at["stack.imbalance"], outer_bytes * unique
+        # DualPipe runs one microbatch's exchanges beside another's computation (DeepSeek-V3 §3.2.1)
+        hidden = np.where(np.asarray(at["schedule"]) == Schedule.DUALPIPE, 1.0, at["stack.overlap.expert"])
+        exposed = time * (1.0 - hidden * (1.0 - at["stack.contention"]))
     return Exchange(c.kind, c.axis, phase, c.cause, time, exposed, inner_bytes, outer_bytes)
+
+
+def _crossings(at: SymbolTable, ranks: Value, inside: Value) -> Value:
+    """Share of the copies of a token that cross to another node when each node gets it once.
+
+    k experts drawn over N nodes touch (N−1)·(1 − (1−1/N)^k) other nodes, where k·(N−1)/N copies would cross.
+    """
+    k = at["experts_per_token"]
+    nodes = np.maximum(np.asarray(ranks, np.float64) / np.maximum(inside, 1), 1.0)
+    copies = np.maximum(k * (nodes - 1.0) / nodes, 1e-9)
+    touched = (nodes - 1.0) * (1.0 - (1.0 - 1.0 / nodes) ** k)
+    return np.where((at["stack.deduplicate"] > 0) & (nodes > 1), np.minimum(touched / copies, 1.0), 1.0)
 
 
 def group_links(at: SymbolTable, axis: str) -> tuple[Value, Link, Link]:
@@ -355,7 +373,7 @@ def links_of(at: SymbolTable, ranks: Value, stride: Value) -> tuple[Value, Link,
         latency=at["link.outer.latency"],
         setup=at["link.outer.setup"],
         half_size=at["link.outer.half_size"],
-        bandwidth=at["device.nic_bandwidth"] * at["link.outer.share"],
+        bandwidth=at["device.nic_bandwidth"] * at["link.outer.share"] * np.minimum(at["stack.rails"] / inside, 1.0),
     )
     return inside, inner, outer
 

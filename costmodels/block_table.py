@@ -27,7 +27,7 @@ PLAN_READS = frozenset(
 )
 """Symbols of the plan that a block's cost depends on."""
 PLAN_ONLY = frozenset(
-    "pipeline data virtual stage_layout schedule zero_stage shard_degree recompute recompute_layers offload rank_order "
+    "pipeline data virtual stage_layout zero_stage shard_degree recompute recompute_layers offload rank_order "
     "global_batch".split()
 )
 """Symbols of the plan that no block's cost depends on; whatever else is a column (device, sequence, …) does matter."""

@@ -85,8 +85,25 @@ def device_symbols(device: Device, stack: str) -> dict[str, float]:
     family = meeting.get("attention", kernels["attention_default"])
     for phase, share in kernels["attention"][family].items():
         symbols[f"kernel.attention.{phase}"] = float(share)
+    speed = power_factor(device, kernels["reference"])
+    for key in symbols:
+        if key.startswith(("kernel.gemm.share", "kernel.attention")):
+            symbols[key] = min(symbols[key] * speed, 0.95)
     symbols |= {key: float(value) for key, value in meeting.items() if isinstance(value, int | float)}
     return symbols
+
+
+def power_factor(device: Device, reference: Mapping[str, Any]) -> float:
+    """How much of the reference part's sustained share a part reaches under its own power cap.
+
+    Matrix kernels run at the power limit: the clock they hold goes with (watts per datasheet FLOP/s) to the power
+    `exponent`, between 1 (voltage fixed) and 1/3 (voltage in proportion to frequency).
+    """
+    peak = device.matrix_flops.get("bf16", device.matrix_flops.get("fp16", 0.0))
+    if not device.power or not peak:
+        return 1.0
+    watts = (device.power / float(reference["power"])) / (peak / float(reference["matrix_flops"]))
+    return float(min(max(watts ** float(reference["exponent"]), 0.5), 1.25))
 
 
 def link_symbols(generation: str) -> dict[str, float]:

@@ -227,7 +227,9 @@ def spelled(problem: Problem, point: Mapping[str, Any]) -> dict[str, Any]:
     """A design point by name, in reading order: device, devices, then the plan's choices."""
     bound = {**problem.scalars, **point}
     named: dict[str, Any] = {}
-    for symbol in ("device", "domain", *PLAN_SYMBOLS):
+    if "device.domain" in point:
+        named["domain"] = int(point["device.domain"])
+    for symbol in ("device", *PLAN_SYMBOLS):
         if symbol in bound:
             value = problem.label(symbol, bound[symbol]) if symbol in problem.labels else spell(symbol, bound[symbol])
             named[symbol] = int(value) if isinstance(value, float) and value == int(value) else value

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodels.constants import device_symbols
+from costmodels.training import training_problem
 from dse.experiment import Experiment, mesh
 from spaces.columns import Columns
 from spaces.hardware import Device
@@ -24,27 +25,34 @@ class ImpossiblePlan(ValueError):
 
 
 def problem_of(experiment: Experiment) -> Problem:
-    """Everything that does not vary: workload, stack, and the device when there is only one."""
-    scalars: dict[str, float] = {"sequence": experiment.sequence, "global_batch": experiment.global_batch}
+    """Everything that does not vary: model, workload, stack, and the device when there is only one."""
+    fixed: dict[str, float] = {"sequence": experiment.sequence, "global_batch": experiment.global_batch}
     if experiment.tokens is not None:
-        scalars["tokens"] = experiment.tokens
+        fixed["workload.tokens"] = experiment.tokens
     if experiment.failures is not None:
-        failures = experiment.failures
-        scalars["failures_per_device_hour"] = failures.per_device_hour
-        scalars["checkpoint_bandwidth"] = failures.checkpoint_bandwidth
-        scalars["restart_time"] = failures.restart_time
-    if len(experiment.devices) == 1:
-        scalars |= device_symbols(experiment.devices[0], experiment.stack)
-        scalars["device"] = 0
-        if experiment.domains:
-            del scalars["device.domain"]
-    labels = dict(NAMES) | {"device": tuple(device.name for device in experiment.devices)}
-    return Problem(
-        architecture=experiment.architecture,
-        stack=experiment.stack,
-        scalars=MappingProxyType(scalars),
-        labels=MappingProxyType(labels),
-    )
+        fixed["reliability.failures_per_device_hour"] = experiment.failures.per_device_hour
+        fixed["reliability.checkpoint_bandwidth"] = experiment.failures.checkpoint_bandwidth
+        fixed["reliability.restart_time"] = experiment.failures.restart_time
+    one = experiment.devices[0] if len(experiment.devices) == 1 else None
+    problem = training_problem(experiment.architecture, experiment.stack, one, fixed)
+    if one is not None:
+        return problem
+    names = {"device": tuple(device.name for device in experiment.devices), "generation": generations(experiment.devices)}
+    return dataclasses.replace(problem, labels={**problem.labels, **names})
+
+
+def generations(devices: Sequence[Device]) -> tuple[str, ...]:
+    """The distinct generations of some devices, in order; the position is the code."""
+    return tuple(dict.fromkeys(device.generation for device in devices))
+
+
+def device_values(devices: Sequence[Device], stack: str) -> dict[str, NDArray[Any]]:
+    """Every symbol that choosing one of the devices binds, shape (devices,); a rate that one lacks is 0 there."""
+    figures = [device_symbols(device, stack) for device in devices]
+    names = sorted({name for figure in figures for name in figure})
+    values = {name: np.array([figure.get(name, 0.0) for figure in figures], np.float64) for name in names}
+    known = generations(devices)
+    return values | {"generation": np.array([known.index(device.generation) for device in devices])}
 
 
 def space_of(experiment: Experiment) -> Space:
@@ -74,12 +82,10 @@ def _with_constants(axis: Axis, devices: tuple[Device, ...], experiment: Experim
     """The device axis binds the kernel and link constants of each device too."""
     if axis.name != "device":
         return axis
-    figures = [device_symbols(device, experiment.stack) for device in devices]
-    names = sorted({name for figure in figures for name in figure})
+    values = device_values(devices, experiment.stack)
     if experiment.domains:
-        names.remove("device.domain")
-    symbols = {name: np.array([figure.get(name, 0.0) for figure in figures], np.float64) for name in names}
-    return dataclasses.replace(axis, symbols=dict(axis.symbols) | symbols)
+        del values["device.domain"]
+    return dataclasses.replace(axis, symbols={**axis.symbols, **values})
 
 
 def point(experiment: Experiment, plan: Mapping[str, Any]) -> Columns:
@@ -144,7 +150,6 @@ def _on_device(experiment: Experiment, columns: Columns, device: Device) -> Colu
     values = {symbol: columns[symbol] for symbol in columns.levels}
     if len(experiment.devices) > 1:
         index = experiment.devices.index(device)
-        symbols = {name: np.array([value]) for name, value in device_symbols(device, experiment.stack).items()}
-        domain = {"device.domain": values["device.domain"]} if "device.domain" in values else {}
-        values |= {"device": np.array([index])} | symbols | domain
+        own = {name: array[[index]] for name, array in device_values(experiment.devices, experiment.stack).items()}
+        values = {**own, "device": np.array([index]), **values}
     return Columns.from_values(values)

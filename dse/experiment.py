@@ -60,7 +60,6 @@ class Experiment:
     tokens: float | None
     stack: str
     precisions: tuple[int, ...]
-    optimizer: str
     options: Mapping[str, tuple[int, ...]]
     objectives: tuple[ObjectiveChoice, ...]
     limits: tuple[Limit, ...]
@@ -238,7 +237,6 @@ def _experiment(file: File, document: Located, folder: Path) -> Experiment:
         tokens=file.workload.tokens,
         stack=file.stack,
         precisions=tuple(dict.fromkeys(file.precision)),
-        optimizer=file.optimizer,
         options=MappingProxyType({axis: tuple(dict.fromkeys(values)) for axis, values in space.items()}),
         objectives=tuple(objectives),
         limits=tuple(file.constraints),
@@ -306,7 +304,6 @@ def _resolved(
     hardware["device"] = named[0] if len(named) == 1 else named
     resolved["hardware"] = hardware
     resolved["precision"] = [spell("precision", code) for code in file.precision]
-    resolved["optimizer"] = file.optimizer
     resolved["objectives"] = [str(choice) for choice in objectives]
     resolved["search"] = file.search.model_dump()
     return resolved

@@ -24,7 +24,6 @@ from spaces.hardware import Device, device_from_mapping, find_device
 from spaces.plan import NAMES, PLAN_SYMBOLS, Precision
 from spaces.units import quantity
 
-OPTIMIZERS = ("adamw", "adamw-bf16")
 KINDS = ("training",)
 METHODS = ("exact",)
 _LARGEST = 10**9
@@ -323,7 +322,6 @@ class File(Section):
     workload: Workload
     stack: Annotated[str, BeforeValidator(one_of("stack", stack_names))]
     precision: Precisions = [Precision.BF16]
-    optimizer: Annotated[str, BeforeValidator(one_of("optimizer", lambda: OPTIMIZERS))] = "adamw"
     space: Space | None = None
     objectives: Objectives | None = None
     constraints: Annotated[tuple[InstanceOf[Limit], ...], BeforeValidator(read_constraints)] = ()

@@ -70,13 +70,13 @@ _MEASURES = (
     Measure(name="price_per_million_tokens", title="price a million tokens", unit="USD", dimension="USD"),
     Measure(name="training_days", title="training run", unit="days"),
     Measure(name="training_price", title="training price", unit="M USD", scale=1e6, dimension="USD"),
-    Measure(name="training_energy_kwh", title="training energy", unit="MWh", scale=1e3),
+    Measure(name="training_energy", title="training energy", unit="MWh", scale=3.6e9, dimension="J"),
 )  # fmt: skip
 
 MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _MEASURES})
 """Every metric an objective or a constraint may name."""
 
-NEED_TOKENS = frozenset({"training_days", "training_price", "training_energy_kwh"})
+NEED_TOKENS = frozenset({"training_days", "training_price", "training_energy"})
 """Metrics of a whole run: they exist only when `workload.tokens` says how long it is."""
 
 NEED_RELIABILITY = frozenset({"effective_tokens_per_second"})

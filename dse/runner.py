@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from costmodels.metrics import CostModel
+from costmodels.metrics import CostModel, Metrics
 from costmodels.training import TrainingModel
 from dse import run_folder
 from dse.answers import PlanAnswer, Run, answers, with_ties
 from dse.asking import ImpossiblePlan, point, problem_of, space_of
 from dse.experiment import Experiment, load
-from search.exact import Result, search
-from search.front import Constraint, Objective
+from search.exact import Constraint, Result, search
+from search.front import Objective, Points
+from spaces.plan import PLAN_SYMBOLS
 from spaces.problem import Problem
 
 RUNS = Path("runs")
 """Where run folders go unless told otherwise."""
+
+SAMPLED = frozenset({"device", "device.domain", *PLAN_SYMBOLS})
+"""Symbols kept of the sampled points."""
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -62,8 +67,8 @@ def answer_to(
         space,
         model,
         problem,
-        [Objective(choice.metric, maximise=choice.maximise) for choice in experiment.objectives],
-        [Constraint(limit.metric, limit.value, at_most=limit.at_most) for limit in experiment.limits],
+        [Objective(name=o.metric, metric=o.metric, maximize=o.maximise) for o in experiment.objectives],
+        _constraints(experiment),
         top=experiment.top,
         sample=experiment.sample,
         seed=experiment.seed,
@@ -81,24 +86,37 @@ def _baseline(experiment: Experiment, problem: Problem, model: CostModel) -> Pla
         columns = point(experiment, experiment.baseline)
     except ImpossiblePlan as error:
         raise ImpossiblePlan(f"baseline: {error}") from None
-    return answers(problem, columns, model.evaluate(problem, columns))[0]
+    return answers(problem, columns, _limited(experiment, model.evaluate(problem, columns)))[0]
+
+
+def _constraints(experiment: Experiment) -> list[Constraint]:
+    return [Constraint(metric=limit.metric, limit=limit.value, upper=limit.at_most) for limit in experiment.limits]
+
+
+def _limited(experiment: Experiment, metrics: Metrics) -> Metrics:
+    """The metrics with the violations of the experiment's own limits."""
+    own = {limit.name: limit.violation(metrics.value[limit.metric]) for limit in _constraints(experiment)}
+    return dataclasses.replace(metrics, violation={**metrics.violation, **own})
 
 
 def _run_of(experiment: Experiment, problem: Problem, result: Result, baseline: PlanAnswer | None) -> Run:
     objectives = tuple((choice.metric, choice.maximise) for choice in experiment.objectives)
-    front = sorted(answers(problem, result.front.columns, result.front.metrics), key=lambda a: _rank(a, objectives))
+
+    def plans(points: Points) -> tuple[PlanAnswer, ...]:
+        return answers(problem, points.columns, _limited(experiment, points.metrics))
+
     return Run(
         name=experiment.name,
         folder=None,
         experiment=experiment.to_yaml(),
         title=title(experiment),
         objectives=objectives,
-        front=with_ties(front, objectives),
-        top={name: answers(problem, found.columns, found.metrics) for name, found in result.top.items()},
+        front=with_ties(plans(result.front.points), objectives),
+        top={name: plans(found) for name, found in result.top.items()},
         baseline=baseline,
-        closest=None if result.closest is None else answers(problem, result.closest.columns, result.closest.metrics)[0],
-        certificate=dataclasses.asdict(result.certificate) | {"complete": result.certificate.complete},
-        removed=tuple((axis, reason, count) for (axis, reason), count in result.removed.items()),
+        closest=None if result.closest is None else plans(result.closest.points)[0],
+        certificate=dataclasses.asdict(result.certificate) | {"complete": result.certificate.complete, "stopped": result.stopped},
+        removed=tuple((rule.axis, rule.reason, rule.count) for rule in result.removed),
         assumptions=assumptions(experiment),
         wall_s=result.wall_s,
         cpu_s=result.cpu_s,
@@ -106,20 +124,12 @@ def _run_of(experiment: Experiment, problem: Problem, result: Result, baseline: 
     )
 
 
-def _rank(answer: PlanAnswer, objectives: Sequence[tuple[str, bool]]) -> tuple[float, ...]:
-    """Best by the first objective first."""
-    return tuple(answer.figures[metric].value * (-1 if maximise else 1) for metric, maximise in objectives)
-
-
-def _sample(result: Result) -> dict[str, Any]:
-    """Plan symbols and metrics of the sampled points, one column each, and whether each is feasible."""
-    if result.sample is None:
-        return {}
-    columns, metrics = result.sample.columns, result.sample.metrics
-    plain = {symbol: columns[symbol] for symbol in columns.levels if "." not in symbol}
-    excess = [np.asarray(values) > 0 for values in metrics.violation.values()]
-    feasible = ~np.any(excess, axis=0) if excess else np.ones(metrics.n, np.bool_)
-    return plain | {f"metric.{name}": values for name, values in metrics.value.items()} | {"feasible": feasible.astype(np.int64)}
+def _sample(result: Result) -> dict[str, NDArray[Any]]:
+    """Plan symbols and objectives of the sampled points, one column each, and whether each is feasible."""
+    columns = result.sample.columns
+    plain = {symbol: columns[symbol] for symbol in columns.levels if symbol in SAMPLED}
+    values = {f"metric.{o.name}": result.sample.values[:, i] for i, o in enumerate(result.objectives)}
+    return {**plain, **values, "feasible": result.sample.feasible.astype(np.int64)}
 
 
 def title(experiment: Experiment) -> str:

@@ -136,17 +136,23 @@ def _order(metric: str) -> int:
 
 
 def lacking(answer: PlanAnswer) -> str:
-    """Which constraints a plan breaks and by how much."""
-    said = []
-    for name, excess in sorted(answer.violation.items(), key=lambda item: -item[1]):
-        if excess > 0:
-            figure = answer.figures.get(name)
-            amount = ""
-            if figure is not None:
-                limit = figure.value / (1 + excess)
-                amount = f": {measure(name).show(figure.value)} where {measure(name).show(limit, with_unit=True)} is allowed"
-            said.append(f"{measure(name).title} is {excess * 100:.1f} % over{amount}")
-    return "; ".join(said) or "nothing"
+    """Which constraints a plan breaks and by how much, worst first."""
+    broken = sorted((item for item in answer.violation.items() if item[1] > 0), key=lambda item: -item[1])
+    return "; ".join(_broken(answer, name, excess) for name, excess in broken) or "nothing"
+
+
+def _broken(answer: PlanAnswer, constraint: str, excess: float) -> str:
+    """`device memory: 90.1 GiB needed, 79.2 GiB allowed (13.8 % over)`; `constraint` is a metric or `metric <= limit`."""
+    metric, _, rest = constraint.partition(" ")
+    shown, lower = measure(metric), rest.startswith(">=")
+    if metric not in answer.figures:
+        return f"{constraint}: {excess * 100:.1f} % {'short' if lower else 'over'}"
+    value = answer.figures[metric].value
+    limit = value / (1 - excess) if lower and excess < 1 else value / (1 + excess)
+    have, want = shown.show(value, with_unit=True), shown.show(limit, with_unit=True)
+    if lower:
+        return f"{shown.title}: {have}, at least {want} asked ({excess * 100:.1f} % short)"
+    return f"{shown.title}: {have} needed, {want} allowed ({excess * 100:.1f} % over)"
 
 
 def nothing_fits(run: Run) -> str:

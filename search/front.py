@@ -33,7 +33,7 @@ MAXIMISED = frozenset(
         "slo_attainment",
     }
 )
-"""Metrics of which more is better; of any other less is."""
+"""Metrics of which more is better, so that a bound lies above them; of any other less is better."""
 
 _SCREENS = 16  # front points that a batch is screened against before it is sorted
 _ROUNDS = 8  # times a batch is screened against its own best
@@ -46,6 +46,11 @@ class Objective:
     name: str
     metric: str
     maximize: bool = False
+
+    @property
+    def natural(self) -> bool:
+        """Whether the direction is the one in which a cost model's bounds of the metric are optimistic."""
+        return self.maximize == (self.metric in MAXIMISED)
 
     def cost(self, metrics: Metrics, at: Bindings) -> FloatArray:
         """The objective turned so that less is better, shape (n,). KeyError when it is neither a metric nor a symbol."""
@@ -98,7 +103,8 @@ class Points:
 
     def values(self, objectives: Sequence[Objective]) -> FloatArray:
         """The objectives as people read them, shape (n, objectives)."""
-        return self.costs * np.array([-1.0 if objective.maximize else 1.0 for objective in objectives])
+        signs = np.array([-1.0 if objective.maximize else 1.0 for objective in objectives], np.float64)
+        return np.asarray(self.costs * signs, np.float64)
 
 
 def join(first: Points, second: Points) -> Points:
@@ -133,7 +139,7 @@ def _join_metrics(first: Metrics, second: Metrics) -> Metrics:
         metric: rows(first.parts.get(metric, {}), second.parts.get(metric, {}), 0.0)
         for metric in (*first.parts, *(metric for metric in second.parts if metric not in first.parts))
     }
-    told = first.evidence is not None and second.evidence is not None
+    evidence = [part for part in (first.evidence, second.evidence) if part is not None]
     return Metrics(
         n=first.n + second.n,
         value=rows(first.value, second.value, np.nan),
@@ -141,7 +147,7 @@ def _join_metrics(first: Metrics, second: Metrics) -> Metrics:
         high=rows(first.high, second.high, np.nan),
         parts=parts,
         violation=rows(first.violation, second.violation, np.nan),
-        evidence=np.concatenate([first.evidence, second.evidence]) if told else None,  # type: ignore[list-item]
+        evidence=np.concatenate(evidence) if len(evidence) == 2 else None,
     )
 
 
@@ -206,18 +212,19 @@ def _dominated(costs: FloatArray, rival: FloatArray) -> NDArray[np.bool_]:
 
 
 def _screened(costs: FloatArray, rows: IntArray) -> IntArray:
-    """The rows less some that others dominate: a cheap pass that leaves little to sort."""
-    low, span = _scale(costs[rows])
-    score = ((costs - low) / span).sum(axis=1)
+    """The rows less some that others of them dominate: a cheap pass that leaves little to sort."""
+    left = costs[rows]
+    low, span = _scale(left)
+    score = ((left - low) / span).sum(axis=1)
     for _ in range(_ROUNDS):
         if len(rows) < _SCREENS:
             break
-        rival = costs[rows[np.argmin(score[rows])]]
-        score[(costs == rival).all(axis=1)] = np.inf  # each rival is asked once
-        rest = rows[~_dominated(costs[rows], rival)]
-        if len(rest) > 0.95 * len(rows):
-            return rest
-        rows = rest
+        rival = left[np.argmin(score)]
+        score[(left == rival).all(axis=1)] = np.inf  # each rival is asked once
+        keep = ~_dominated(left, rival)
+        rows, left, score = rows[keep], left[keep], score[keep]
+        if keep.mean() > 0.95:
+            break
     return rows
 
 

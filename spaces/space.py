@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ _KEY_SPAN = 1 << 62  # mixed-radix keys stay below this, so that they fit a sign
 _STATES = 1 << 18  # partial choices counted together; more are split
 _CELLS = 1 << 22  # elements of one legality mask
 _BLOCK = 1 << 12  # prefixes joined to their completions at a time
+_COMPLETIONS = 1 << 9  # completions of a prefix, on average
 _REMEMBERED = 1 << 22  # completions kept from one block to the next
 
 
@@ -118,7 +120,7 @@ class Space:
         A partial choice is a legal choice of the axes before, extended by one value of this axis; where several rules
         object, the first is named.
         """
-        return _count(self.axes).removed
+        return dict(_count(self.axes).removed)
 
     def first_choices(self, depth: int) -> CodeArray:
         """Legal partial choices of the first `depth` axes, codes of shape (depth, m): how a space is split among workers."""
@@ -136,15 +138,19 @@ class _Count:
     removed: dict[tuple[str, str], int]
 
     def split(self) -> int:
-        """Depth at which listing prefixes and joining remembered completions costs least, in rows handled."""
+        """Depth at which listing prefixes and joining remembered completions costs least, in rows handled.
+
+        Depths where a prefix has many completions on average are left out: a block of them would outgrow memory.
+        """
         total = self.partial[-1]
-        costs = [
-            prefixes + contexts * (total / max(prefixes, 1))
-            for prefixes, contexts in zip(self.partial[:-1], self.contexts[:-1], strict=True)
-        ]
-        return int(np.argmin(costs)) if costs else 0
+        costs: list[float] = []
+        for prefixes, contexts in zip(self.partial[:-1], self.contexts[:-1], strict=True):
+            each = total / max(prefixes, 1)
+            costs.append(prefixes + contexts * each if each <= _COMPLETIONS else np.inf)
+        return len(costs) - 1 - int(np.argmin(costs[::-1])) if costs else 0
 
 
+@lru_cache(maxsize=16)  # a search asks for the size, the removals and the batches of one space
 def _count(axes: tuple[Axis, ...]) -> _Count:
     """Count legal points by carrying each distinct context (levels that later rules read) with its multiplicity."""
     needs = _needs(axes)

@@ -1,0 +1,368 @@
+"""Time of a pipeline of microbatches for arrays of design points: GPipe, 1F1B, interleaved 1F1B, zero bubble, DualPipe.
+
+A schedule is a fixed order of ops per rank, so its time is the longest path through a graph of ops. The stages of one
+point differ at the ends only (embedding, head), so few paths can be the longest: each family below is the length of a
+path that exists, and the time is their maximum. `costmodels.schedule_simulation` walks the graph itself; tests compare.
+
+Slots. Give F(i, j), the forward of microbatch j on stage i, slot j + i, and B(i, j) slot j + p − 1: under 1F1B stage i
+runs F then B in each slot, a path leaves a slot at the same stage or at its neighbour, and what a path costs is what
+it visits in each of the m + p − 1 slots. Hence the three parts of the families: a fill to B(i, 0), whole slots of the stage it
+dwells on, and a drain from F(i, m−1), which is the fill of the time-reversed schedule.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spaces.plan import Schedule
+
+__all__ = ["PipelineTime", "Schedule", "StageTimes", "bound", "group_size", "in_flight", "pipeline_time"]
+
+FloatArray: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
+BoolArray: TypeAlias = NDArray[np.bool_]
+
+# rows evaluated together: the working set stays in the cache
+_CHUNK = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTimes:
+    """Seconds one microbatch takes on each device of a pipeline, all chunks of the device together; arrays of shape (n,).
+
+    Middle stages are alike: `middle` is the slowest of them, the sums over all p stages are exact. `backward` is input
+    gradient, weight gradient and recomputation; `weight` the share of it that is weight gradient. With one stage
+    first, middle and last are the whole; with two, middle is not read. `send`: seconds of one hop to the next stage
+    that the sender's next op does not wait for but the receiver's does.
+    """
+
+    forward_first: FloatArray
+    forward_middle: FloatArray
+    forward_last: FloatArray
+    backward_first: FloatArray
+    backward_middle: FloatArray
+    backward_last: FloatArray
+    weight_first: FloatArray
+    weight_middle: FloatArray
+    weight_last: FloatArray
+    forward_sum: FloatArray
+    backward_sum: FloatArray
+    send: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineTime:
+    """Seconds of all microbatches of a step, shape (n,): total = busy + bubble."""
+
+    total: FloatArray
+    busy: FloatArray
+    """m · (forward + backward) of the slowest stage; under DualPipe a device halves its time between stages i and p−1−i."""
+    bubble: FloatArray
+    """The rest, ≥ 0: fill and drain, sends, and waiting for slower stages."""
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """One kind of stage: seconds of a forward, a backward and the weight gradient within it."""
+
+    f: FloatArray
+    b: FloatArray
+    w: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of one schedule, clean: `middle` is a legal stage for every p, `mean` its mean over the middle stages."""
+
+    p: FloatArray
+    v: FloatArray
+    m: FloatArray
+    send: FloatArray
+    first: _End
+    middle: _End
+    mean: _End
+    last: _End
+
+    def take(self, rows: BoolArray) -> "_Rows":
+        def part(end: _End) -> _End:
+            return _End(end.f[rows], end.b[rows], end.w[rows])
+
+        ends = (part(end) for end in (self.first, self.middle, self.mean, self.last))
+        return _Rows(self.p[rows], self.v[rows], self.m[rows], self.send[rows], *ends)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """A stage worth dwelling or turning on: its index, its own seconds, sums and peaks over the stages up to it."""
+
+    index: FloatArray
+    f: FloatArray
+    b: FloatArray
+    w: FloatArray
+    sum_f: FloatArray
+    sum_b: FloatArray
+    peak_f: FloatArray
+    peak_b: FloatArray
+
+
+def pipeline_time(
+    times: StageTimes, pipeline: ArrayLike, virtual: ArrayLike, microbatches: ArrayLike, schedule: ArrayLike
+) -> PipelineTime:
+    """Seconds that the pipelines of n design points take, from the first forward to the last backward.
+
+    pipeline p ≥ 1, virtual v ≥ 1 (read by the interleaved schedule alone), microbatches m ≥ 1 and schedule (codes of
+    `Schedule`) are integers of shape (n,) or scalars. Equal stages and no sends give GPipe, 1F1B (m + p − 1)(f + b)
+    (Narayanan 2021 §2.2), interleaved (m + (p − 1)/v)(f + b) (ibid.), ZB-H1 m(f + b) + (p − 1)(f + b − 2w) (Qi 2023,
+    table 2), DualPipe m(f + b) + (p/2 − 1)(f + 2b − 3w) (DeepSeek-V3 2024, table 2).
+    """
+    n, columns, p, v, m, code = _columns(times, pipeline, virtual, microbatches, schedule)
+    total, busy = np.empty(n), np.empty(n)
+    for start in range(0, n, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        rows = _rows([column[part] for column in columns], p[part], v[part], m[part])
+        codes = np.where((code[part] == Schedule.INTERLEAVED) & (v[part] == 1), Schedule.ONE_F_ONE_B, code[part])
+        slowest = _slowest(rows, codes)
+        longest = np.empty(len(codes))
+        for known, seconds in _SCHEDULES.items():
+            chosen = codes == known
+            if chosen.all():
+                longest = seconds(rows)
+            elif chosen.any():
+                longest[chosen] = seconds(rows.take(chosen))
+        busy[part] = rows.m * slowest
+        total[part] = np.where(rows.p == 1, busy[part], np.maximum(longest, busy[part]))
+    return PipelineTime(total=total, busy=busy, bubble=total - busy)
+
+
+def bound(
+    times: StageTimes, pipeline: ArrayLike, virtual: ArrayLike, microbatches: ArrayLike, schedule: ArrayLike
+) -> FloatArray:
+    """Seconds that no run of the schedule falls below, shape (n,); arguments as for `pipeline_time`.
+
+    The largest over stages of: what must run before its first forward, its m(f + b), what must run after its last op.
+    DualPipe feeds both ends, so only its busy time is sure.
+    """
+    n, columns, p, v, m, code = _columns(times, pipeline, virtual, microbatches, schedule)
+    if not n:
+        return np.empty(0)
+    rows = _rows(columns, p, v, m)
+    zero, chunked = code == Schedule.ZERO_BUBBLE, (code == Schedule.INTERLEAVED) & (v > 1)
+    chunks = _chunks(rows)
+
+    def pass_through(stage: _End, chunk: _End) -> FloatArray:
+        # ZB-H1's weight gradients fill its drain, so that only the forwards before a stage are sure to add
+        backward = np.where(chunked, chunk.b, stage.b) + rows.send
+        return np.asarray(np.where(chunked, chunk.f, stage.f) + rows.send + np.where(zero, 0.0, backward))
+
+    to_middle = pass_through(rows.first, chunks.head)
+    to_last = to_middle + np.maximum(rows.p - 2, 0) * pass_through(rows.mean, chunks.mean)
+    first, middle, last = (rows.m * (stage.f + stage.b) for stage in (rows.first, rows.middle, rows.last))
+    best = np.maximum(first, np.where(rows.p > 2, middle + to_middle, 0.0))
+    best = np.maximum(best, np.where(rows.p > 1, last + to_last, 0.0))
+    return np.asarray(np.where(code == Schedule.DUALPIPE, rows.m * _slowest(rows, code), best))
+
+
+def in_flight(
+    schedule: ArrayLike, pipeline: ArrayLike, virtual: ArrayLike, microbatches: ArrayLike, stage_index: ArrayLike
+) -> IntArray:
+    """Microbatch-chunks whose activations a stage holds at its peak; integers that broadcast together.
+
+    A chunk is 1/v of the stage's layers. GPipe m·v; 1F1B min(m, p − i); interleaved min(m·v, 2(p − i − 1) + (v − 1)g + 1)
+    with g = `group_size` (Narayanan 2021 §2.2, Korthikanti 2022 §4.2.3); ZB-H1 min(m, p) on every stage: p − i of them whole, i
+    of them only what their weight gradients need (Qi 2023, table 1); DualPipe p + 1 (DeepSeek-V3 2024, table 2), with both
+    of its directions at most 2m.
+    """
+    code, p, v, m, i = np.broadcast_arrays(
+        *(np.asarray(x, dtype=np.int64) for x in (schedule, pipeline, virtual, microbatches, stage_index))
+    )
+    chunks = np.where((code == Schedule.INTERLEAVED) | (code == Schedule.GPIPE), v, 1)
+    plain = np.minimum(m, p - i)
+    warm = 2 * (p - i - 1) + (v - 1) * group_size(p, m) + 1
+    held = np.select(
+        [code == Schedule.GPIPE, code == Schedule.INTERLEAVED, code == Schedule.ZERO_BUBBLE, code == Schedule.DUALPIPE],
+        [m * chunks, np.where(v > 1, np.minimum(m * v, warm), plain), np.minimum(m, p), np.where(p > 1, p + 1, 1)],
+        plain,
+    )
+    return np.asarray(held, dtype=np.int64)
+
+
+def group_size(pipeline: ArrayLike, microbatches: ArrayLike) -> IntArray:
+    """Microbatches the interleaved schedule takes through a chunk in a row: p where that divides m.
+
+    Else the fewest, at least p, that leave no last group smaller than p, as Megatron-core demands of
+    `microbatch_group_size_per_vp_stage`; all m where m < p (Megatron-core refuses that).
+    """
+    p, m = np.broadcast_arrays(np.asarray(pipeline, dtype=np.int64), np.asarray(microbatches, dtype=np.int64))
+    size = np.where(m % p == 0, p, m)
+    odd = np.flatnonzero((m % p != 0) & (m > p))
+    if odd.size:
+        pairs, inverse = np.unique(np.stack([p.ravel()[odd], m.ravel()[odd]]), axis=1, return_inverse=True)
+        legal = [next(g for g in range(a, b + 1) if b % g == 0 or b % g >= a) for a, b in pairs.T.tolist()]
+        size.ravel()[odd] = np.asarray(legal, dtype=np.int64)[inverse.ravel()]
+    return np.asarray(size, dtype=np.int64)
+
+
+def _columns(
+    times: StageTimes, pipeline: ArrayLike, virtual: ArrayLike, microbatches: ArrayLike, schedule: ArrayLike
+) -> tuple[int, list[FloatArray], IntArray, IntArray, IntArray, IntArray]:
+    """The arguments as contiguous arrays of one length n: n, the times in the order of their fields, p, v, m, codes."""
+    seconds = [np.asarray(getattr(times, field.name), dtype=np.float64) for field in fields(StageTimes)]
+    counts = [np.asarray(x, dtype=np.int64) for x in (pipeline, virtual, microbatches, schedule)]
+    (n,) = np.broadcast_shapes((1,), *(x.shape for x in (*seconds, *counts)))
+    columns = [np.broadcast_to(x, (n,)) for x in seconds]
+    p, v, m, code = (np.broadcast_to(x, (n,)) for x in counts)
+    return n, columns, p, v, m, code
+
+
+def _rows(columns: Sequence[FloatArray], p: IntArray, v: IntArray, m: IntArray) -> _Rows:
+    """Columns in the order of `StageTimes`' fields, with a middle stage made up where there is none (p ≤ 2)."""
+    f0, fm, fl, b0, bm, bl, w0, wm, wl, sum_f, sum_b, send = columns
+    deep = p > 2
+    inner = np.maximum(p - 2, 1)
+    middle = _End(np.where(deep, fm, f0), np.where(deep, bm, b0), np.where(deep, wm, w0))
+    mean = _End(
+        np.where(deep, (sum_f - f0 - fl) / inner, f0), np.where(deep, (sum_b - b0 - bl) / inner, b0), middle.w
+    )
+    counts = (x.astype(np.float64) for x in (p, v, m))
+    return _Rows(*counts, send, _End(f0, b0, w0), middle, mean, _End(fl, bl, wl))
+
+
+def _slowest(rows: _Rows, code: IntArray) -> FloatArray:
+    """Seconds a microbatch keeps the busiest device, (n,)."""
+    first, middle, last = (stage.f + stage.b for stage in (rows.first, rows.middle, rows.last))
+    ends = np.where(code == Schedule.DUALPIPE, (first + last) / 2, np.maximum(first, last))
+    return np.asarray(np.maximum(ends, np.where(rows.p > 2, middle, 0.0)))
+
+
+def _gpipe(rows: _Rows) -> FloatArray:
+    """A flow line forwards, then one backwards: Σf + (m−1) max f + Σb + (m−1) max b, and both ways' sends (n,)."""
+    last = _stages(rows)[-1]
+    return last.sum_f + last.sum_b + (rows.m - 1) * (last.peak_f + last.peak_b) + 2 * (rows.p - 1) * rows.send
+
+
+def _one_f_one_b(rows: _Rows) -> FloatArray:
+    """Longest path of 1F1B (Narayanan 2021, fig. 4 top), (n,)."""
+    best = _dwelling(rows, _stages(rows))
+    few = rows.m <= rows.p
+    if few.any():
+        short = rows.take(few)
+        stages = _stages(short, turns=True)
+        best[few] = np.maximum(best[few], np.maximum(_dwelling(short, stages), _turning(short, stages)))
+    return best
+
+
+def _stages(rows: _Rows, turns: bool = False) -> list[_Stage]:
+    """The stages where path families begin, turn or dwell, by index; the middle ones repeat the first where p ≤ 2.
+
+    First, second, last but one, last; with `turns` also p − m and p − m + 1, where stages begin to alternate if m < p.
+    """
+    first, middle, mean, last, p = rows.first, rows.middle, rows.mean, rows.last, rows.p
+    peak_f, peak_b = np.maximum(first.f, middle.f), np.maximum(first.b, middle.b)
+
+    def inside(index: FloatArray) -> _Stage:
+        index = np.minimum(np.maximum(index, np.minimum(p - 1, 1)), np.maximum(p - 2, 0))
+        sum_f, sum_b = first.f + index * mean.f, first.b + index * mean.b
+        return _Stage(index, middle.f, middle.b, middle.w, sum_f, sum_b, peak_f, peak_b)
+
+    before_last = inside(p - 2)
+    edge_f, edge_b = np.where(p > 1, last.f, 0.0), np.where(p > 1, last.b, 0.0)
+    return [
+        _Stage(np.zeros_like(p), first.f, first.b, first.w, first.f, first.b, first.f, first.b),
+        inside(np.ones_like(p)),
+        *([inside(p - rows.m), inside(p - rows.m + 1)] if turns else []),
+        before_last,
+        _Stage(
+            p - 1,
+            last.f,
+            last.b,
+            last.w,
+            before_last.sum_f + edge_f,
+            before_last.sum_b + edge_b,
+            np.maximum(peak_f, last.f),
+            np.maximum(peak_b, last.b),
+        ),
+    ]
+
+
+def _dwelling(rows: _Rows, stages: Sequence[_Stage]) -> FloatArray:
+    """Paths that fill, dwell on one stage for the slots in which it alternates, and drain, (n,).
+
+    With w = p − i: fill to B(i, 0), m − 1 − w slots, drain from F(i, m−1). Filling climbs to some stage k ≥ i, spends the
+    p − 1 − k slots left on the slowest forward it met, and falls to i. With sends, slots may go to loops between two
+    stages i and k, which take k − i + 1 slots and 2(k − i) sends.
+    """
+    m, p, send = rows.m, rows.p, rows.send
+    sends = bool(send.any())
+    fill = drain = np.zeros_like(m)
+    best = np.zeros_like(m)
+    for place, low in reversed(list(enumerate(stages))):
+        there_and_back = low.sum_f + low.sum_b + 2 * low.index * send
+        waits = np.minimum(p - 1 - low.index, m - 1)
+        fill = np.maximum(fill, there_and_back + waits * low.peak_f)
+        drain = np.maximum(drain, there_and_back + waits * low.peak_b)
+        slots = m - 1 - p + low.index
+        ends = fill + drain - (low.sum_f - low.f + low.sum_b - low.b) - 2 * low.index * send
+        best = np.where(slots >= 0, np.maximum(best, ends + slots * (low.f + low.b)), best)
+        if sends:
+            for high in stages[place + 1 :]:
+                inside = np.maximum(slots, 0)
+                best = np.where(slots >= 0, np.maximum(best, ends + _loops(rows, low, high, inside)), best)
+    return best
+
+
+def _loops(rows: _Rows, low: _Stage, high: _Stage, slots: FloatArray) -> FloatArray:
+    """Seconds of `slots` slots spent on loops from stage `low` to `high` and back, the last loop cut short, (n,)."""
+    length = high.index - low.index + 1
+    whole = np.floor(slots / length)
+    rest = slots - whole * length
+    loop = high.sum_f + high.sum_b - low.sum_f - low.sum_b + low.f + low.b + 2 * (length - 1) * rows.send
+    inner = rows.middle.f + rows.middle.b
+    edge = np.maximum(low.f + low.b, high.f + high.b)
+    short = np.maximum(edge + (rest - 1) * (inner + 2 * rows.send), rest * np.maximum(edge, inner * (length > 2)))
+    return np.asarray(whole * loop + np.where(rest > 0, short, 0.0))
+
+
+# (turn, forward dwell, backward dwell) as places in `_stages(turns=True)`, found by search over all triples
+_TURNS = (
+    *((5, 0, 0), (0, 0, 0), (1, 0, 0), (4, 0, 0), (5, 1, 1), (2, 0, 0), (4, 1, 1), (5, 0, 1), (5, 1, 0)),
+    *((5, 1, 5), (5, 5, 1), (4, 4, 0), (4, 0, 4), (1, 1, 0), (1, 0, 1)),
+)
+
+
+def _turning(rows: _Rows, stages: Sequence[_Stage]) -> FloatArray:
+    """Paths that dwell on forwards, turn at a stage k, and dwell on backwards: the longest where m ≤ p, (n,).
+
+    After j forwards more at one stage the turn is from F(k, j) to B(k, j − w + 1) with w = min(m, p − k), which leaves
+    m − 2 + w − j backwards more at another; a stage dwells on one kind for at most min(m, p − i) − 1.
+    """
+    best = np.zeros_like(rows.m)
+    room = [np.minimum(rows.m, rows.p - stage.index) - 1 for stage in stages]
+    for turn, forward, backward in _TURNS:
+        k, at_forward, at_backward = stages[turn], stages[forward], stages[backward]
+        spare = rows.m - 1 + room[turn]
+        most, least = room[forward], np.maximum(room[turn], spare - room[backward])
+        most = np.minimum(most, spare)
+        path = k.sum_f + k.sum_b + 2 * k.index * rows.send
+        for j in (least, most):
+            dwell = j * at_forward.f + (spare - j) * at_backward.b
+            best = np.where(least <= most, np.maximum(best, path + dwell), best)
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunks:
+    head: _End
+    mean: _End
+
+
+def _chunks(rows: _Rows) -> _Chunks:
+    return _Chunks(_End(rows.first.f / rows.v * 0, rows.first.b * 0, rows.first.w), _End(rows.mean.f * 0, rows.mean.b * 0, rows.mean.w))
+
+
+_SCHEDULES: dict[Schedule, Callable[[_Rows], FloatArray]] = {
+    Schedule.GPIPE: _gpipe,
+    Schedule.ONE_F_ONE_B: _one_f_one_b,
+}

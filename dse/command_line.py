@@ -1,0 +1,162 @@
+"""The `dse` command: each verb is a thin wrapper around the Python function of the same name.
+
+Exit codes: 0; 2 only when nothing is feasible; 1 for every other error, usage errors included. Errors are one paragraph on
+standard error; `--debug` shows the traceback. Heavy imports happen inside the verbs, so that `dse --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+INFEASIBLE = 2
+
+app = typer.Typer(
+    name="dse",
+    help="Design-space exploration for large models: provably best parallel plans and machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (YAML).")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder to make; a number is added if it exists.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value in the file: hardware.devices=64.")]
+Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.callback()
+def _root() -> None:
+    pass
+
+
+@app.command("run")
+def run_command(file: File, out: Out = None, settings: Settings = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Search an experiment's space: print its front and write a run folder."""
+    del debug
+    from dse.answers import to_json_text
+    from dse.progress import reporter
+    from dse.runner import run
+
+    with reporter() as report:
+        answer = run(file, out=out, overrides=tuple(settings or ()), progress=report)
+    typer.echo(str(answer))
+    if answer.trouble:
+        typer.echo(f"dse: {answer.trouble}", err=True)
+    if as_json:
+        typer.echo(to_json_text(answer.to_json()))
+    raise typer.Exit(answer.exit_code)
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: Json = False, debug: Debug = False
+) -> None:
+    """Write report.md and report.html of a run again, and print its front."""
+    del debug
+    from dse.answers import to_json_text
+    from dse.run_folder import read, write_reports
+
+    answer = read(folder)
+    write_reports(answer, folder)
+    typer.echo(str(answer))
+    if as_json:
+        typer.echo(to_json_text(answer.to_json()))
+
+
+@app.command("explain")
+def explain_command(
+    source: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="An experiment file or a run folder.")],
+    plan: Annotated[str | None, typer.Option("--plan", metavar="KEY=VALUE,…", help="The plan: tensor=8,pipeline=4,…")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="A front member by its number (default 1).")] = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Take one plan apart: time per operator beside its bound, memory per stage, what would relieve the bottleneck."""
+    del debug
+    from dse.explain import explain
+
+    typer.echo(str(explain(source, plan=plan, rank=rank, overrides=tuple(settings or ()))))
+
+
+@app.command("predict")
+def predict_command(
+    points: Annotated[Path, typer.Argument(metavar="POINTS.csv", help="One design point a row.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT.csv", help="Where the rows go, with results appended.")],
+    kind: Annotated[str, typer.Option("--kind", help="training, serving or kernel.")] = "training",
+    debug: Debug = False,
+) -> None:
+    """Predict any number of points somebody else wrote; no row is dropped."""
+    del debug
+    from dse.predict import predict
+
+    typer.echo(str(predict(points, out, kind=kind)))
+
+
+@app.command("models")
+def models_command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one model in full.")] = None, debug: Debug = False
+) -> None:
+    """List the models that can be named, or show one."""
+    del debug
+    from dse.catalogue import model_page, models_page
+
+    typer.echo(models_page() if name is None else model_page(name))
+
+
+@app.command("hardware")
+def hardware_command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one device in full.")] = None, debug: Debug = False
+) -> None:
+    """List the devices that can be named, or show one."""
+    del debug
+    from dse.catalogue import device_page, devices_page
+
+    typer.echo(devices_page() if name is None else device_page(name))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
+
+
+def execute(arguments: list[str]) -> int:
+    """Run one command; the exit code."""
+    try:
+        code: Any = app(arguments, prog_name="dse", standalone_mode=False)
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        return _fail(_told(error))
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str) -> int:
+    print(f"dse: {message}", file=sys.stderr)
+    return 1
+
+
+def _told(error: Exception) -> str:
+    """An error in one paragraph."""
+    usage = getattr(error, "format_message", None)  # click's own errors
+    if usage is not None:
+        return f"{usage()} See dse --help."
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, ValueError | LookupError):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error} (an error of this program; --debug shows where)"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Drawings in plain SVG: axes with readable ticks, a scatter of the front over the space, bars of parts.
+
+Colours come from the page's style (`currentColor` and CSS variables), so a drawing suits a light and a dark page. Text is
+real text; every mark carries a `<title>` that a browser shows on hover.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from dse.measures import Measure, significant
+
+WIDTH, HEIGHT = 760, 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 18, 14, 52
+PALETTE = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1", "#edc948", "#9c755f", "#ff9da7", "#8a8a8a")
+"""Ten colours that stay apart on white and on black."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A point: its place in SI, what hovering says, and its class for the style."""
+
+    x: float
+    y: float
+    title: str
+    kind: str = "front"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Maps values to pixels, linear or logarithmic."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    logarithmic: bool
+
+    def __call__(self, value: float) -> float:
+        """Pixel of a value."""
+        low, high, at = (math.log10(v) for v in (self.low, self.high, value)) if self.logarithmic else (self.low, self.high, value)
+        return self.start + (at - low) / ((high - low) or 1.0) * (self.stop - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round values across the range."""
+        return _decades(self.low, self.high) if self.logarithmic else _steps(self.low, self.high)
+
+
+def scale(values: Sequence[float], start: float, stop: float) -> Scale:
+    """A scale that holds the values with some air; logarithmic when they span more than a factor of 20."""
+    finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    low, high = min(finite), max(finite)
+    if low > 0 and high / low > 20:
+        return Scale(low=low / 1.15, high=high * 1.15, start=start, stop=stop, logarithmic=True)
+    air = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    floor = 0.0 if 0 <= low < 0.25 * high else low - air
+    return Scale(low=floor, high=high + air, start=start, stop=stop, logarithmic=False)
+
+
+def _steps(low: float, high: float) -> list[float]:
+    raw = (high - low) / 6
+    size = 10 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
+    return [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]
+
+
+def scatter(marks: Sequence[Mark], x: Measure, y: Measure, label: str) -> str:
+    """Points over two measures; marks are drawn in order, so the important ones come last."""
+    across = scale([x.shown(m.x) for m in marks], _LEFT, WIDTH - _RIGHT)
+    up = scale([y.shown(m.y) for m in marks], HEIGHT - _BOTTOM, _TOP)
+    dots = "".join(
+        f'<circle class="{m.kind}" cx="{across(x.shown(m.x)):.1f}" cy="{up(y.shown(m.y)):.1f}" r="{_RADIUS[m.kind]}">'
+        + (f"<title>{escape(m.title)}</title>" if m.title else "")
+        + "</circle>"
+        for m in marks
+    )
+    return _svg(WIDTH, HEIGHT, label, _grid(across, up, x, y) + dots)
+
+
+_RADIUS: Mapping[str, float] = {"sample": 1.6, "infeasible": 1.6, "front": 4.5, "baseline": 5.5, "winner": 6}
+
+
+def _grid(across: Scale, up: Scale, x: Measure, y: Measure) -> str:
+    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    parts = [f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>']
+    for value in across.ticks():
+        at = across(value)
+        parts.append(f'<path class="grid" d="M{at:.1f} {_TOP}V{bottom}"/>')
+        parts.append(f'<text x="{at:.1f}" y="{bottom + 17}" text-anchor="middle">{_tick(value)}</text>')
+    for value in up.ticks():
+        at = up(value)
+        parts.append(f'<path class="grid" d="M{_LEFT} {at:.1f}H{right}"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{_tick(value)}</text>')
+    middle = (_TOP + bottom) / 2
+    parts.append(f'<text class="name" x="{(_LEFT + right) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x.heading)}</text>')
+    parts.append(
+        f'<text class="name" x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{escape(y.heading)}</text>'
+    )
+    return "".join(parts)
+
+
+def _tick(value: float) -> str:
+    """A tick without needless zeros."""
+    text = significant(value, 3)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def stacked(rows: Sequence[tuple[str, Mapping[str, float]]], shown: Measure, label: str, limit: float | None = None) -> str:
+    """Bars, one a row, split into parts in the same colours, with a legend; `limit` (SI) is drawn as a line."""
+    names = sorted({n for _, parts in rows for n, v in parts.items() if v > 0}, key=lambda n: -max(p.get(n, 0) for _, p in rows))
+    longest = max([sum(v for v in parts.values() if v > 0) for _, parts in rows] + [limit or 0.0]) or 1.0
+    left, bar, gap = 150, 26, 12
+    per_pixel = longest / (WIDTH - left - 110)
+    colours = {name: PALETTE[min(i, len(PALETTE) - 1)] for i, name in enumerate(names)}
+    parts_svg, y = [], 8.0
+    for title, parts in rows:
+        parts_svg.append(f'<text x="{left - 8}" y="{y + bar / 2 + 4}" text-anchor="end">{escape(title)}</text>')
+        at = float(left)
+        for name in names:
+            width = max(parts.get(name, 0.0), 0.0) / per_pixel
+            if width > 0:
+                tip = f"{name.replace('_', ' ')}: {shown.show(parts[name], with_unit=True)}"
+                parts_svg.append(
+                    f'<rect x="{at:.1f}" y="{y}" width="{width:.2f}" height="{bar}" fill="{colours[name]}"><title>{escape(tip)}</title></rect>'
+                )
+                at += width
+        total = shown.show(sum(parts.values()), with_unit=True)
+        parts_svg.append(f'<text x="{at + 7:.1f}" y="{y + bar / 2 + 4}">{escape(total)}</text>')
+        y += bar + gap
+    if limit is not None:
+        at = left + limit / per_pixel
+        parts_svg.append(f'<path class="limit" d="M{at:.1f} 2V{y - gap + 6}"><title>{escape(shown.show(limit, with_unit=True))}</title></path>')
+    legend, height = _legend(names, colours, y + 6)
+    return _svg(WIDTH, height, label, "".join(parts_svg) + legend)
+
+
+def _legend(names: Sequence[str], colours: Mapping[str, str], top: float) -> tuple[str, int]:
+    parts, x, y = [], 10.0, top
+    for name in names:
+        text = name.replace("_", " ")
+        width = 30 + 7.0 * len(text)
+        if x + width > WIDTH:
+            x, y = 10.0, y + 20
+        parts.append(f'<rect x="{x:.0f}" y="{y:.0f}" width="11" height="11" fill="{colours[name]}"/>')
+        parts.append(f'<text x="{x + 16:.0f}" y="{y + 10:.0f}">{escape(text)}</text>')
+        x += width
+    return "".join(parts), int(y + 24)
+
+
+def _svg(width: int, height: int, label: str, body: str) -> str:
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label, quote=True)}">{body}</svg>'
