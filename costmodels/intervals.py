@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,19 @@ from costmodels.metrics import Evidence
 from spaces.columns import Bindings, FloatArray
 from spaces.problem import Problem
 
+MAXIMISED = frozenset(
+    {
+        "tokens_per_second",
+        "tokens_per_second_per_device",
+        "mfu",
+        "hfu",
+        "mfu_causal",
+        "model_flops_per_device",
+        "hardware_flops_per_device",
+        "effective_tokens_per_second",
+    }
+)
+"""Metrics of which more is better; of all others less is."""
 EXACT = frozenset({"devices"})
 MEMORY = frozenset({"memory", "peak_memory"})
 
@@ -34,25 +48,46 @@ def pair(stack: str, generation: str) -> tuple[float, float, Evidence]:
     return float(entry["low"]), float(entry["high"]), Evidence[entry["evidence"].upper()]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Around(Mapping[str, FloatArray]):
+    """One side of the intervals of every metric, computed when asked for: value · factor.
+
+    `time` (n,) is the factor of times and all that grows with them; a maximised metric is divided by `inverse` (n,).
+    """
+
+    value: Mapping[str, FloatArray]
+    time: FloatArray
+    inverse: FloatArray
+    memory: float
+
+    def __getitem__(self, metric: str) -> FloatArray:
+        value = self.value[metric]
+        if metric in EXACT:
+            return value
+        if metric in MEMORY:
+            return value * self.memory
+        return value / self.inverse if metric in MAXIMISED else value * self.time
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.value)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def take(self, rows: NDArray[Any] | slice, value: Mapping[str, FloatArray]) -> Around:
+        """The same side for some rows, whose values are given."""
+        return Around(value, self.time[rows], self.inverse[rows], self.memory)
+
+
 def interval(
-    problem: Problem, at: Bindings, value: Mapping[str, FloatArray], maximised: frozenset[str]
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray], NDArray[np.int8]]:
-    """90 % intervals of every metric, and the evidence code of every point."""
-    generation = np.broadcast_to(np.asarray(at.get("generation", 0)), (at.n,)).astype(np.int64)
+    problem: Problem, at: Bindings, value: Mapping[str, FloatArray]
+) -> tuple[Around, Around, NDArray[np.int8]]:
+    """(low, high) sides of the 90 % intervals of every metric, and the evidence code of every point."""
     names = problem.labels.get("generation", ("unknown",))
+    generation = np.broadcast_to(np.asarray(at.get("generation", 0)), (at.n,)).astype(np.int64)
     pairs = [pair(problem.stack, name) for name in names]
     low = np.array([p[0] for p in pairs])[generation]
     high = np.array([p[1] for p in pairs])[generation]
     evidence = np.array([int(p[2]) for p in pairs], np.int8)[generation]
     around = table()["memory"]
-    lows, highs = {}, {}
-    for name, array in value.items():
-        if name in EXACT:
-            lows[name] = highs[name] = array
-        elif name in MEMORY:
-            lows[name], highs[name] = array * around["low"], array * around["high"]
-        elif name in maximised:
-            lows[name], highs[name] = array / high, array / low
-        else:
-            lows[name], highs[name] = array * low, array * high
-    return lows, highs, evidence
+    return Around(value, low, high, float(around["low"])), Around(value, high, low, float(around["high"])), evidence

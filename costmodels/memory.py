@@ -30,7 +30,7 @@ class MemoryUse:
     """Bytes on the device that needs most, arrays of shape (n,).
 
     `peak` is the allocator's peak; `parts` sum to it; `stages` (3, n) is the peak of the first, heaviest middle and last stage;
-    `device` adds fragmentation, context and communication buffers, and is what must fit.
+    `device` adds fragmentation, context and communication buffers (`overhead`), and is what must fit.
     """
 
     peak: FloatArray
@@ -38,6 +38,27 @@ class MemoryUse:
     stages: FloatArray
     device: FloatArray
     overhead: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActivationMemory:
+    """Bytes that grow with the microbatch, per stage profile, each (3, n): kept over all microbatches in flight, logits with
+    their copies and gradients, and what is alive only inside one layer's backward pass."""
+
+    activations: FloatArray
+    logits: FloatArray
+    working: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StateMemory:
+    """Bytes that parameters cost, per stage profile, each (3, n), after sharding: weights, gradients, optimizer state, and the
+    parameters gathered whole at a time."""
+
+    weights: FloatArray
+    gradients: FloatArray
+    optimizer: FloatArray
+    gathered: FloatArray
 
 
 def stage_parameters(blocks: BlockMemory, combination: IntArray, counts: FloatArray, tied: bool, pipeline: Value) -> tuple[FloatArray, FloatArray]:
@@ -62,66 +83,62 @@ def trained_share(at: SymbolTable) -> Value:
     return np.where(np.asarray(at["trainable"]) == Trainable.LORA, at["stack.lora_share"], 1.0)
 
 
-def memory_use(
-    stack: Stack, at: SymbolTable, blocks: BlockMemory, combination: IntArray, stages: StageTable, place: IntArray, tied: bool
-) -> MemoryUse:
-    """Memory of n plans; `combination` and `place` (n,) index the block and stage tables."""
+def activation_memory(
+    at: SymbolTable, blocks: BlockMemory, combination: IntArray, stages: StageTable, place: IntArray
+) -> ActivationMemory:
+    """Activations of n plans; `combination` and `place` (n,) index the block and stage tables."""
     counts = stages.counts[:, :, place]
     kinds = counts.shape[0]
     pipeline, virtual = np.asarray(at["pipeline"]), np.asarray(at["virtual"])
     microbatches = at["global_batch"] // (at["data"] * at["micro_batch"])
-    dense, expert = stage_parameters(blocks, combination, counts, tied, pipeline)
-    state = _state(stack, at, dense, expert)
     kept = kept_per_stage(at, blocks, combination, counts)
     embedding, head = blocks.kept[kinds, 0][combination], blocks.kept[kinds + 1, 0][combination]
-    logits = _logits(at)
     layers = counts.sum(axis=0)
     per_layer = np.divide(kept, layers, out=np.zeros_like(kept), where=layers > 0)
-    working = blocks.working[:kinds, combination].max(axis=0)
     # a recomputed layer exists whole while its backward runs
-    recomputed = np.asarray(at["recompute"]) != Recompute.NONE
     whole = blocks.kept[:kinds, 0][:, combination].max(axis=0)
+    again = np.where(np.asarray(at["recompute"]) != Recompute.NONE, np.maximum(whole - per_layer, 0.0), 0.0)
     alone = pipeline == 1
-    unit = _gathered(at, dense, expert, layers, embedding_parameters=blocks.dense[kinds][combination])
-    totals, parts = [], []
-    for stage in (FIRST, MIDDLE, LAST):
-        index = {FIRST: 0 * pipeline, MIDDLE: np.minimum(1, pipeline - 1), LAST: pipeline - 1}[stage]
-        flights = in_flight(at["schedule"], pipeline, virtual, microbatches, index) / virtual
-        activations = kept[stage] * flights
-        if stage == FIRST:
-            activations = activations + embedding * flights
-        ends = np.where(alone, 1.0, 1.0 if stage == LAST else 0.0)
-        own_logits = logits * ends
-        activations = activations + head * ends * np.where(alone & (stage != FIRST), 0.0, 1.0)
-        extra = working + np.where(recomputed, np.maximum(whole - per_layer[stage], 0.0), 0.0)
-        gradients, persistent = state["gradients"][stage], at["stack.memory.persistent_gradients"]
-        held = gradients * np.where(microbatches > 1, 1.0, persistent)
-        moments = {
-            "head": (held, activations, own_logits * at["stack.memory.logits_copies"], 0.0, unit[stage]),
-            "layer": (
-                np.maximum(held, gradients * at["stack.memory.gradients_at_peak"]),
-                activations,
-                own_logits * 0.0,
-                extra,
-                unit[stage],
-            ),
-            "step": (gradients, 0.0 * activations, 0.0 * own_logits, 0.0, 0.0 * unit[stage]),
-        }
-        base = state["weights"][stage] + state["optimizer"][stage]
-        sums = np.stack([np.broadcast_to(base + sum(parts_), base.shape) for parts_ in moments.values()])
-        when = np.argmax(sums, axis=0)
-        rows = [np.stack([np.broadcast_to(moment[i], base.shape) for moment in moments.values()]) for i in range(5)]
-        chosen = [np.take_along_axis(row, when[None], axis=0)[0] for row in rows]
-        totals.append(np.take_along_axis(sums, when[None], axis=0)[0])
-        parts.append((state["weights"][stage], chosen[0], state["optimizer"][stage], *chosen[1:]))
-    stages_total = np.stack(totals)
-    worst = np.argmax(stages_total, axis=0)
-    peak = np.take_along_axis(stages_total, worst[None], axis=0)[0]
-    named = {
-        name: np.take_along_axis(np.stack([part[i] for part in parts]), worst[None], axis=0)[0] for i, name in enumerate(PARTS)
+    positions = np.stack([0 * pipeline, np.minimum(1, pipeline - 1), pipeline - 1])
+    flights = np.stack([in_flight(at["schedule"], pipeline, virtual, microbatches, index) / virtual for index in positions])
+    activations = kept * flights
+    activations[FIRST] += embedding * flights[FIRST] + np.where(alone, head, 0.0)
+    activations[LAST] += head
+    logits = np.zeros_like(activations)
+    logits[LAST] = _logits(at) * at["stack.memory.logits_copies"]
+    logits[FIRST] = np.where(alone, logits[LAST], 0.0)
+    return ActivationMemory(activations, logits, blocks.working[:kinds, combination].max(axis=0) + again)
+
+
+def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> MemoryUse:
+    """The timeline's peak over stages and moments, for n plans whose live and state bytes are given."""
+    held = np.where(at["global_batch"] > at["data"] * at["micro_batch"], 1.0, at["stack.memory.persistent_gradients"])
+    at_layer = np.maximum(held, at["stack.memory.gradients_at_peak"])
+    resident = state.weights + state.optimizer
+    with_head = held * state.gradients + live.activations + live.logits + state.gathered
+    in_layer = at_layer * state.gradients + live.activations + live.working + state.gathered
+    moments = np.concatenate([with_head, in_layer, state.gradients]) + np.concatenate([resident] * 3)
+    n = moments.shape[1]
+    when = np.argmax(moments, axis=0)
+    stage, moment = when % 3, when // 3
+    rows = np.arange(n)
+
+    def of_stage(value: FloatArray, factor: Value = 1.0) -> FloatArray:
+        return np.asarray(value.ravel()[stage * n + rows] * factor, np.float64)
+
+    live_then = moment < 2
+    parts = {
+        "weights": of_stage(state.weights),
+        "gradients": of_stage(state.gradients, np.where(moment == 0, held, np.where(moment == 1, at_layer, 1.0))),
+        "optimizer": of_stage(state.optimizer),
+        "activations": of_stage(live.activations, live_then),
+        "logits": of_stage(live.logits, moment == 0),
+        "working": of_stage(live.working, moment == 1),
+        "gathered": of_stage(state.gathered, live_then),
     }
+    peak = moments.ravel()[when * n + rows]
     overhead = peak * at["stack.memory.fragmentation"] + at["stack.memory.reserve"] + _buffers(at)
-    return MemoryUse(peak, named, stages_total, peak + overhead, overhead)
+    return MemoryUse(peak, parts, moments.reshape(3, 3, n).max(axis=0), peak + overhead, overhead)
 
 
 def kept_per_stage(at: SymbolTable, blocks: BlockMemory, combination: IntArray, counts: FloatArray) -> FloatArray:
@@ -149,30 +166,36 @@ def first_k_share(at: SymbolTable, counts: FloatArray) -> FloatArray:
     return np.where(np.asarray(at["recompute"]) == Recompute.FIRST_K, chosen / layers, 0.0)
 
 
-def _state(stack: Stack, at: SymbolTable, dense: FloatArray, expert: FloatArray) -> dict[str, FloatArray]:
-    """Bytes of weights, gradients and optimizer state per stage, each (3, n), after sharding by ZeRO stage."""
+def state_memory(stack: Stack, at: SymbolTable, dense: FloatArray, expert: FloatArray, counts: FloatArray, embedding: Value) -> StateMemory:
+    """State of n plans from the (3, n) parameters of a device and the (kinds, 3, n) layer counts.
+
+    `embedding` (n,) are the parameters of the embedding table on a device: the largest unit FSDP gathers.
+    """
     zero = np.asarray(at["zero_stage"])
     shard, expert_shard = shard_ranks(at)
     trained = trained_share(at)
     precision = np.asarray(at["precision"])
-    bytes_of = {role: np.zeros(np.broadcast_shapes(precision.shape, dense.shape[1:])) for role in ("weights", "gradients", "optimizer")}
-    sharded: dict[str, Value] = {"weights": zero >= 3, "gradients": zero >= 2, "optimizer": zero >= 1}
+    widths = {role: np.zeros(precision.shape) for role in ("weights", "gradients", "optimizer")}
     for code in np.unique(precision):
-        widths = state_widths()[stack.optimizer(NAMES["precision"][int(code)])]
-        here = precision == code
-        roles = {"weights": widths.bytes["weights"], "gradients": widths.bytes["gradients"]}
-        roles["optimizer"] = widths.bytes["master"] + widths.bytes["moments"]
-        for role, width in roles.items():
-            bytes_of[role] = np.where(here, width, bytes_of[role])
-    # adapters train in the same formats; frozen weights are held in 16 bits
-    state = {}
-    for role, width in bytes_of.items():
-        split = dense / np.where(sharded[role], shard, 1) + expert / np.where(sharded[role], expert_shard, 1)
-        share = 1.0 if role == "weights" else trained
-        state[role] = split * width * share
-    # distributed gradients of stage 1 stay whole; stage 1 of Megatron keeps them in fp32 until the step
-    state["optimizer"] = np.where(np.asarray(at["offload"]) == Offload.OPTIMIZER, 0.0, state["optimizer"])
-    return state
+        held = state_widths()[stack.optimizer(NAMES["precision"][int(code)])].bytes
+        for role, width in (
+            ("weights", held["weights"]),
+            ("gradients", held["gradients"]),
+            ("optimizer", held["master"] + held["moments"]),
+        ):
+            widths[role] = np.where(precision == code, width, widths[role])
+
+    def sharded(role: str, stage: int) -> FloatArray:
+        split = dense / np.where(zero >= stage, shard, 1) + expert / np.where(zero >= stage, expert_shard, 1)
+        return np.asarray(split * widths[role] * (1.0 if role == "weights" else trained), np.float64)
+
+    on_host = np.asarray(at["offload"]) == Offload.OPTIMIZER
+    return StateMemory(
+        weights=sharded("weights", 3),
+        gradients=sharded("gradients", 2),
+        optimizer=np.where(on_host, 0.0, sharded("optimizer", 1)),
+        gathered=_gathered(at, dense, expert, counts.sum(axis=0), embedding),
+    )
 
 
 def _logits(at: SymbolTable) -> Value:

@@ -23,6 +23,15 @@ class Evidence(IntEnum):
     FIRST_PRINCIPLES = 3
 
 
+@runtime_checkable
+class LazySide(Protocol):
+    """One side of the intervals that is computed only when a metric is asked for."""
+
+    def take(self, rows: NDArray[Any] | slice, value: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
+        """The same side for some rows, whose values are given."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Metrics:
     """Predictions for n design points; SI units.
@@ -46,12 +55,17 @@ class Metrics:
         def pick(columns: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
             return {name: array[rows] for name, array in columns.items()}
 
+        def side(around: Mapping[str, FloatArray], value: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
+            """Intervals that are computed when asked for stay so."""
+            return around.take(rows, value) if isinstance(around, LazySide) else pick(around)
+
         evidence = None if self.evidence is None else self.evidence[rows]
+        value = pick(self.value)
         return Metrics(
             n=len(np.empty(self.n, np.bool_)[rows]),
-            value=pick(self.value),
-            low=pick(self.low),
-            high=pick(self.high),
+            value=value,
+            low=side(self.low, value),
+            high=side(self.high, value),
             parts={metric: pick(parts) for metric, parts in self.parts.items()},
             violation=pick(self.violation),
             evidence=evidence,

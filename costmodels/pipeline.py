@@ -24,13 +24,16 @@ class PipelineTime:
     """Seconds per step; arrays of shape (n,). `parts` sum to `total`.
 
     `backward` is the slowest stage's backward time of one microbatch, `compute` its forward + backward: what communication can
-    hide behind. `flops`, `traffic`, `inner_bytes`, `outer_bytes` are per step on a mean device.
+    hide behind; `layers` the layers of a mean stage, `recomputed_share` the share of them that first-k recomputes. `flops`,
+    `traffic`, `inner_bytes`, `outer_bytes` are per step on a mean device.
     """
 
     total: FloatArray
     parts: dict[str, FloatArray]
     backward: FloatArray
     compute: FloatArray
+    layers: FloatArray
+    recomputed_share: FloatArray
     flops: FloatArray
     traffic: FloatArray
     inner_bytes: FloatArray
@@ -78,12 +81,15 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
     def mean(value: FloatArray) -> FloatArray:
         return select.total(select.chosen(value)) / pipeline * microbatches
 
+    layers = counts.sum(axis=0)
     inner, outer = mean(blocks.inner_bytes), mean(blocks.outer_bytes)
     return PipelineTime(
         total=timed.total,
         parts=parts,
         backward=at_slowest(backward) / microbatches,
         compute=at_slowest(forward + backward) / microbatches,
+        layers=np.maximum(layers.mean(axis=0), 1.0),
+        recomputed_share=(first_k_share(at, counts) * layers).sum(axis=0) / np.maximum(layers.sum(axis=0), 1.0),
         flops=mean(blocks.flops),
         traffic=mean(blocks.traffic),
         inner_bytes=inner + 2.0 * microbatches * send_inner,

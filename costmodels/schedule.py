@@ -248,16 +248,18 @@ def _one_f_one_b(rows: _Rows) -> FloatArray:
     best = _dwelling(rows, _stages(rows))
     few = rows.m <= rows.p
     if few.any():
+        # with m < p only the stages from p − m + 1 on alternate
         short = rows.take(few)
-        stages = _stages(short, turns=True)
+        begin = short.p - short.m
+        stages = _stages(short, turns=[begin, begin + 1])
         best[few] = np.maximum(best[few], np.maximum(_dwelling(short, stages), _turning(short, stages)))
     return best
 
 
-def _stages(rows: _Rows, turns: bool = False) -> list[_Stage]:
+def _stages(rows: _Rows, turns: Sequence[FloatArray] = ()) -> list[_Stage]:
     """The stages where path families begin, turn or dwell, by index; the middle ones repeat the first where p ≤ 2.
 
-    First, second, last but one, last; with `turns` also p − m and p − m + 1, where stages begin to alternate if m < p.
+    First, second, those of `turns` (ascending), last but one, last.
     """
     first, middle, mean, last, p = rows.first, rows.middle, rows.mean, rows.last, rows.p
     peak_f, peak_b = np.maximum(first.f, middle.f), np.maximum(first.b, middle.b)
@@ -272,7 +274,7 @@ def _stages(rows: _Rows, turns: bool = False) -> list[_Stage]:
     return [
         _Stage(np.zeros_like(p), first.f, first.b, first.w, first.f, first.b, first.f, first.b),
         inside(np.ones_like(p)),
-        *([inside(p - rows.m), inside(p - rows.m + 1)] if turns else []),
+        *(inside(index) for index in turns),
         before_last,
         _Stage(
             p - 1,
@@ -325,7 +327,7 @@ def _loops(rows: _Rows, low: _Stage, high: _Stage, slots: FloatArray) -> FloatAr
     return np.asarray(whole * loop + np.where(rest > 0, short, 0.0))
 
 
-# (turn, forward dwell, backward dwell) as places in `_stages(turns=True)`, found by search over all triples
+# (turn, forward dwell, backward dwell) as places in `_stages` of few microbatches, found by search over all triples
 _TURNS = (
     *((5, 0, 0), (0, 0, 0), (1, 0, 0), (4, 0, 0), (5, 1, 1), (2, 0, 0), (4, 1, 1), (5, 0, 1), (5, 1, 0)),
     *((5, 1, 5), (5, 5, 1), (4, 4, 0), (4, 0, 4), (1, 1, 0), (1, 0, 1)),
@@ -352,17 +354,257 @@ def _turning(rows: _Rows, stages: Sequence[_Stage]) -> FloatArray:
     return best
 
 
+def _zero_bubble(rows: _Rows) -> FloatArray:
+    """Longest path of ZB-H1 (Qi 2023, fig. 3), (n,); `_End.b` and `_Stage.b` are input gradients alone in here.
+
+    Stage i holds back i weight gradients: they run beside its backwards from slot p − 1 + i on, the last ones at the end.
+    """
+    ends = (_End(end.f, end.b - end.w, end.w) for end in (rows.first, rows.middle, rows.mean, rows.last))
+    rows = _Rows(rows.p, rows.v, rows.m, rows.send, *ends)
+    best = _dwelling_split(rows, _stages(rows))
+    few = rows.m <= rows.p
+    if few.any():
+        short = rows.take(few)
+        begin, held = short.p - short.m, short.m - 1
+        low, high = np.minimum(begin, held), np.maximum(begin + 1, held)
+        stages = _stages(short, turns=[low, 2 * begin + 1 + held - low - high, high])
+        longest = np.maximum(_dwelling_split(short, stages), _turning_split(short, stages))
+        best[few] = np.maximum(best[few], longest)
+    return best
+
+
+def _drain_split(rows: _Rows, top: _Stage, wait: _Stage, end: _Stage, done: FloatArray) -> FloatArray:
+    """From B(top, done) to the end of stage `end`, the backwards left spent on stage `wait`, end ≤ wait ≤ top, (n,)."""
+    m = rows.m
+    falls = top.sum_b - end.sum_b + end.b + (top.index - end.index) * rows.send
+    waits = (m - 1 - done) * wait.b + np.maximum(m - 1 - np.maximum(done, wait.index), 0) * wait.w
+    return np.asarray(falls + waits + np.minimum(m, end.index + 1) * end.w)
+
+
+def _dwelling_split(rows: _Rows, stages: Sequence[_Stage]) -> FloatArray:
+    """As `_dwelling`, (n,), for paths that dwell on one stage, or on x before and y after weight gradients start."""
+    m, p, send = rows.m, rows.p, rows.send
+    sends = bool(send.any())
+    zero = np.zeros_like(m)
+    tops: list[FloatArray] = []
+    for place, top in enumerate(stages):
+        done = m - np.minimum(m, p - top.index)
+        longest = zero
+        for k, wait in enumerate(stages[: place + 1]):
+            for end in stages[: k + 1]:
+                longest = np.maximum(longest, _drain_split(rows, top, wait, end, done))
+        tops.append(longest)
+    # after[y]: from F(y, m−1) to the end
+    after, fills = [zero] * len(stages), [zero] * len(stages)
+    climb = fill = zero
+    for place, stage in reversed(list(enumerate(stages))):
+        climb = np.maximum(climb, stage.sum_f + stage.index * send + tops[place])
+        after[place] = climb - stage.sum_f + stage.f - stage.index * send
+        there_and_back = stage.sum_f + stage.sum_b + 2 * stage.index * send
+        fill = np.maximum(fill, there_and_back + np.minimum(p - 1 - stage.index, m - 1) * stage.peak_f)
+        fills[place] = fill - stage.sum_b + stage.b - stage.index * send
+    best = zero
+    for from_, x in enumerate(stages):
+        slots = m - 1 - p + x.index
+        single = fills[from_] + slots * (x.f + x.b) + np.maximum(m - p, 0) * x.w + after[from_]
+        best = np.where(slots >= 0, np.maximum(best, single), best)
+        for high in stages[from_ + 1 :] if sends else ():
+            inside = np.maximum(slots, 0)
+            trips = np.ceil(inside / (high.index - x.index + 1))
+            loops = fills[from_] + _loops(rows, x, high, inside) + after[from_]
+            loops = loops + np.minimum(trips, np.maximum(m - p, 0)) * x.w
+            best = np.where(slots >= 0, np.maximum(best, loops), best)
+        for to, y in enumerate(stages):
+            if to == from_:
+                continue
+            up = to > from_
+            for early in (zero, np.maximum(x.index - 1, 0)) if up else (zero, y.index, x.index):
+                late = m - 1 - p - early + (x.index if up else y.index)
+                first = early * (x.f + x.b) + np.maximum(early - x.index + up, 0) * x.w
+                second = late * (y.f + y.b) + np.clip(late + (not up), 0, np.maximum(m - p, 0)) * y.w
+                step = y.sum_f - y.f - x.sum_f + x.f if up else x.sum_b - x.b - y.sum_b + y.b
+                path = fills[from_] + first + step + np.abs(y.index - x.index) * send + second + after[to]
+                best = np.where(late >= 0, np.maximum(best, path), best)
+    return best
+
+
+def _turning_split(rows: _Rows, stages: Sequence[_Stage]) -> FloatArray:
+    """As `_turning`, (n,); the path ends on a stage at or below the one whose backwards it dwelt on."""
+    m = rows.m
+    best = np.zeros_like(m)
+    room = [np.minimum(m, rows.p - stage.index) - 1 for stage in stages]
+    for turn, forward, backward, end in _TURNS_SPLIT:
+        k = stages[turn]
+        for j in (room[turn], np.maximum(room[turn], room[forward])):
+            done = j - room[turn]
+            path = k.sum_f + j * stages[forward].f + k.index * rows.send
+            path = path + _drain_split(rows, k, stages[backward], stages[end], done)
+            best = np.where(done >= m - 1 - room[backward], np.maximum(best, path), best)
+    return best
+
+
+_TURNS_SPLIT = tuple((k, a, c, e) for k in range(7) for a in range(k + 1) for c in range(k + 1) for e in range(c + 1))
+
+
 @dataclass(frozen=True, slots=True)
 class _Chunks:
+    """Seconds of the chunks of interleaved stages: the one at each end of the model, and every other by its rank."""
+
     head: _End
+    tail: _End
+    first: _End
+    middle: _End
     mean: _End
+    last: _End
 
 
 def _chunks(rows: _Rows) -> _Chunks:
-    return _Chunks(_End(rows.first.f / rows.v * 0, rows.first.b * 0, rows.first.w), _End(rows.mean.f * 0, rows.mean.b * 0, rows.mean.w))
+    """Ordinary chunks take a v-th of a middle stage, or what their rank leaves them; the model's end chunks the rest."""
+    v = rows.v
+    others = np.maximum(v - 1, 1)
+
+    def split(first: FloatArray, middle: FloatArray, last: FloatArray) -> tuple[FloatArray, ...]:
+        ordinary = np.where(rows.p > 2, middle, np.minimum(first, last)) / v
+        here, there = np.minimum(ordinary, first / others), np.minimum(ordinary, last / others)
+        return first - (v - 1) * here, last - (v - 1) * there, here, there
+
+    head_f, tail_f, first_f, last_f = split(rows.first.f, rows.middle.f, rows.last.f)
+    head_b, tail_b, first_b, last_b = split(rows.first.b, rows.middle.b, rows.last.b)
+    return _Chunks(
+        head=_End(head_f, head_b, rows.first.w),
+        tail=_End(tail_f, tail_b, rows.last.w),
+        first=_End(first_f, first_b, rows.first.w),
+        middle=_End(rows.middle.f / v, rows.middle.b / v, rows.middle.w),
+        mean=_End(rows.mean.f / v, rows.mean.b / v, rows.mean.w),
+        last=_End(last_f, last_b, rows.last.w),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """A rank of the interleaved schedule: its index, and of an ordinary chunk and its end chunk forward and backward.
+
+    `end_early`: its end chunk comes first in the order of forwards (rank 0) or last (rank p − 1).
+    """
+
+    index: FloatArray
+    f: FloatArray
+    b: FloatArray
+    end_f: FloatArray
+    end_b: FloatArray
+    end_early: bool
+
+
+def _interleaved(rows: _Rows) -> FloatArray:
+    """Longest path of the interleaved schedule (Narayanan 2021, fig. 4 bottom), (n,).
+
+    Give the k-th forward of rank i slot k + i, and its k-th backward slot k + 2(p − 1) − i + (v − 1)g: every hop takes
+    one slot and passes over the other half of it, so that nothing is gained by leaving the rank dwelt on, save in the
+    warm-up and drain, where slots are half empty.
+    """
+    chunks = _chunks(rows)
+    m, p, v, send = rows.m, rows.p, rows.v, rows.send
+    g = group_size(p.astype(np.int64), m.astype(np.int64)).astype(np.float64)
+    head, tail, first, middle, last = chunks.head, chunks.tail, chunks.first, chunks.middle, chunks.last
+    inside = np.minimum(1, p - 2)
+    ranks = (
+        _Rank(np.zeros_like(p), first.f, first.b, head.f, head.b, True),
+        _Rank(np.where(p > 2, inside, 0), *_either(p > 2, middle, first, head), True),
+        _Rank(np.maximum(p - 2, 0), *_either(p > 2, middle, first, head), True),
+        _Rank(p - 1, last.f, last.b, tail.f, tail.b, False),
+    )
+    mirrored = _Chunks(*(_End(x.b, x.f, x.w) for x in (head, tail, first, middle, chunks.mean, last)))
+    backwards = [_Rank(x.index, x.b, x.f, x.end_b, x.end_f, x.end_early) for x in ranks]
+    fills, up = _warm_up(rows, chunks, ranks, g)
+    drains, down = _warm_up(rows, mirrored, backwards, g)
+    best = np.zeros_like(m)
+    for rank, fill, drain in zip(ranks, fills, drains, strict=True):
+        warm = 2 * (p - 1 - rank.index) + (v - 1) * g
+        rest = m * v - 1 - warm
+        # forwards between B(i, 0) and F(i, mv−1), and as many backwards
+        forward = _ordered(rank.f, rank.end_f, rank.end_early, m * v - 1, g, v)
+        forward = forward - _ordered(rank.f, rank.end_f, rank.end_early, warm + 1, g, v)
+        backward = _ordered(rank.b, rank.end_b, not rank.end_early, rest, g, v)
+        backward = backward - _ordered(rank.b, rank.end_b, not rank.end_early, np.ones_like(m), g, v)
+        best = np.where(rest > 0, np.maximum(best, fill + forward + backward + drain), best)
+        # the rank from end to end
+        before = np.where(rank.index > 0, head.f + head.b + (rank.index - 1) * (chunks.mean.f + chunks.mean.b), 0.0)
+        whole = m * ((v - 1) * (rank.f + rank.b) + rank.end_f + rank.end_b)
+        best = np.maximum(best, before + whole + 2 * rank.index * send)
+    return best
+
+
+def _either(deep: BoolArray, middle: _End, first: _End, head: _End) -> tuple[FloatArray, ...]:
+    """Ordinary f, b and end f, b of a middle rank, or of rank 0 where there is none."""
+    f, b = np.where(deep, middle.f, first.f), np.where(deep, middle.b, first.b)
+    return f, b, np.where(deep, middle.f, head.f), np.where(deep, middle.b, head.b)
+
+
+def _ordered(
+    ordinary: FloatArray, end: FloatArray, early: bool, count: FloatArray, g: FloatArray, v: FloatArray
+) -> FloatArray:
+    """Seconds of a rank's first `count` chunks of one kind: groups of g, whose first or last chunk is the end chunk."""
+    rounds = np.floor(count / (g * v))
+    left = count - rounds * g * v
+    ends = rounds * g + (np.minimum(left, g) if early else np.maximum(left - (v - 1) * g, 0))
+    return np.asarray(count * ordinary + ends * (end - ordinary))
+
+
+def _warm_up(
+    rows: _Rows, chunks: _Chunks, ranks: Sequence[_Rank], g: FloatArray
+) -> tuple[list[FloatArray], FloatArray]:
+    """Seconds of the longest path up to and with B(i, 0) for each of `ranks`, and to F(p − 1, (v − 1)g), each (n,)."""
+    p, v, send = rows.p, rows.v, rows.send
+    head, tail, mean, first, last = chunks.head, chunks.tail, chunks.mean, chunks.first, chunks.last
+    inner = np.maximum(p - 2, 0)
+    deep = v > 1
+    # forwards of one microbatch through all chunks, with its hops
+    one_pass = head.f + tail.f + (v - 1) * (first.f + last.f) + v * inner * mean.f + (p * v - 1) * send
+    to_top = (p - 1) * send + inner * mean.f
+    count = (v - 1) * g + 1
+    top = np.maximum(one_pass, _ordered(ranks[0].f, ranks[0].end_f, True, count, g, v) + to_top + tail.f)
+    top = np.maximum(top, _ordered(ranks[-1].f, ranks[-1].end_f, False, count, g, v) + to_top + head.f)
+    middle = head.f + count * ranks[1].f + (p - 1) * send + (inner - 1) * mean.f + tail.f
+    top = np.maximum(top, np.where(p > 2, middle, 0.0))
+    first_group = g * head.f + one_pass - (head.f + inner * mean.f + last.f + p * send)
+    top = np.maximum(top, np.where(deep, first_group, 0.0))
+    fills = []
+    for rank in ranks:
+        above = p - 1 - rank.index
+        at_last, at_first = rank.index == p - 1, rank.index == 0
+        # down from B(p − 1, 0) by the first backwards of the ranks between
+        first_b = np.where(at_first, ranks[0].b, mean.b)
+        fall = np.where(at_last, 0.0, np.maximum(above - 1, 0) * mean.b + first_b) + above * send + tail.b
+        best = top + fall
+        # by forwards alone
+        warm = 2 * above + (v - 1) * g
+        climb = np.where(at_first, 0.0, head.f + np.maximum(rank.index - 1, 0) * mean.f) + rank.index * send
+        own = climb + _ordered(rank.f, rank.end_f, rank.end_early, warm + 1, g, v)
+        lowest = _ordered(ranks[0].f, ranks[0].end_f, True, warm + 1, g, v)
+        low = lowest + np.where(at_first, 0.0, rank.index * (mean.f + send))
+        through = one_pass - tail.f - np.maximum(above - 1, 0) * mean.f - above * send
+        through = np.where(at_last, 0.0, through + 2 * above * rank.f)
+        turn = np.where(at_last, tail.b, rank.b)
+        fills.append(np.maximum(best, np.maximum.reduce([own, low, through]) + turn))
+    return fills, top
+
+
+def _dualpipe(rows: _Rows) -> FloatArray:
+    """Busy time and the bubble (p/2 − 1)(F&B + B − 3W) with F&B = f + b (DeepSeek-V3 2024, table 2), (n,).
+
+    Each device holds stages i and p − 1 − i and takes half of the microbatches through each.
+    """
+    first, middle, last = rows.first, rows.middle, rows.last
+    f, b, w = (first.f + last.f) / 2, (first.b + last.b) / 2, (first.w + last.w) / 2
+    idle = np.maximum(f + 2 * b - 3 * w, middle.f + 2 * middle.b - 3 * middle.w)
+    busy = rows.m * np.maximum(f + b, middle.f + middle.b)
+    return np.asarray(busy + np.maximum(rows.p / 2 - 1, 0) * np.maximum(idle + 2 * rows.send, 0))
 
 
 _SCHEDULES: dict[Schedule, Callable[[_Rows], FloatArray]] = {
     Schedule.GPIPE: _gpipe,
     Schedule.ONE_F_ONE_B: _one_f_one_b,
+    Schedule.INTERLEAVED: _interleaved,
+    Schedule.ZERO_BUBBLE: _zero_bubble,
+    Schedule.DUALPIPE: _dualpipe,
 }

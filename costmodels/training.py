@@ -6,22 +6,33 @@ hundred array operations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from costmodels.block_table import BlockTable, block_table, graphs
+from costmodels.block_table import block_table, graphs
 from costmodels.constants import Stack, device_symbols, find_stack
-from costmodels.data_parallel import data_parallel_time, exposed_time
+from costmodels.data_parallel import DataParallelTime, data_parallel_time, exposed_time
 from costmodels.energy import energy, price
-from costmodels.flops import convention_flops
-from costmodels.intervals import interval
+from costmodels.factors import gathered, joined
+from costmodels.flops import ConventionFlops, convention_flops
+from costmodels.intervals import Around, interval
 from costmodels.kernels import sixteen_bit_rate
-from costmodels.memory import MemoryUse, first_k_share, memory_use, policy_of, stage_parameters, trained_share
+from costmodels.memory import (
+    ActivationMemory,
+    StateMemory,
+    activation_memory,
+    memory_use,
+    policy_of,
+    stage_parameters,
+    state_memory,
+    trained_share,
+)
 from costmodels.metrics import Metrics
-from costmodels.pipeline import pipeline_of
+from costmodels.pipeline import PipelineTime, pipeline_of
 from costmodels.reliability import effective_share
 from spaces.architecture import Architecture
 from spaces.blocks import scalars
@@ -31,11 +42,6 @@ from spaces.plan import DEFAULTS, NAMES, Recompute
 from spaces.problem import Problem
 from spaces.stages import StageTable, stage_table
 
-MAXIMISED = frozenset(
-    "tokens_per_second tokens_per_second_per_device mfu hfu mfu_causal model_flops_per_device hardware_flops_per_device "
-    "effective_tokens_per_second".split()
-)
-"""Metrics of which more is better; of all others less is."""
 ROWS = 1 << 14
 """Plans evaluated at a time: their arrays stay in the cache of a core."""
 SECONDS_PER_DAY = 86_400.0
@@ -48,7 +54,8 @@ def training_problem(
 
     `fixed` binds `sequence`, `global_batch` and whatever else is not an axis; SI units. Symbols that turn out to be columns win.
     """
-    bound: dict[str, float] = {**DEFAULTS, "shard_degree": 0, **scalars(architecture)}
+    parameters = graphs(architecture, find_stack(stack).traits).parameters()
+    bound: dict[str, float] = {**DEFAULTS, "shard_degree": 0, **scalars(architecture), "parameters": parameters}
     labels = {**NAMES}
     if device is not None:
         bound |= device_symbols(device, stack)
@@ -72,34 +79,89 @@ class TrainingModel:
 
     def bound(self, problem: Problem, points: Columns) -> Metrics:
         """Exact memory, counted from the graph before any time is computed."""
-        stack = find_stack(problem.stack)
-        table = block_table(problem, points, stack, with_time=False)
-        stages, place = _stages(problem, points, stack)
-        pieces = []
-        for rows in _slices(points.n):
-            at = problem.at(points.take(rows))
-            use = _memory(problem, stack, at, table, stages, place, rows)
-            limit = np.asarray(at["device.memory_capacity"], np.float64)
-            pieces.append(
-                Metrics(
-                    n=use.peak.shape[0],
-                    value={"memory": use.device, "devices": _full(at["devices"], use.peak.shape[0])},
-                    violation={"memory": use.device / limit - 1.0},
-                )
-            )
-        return _join(pieces)
+        parts = _tables(problem, points, with_time=False)
+        return _join(points.n, ((rows, _bounds(problem.at(points.take(rows)), parts, rows)) for rows in _slices(points.n)))
 
     def evaluate(self, problem: Problem, points: Columns) -> Metrics:
         """All metrics of the n plans, with parts of step time, memory and energy."""
-        stack = find_stack(problem.stack)
-        table = block_table(problem, points, stack, with_time=True)
-        stages, place = _stages(problem, points, stack)
-        flops, flops_place = _convention(problem, points, stack)
-        pieces = []
-        for rows in _slices(points.n):
-            at = problem.at(points.take(rows))
-            pieces.append(_evaluate(problem, stack, at, table, stages, place, flops, flops_place, rows))
-        return _join(pieces)
+        parts = _tables(problem, points, with_time=True)
+        return _join(points.n, ((rows, _metrics(problem, problem.at(points.take(rows)), parts, rows)) for rows in _slices(points.n)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tables:
+    """Every part of the model once per distinct combination of what it reads, and each point's row in it.
+
+    `pipe` and `live` by `by_pipe` (n,): all but what only parameters feel. `data` and `state` by `by_data` (n,): all but what
+    only microbatches feel. `flops` by `by_flops` (n,).
+    """
+
+    pipe: PipelineTime | None
+    live: ActivationMemory
+    by_pipe: IntArray
+    data: DataParallelTime | None
+    state: StateMemory
+    by_data: IntArray
+    flops: ConventionFlops | None
+    by_flops: IntArray
+
+
+PARAMETERS_ONLY = frozenset({"zero_stage", "shard_degree", "offload"})
+"""Symbols that the time and the activations of a microbatch do not depend on."""
+MICROBATCH_ONLY = frozenset({"micro_batch", "sequence_parallel", "schedule", "recompute", "recompute_layers"})
+"""Symbols that parameters, their reduction and the optimizer do not depend on."""
+
+
+def _tables(problem: Problem, points: Columns, *, with_time: bool) -> _Tables:
+    stack = find_stack(problem.stack)
+    names = frozenset(points.levels)
+    inner, by_pipe = distinct(points, names - PARAMETERS_ONLY)
+    blocks = block_table(problem, inner, stack, with_time=with_time)
+    stages, place = _stages(problem, inner, stack)
+    outer, by_data = distinct(points, names - MICROBATCH_ONLY)
+    first = np.zeros(outer.n, np.int64)  # a point of each combination, to find its parameters by
+    first[by_data[::-1]] = np.arange(points.n)[::-1]
+    shared = by_pipe[first]
+    data, state = [], []
+    tied = problem.architecture.tied_embeddings
+    for rows in _slices(outer.n):
+        at = problem.at(outer.take(rows))
+        counts = stages.counts[:, :, place[shared[rows]]]
+        combination = blocks.index[shared[rows]]
+        dense, expert = stage_parameters(blocks.memory, combination, counts, tied, at["pipeline"])
+        embedding = blocks.memory.dense[counts.shape[0]][combination]
+        state.append(state_memory(stack, at, dense, expert, counts, embedding))
+        if with_time:
+            heaviest = np.argmax(dense + expert, axis=0)[None]
+            own = [np.take_along_axis(share, heaviest, axis=0)[0] for share in (dense, expert)]
+            data.append(data_parallel_time(at, own[0], own[1], trained_share(at)))
+    pipe, live = [], []
+    for rows in _slices(inner.n):
+        at = problem.at(inner.take(rows))
+        live.append(activation_memory(at, blocks.memory, blocks.index[rows], stages, place[rows]))
+        if blocks.time is not None:
+            pipe.append(pipeline_of(at, blocks.time, blocks.index[rows], stages, place[rows]))
+    flops, by_flops = _convention(problem, points, stack) if with_time else (None, np.zeros(points.n, np.int64))
+    return _Tables(
+        pipe=joined(pipe) if with_time else None,
+        live=joined(live),
+        by_pipe=by_pipe,
+        data=joined(data) if with_time else None,
+        state=joined(state),
+        by_data=by_data,
+        flops=flops,
+        by_flops=by_flops,
+    )
+
+
+def _bounds(at: Bindings, parts: _Tables, rows: slice) -> Metrics:
+    use = memory_use(at, gathered(parts.live, parts.by_pipe[rows]), gathered(parts.state, parts.by_data[rows]))
+    limit = np.asarray(at["device.memory_capacity"], np.float64)
+    return Metrics(
+        n=at.n,
+        value={"memory": use.device, "peak_memory": use.peak, "devices": _full(at["devices"], at.n)},
+        violation={"memory": use.device / limit - 1.0},
+    )
 
 
 def _slices(n: int) -> list[slice]:
@@ -110,24 +172,52 @@ def _full(value: Any, n: int) -> FloatArray:
     return np.broadcast_to(np.asarray(value, np.float64), (n,)).copy()
 
 
-def _join(pieces: Sequence[Metrics]) -> Metrics:
-    """Batches one after the other."""
-    if len(pieces) == 1:
-        return pieces[0]
+def _join(n: int, pieces: Iterable[tuple[slice, Metrics]]) -> Metrics:
+    """Slices of rows written into arrays of n rows as they come: no slice outlives its turn."""
+    whole: dict[tuple[str, ...], FloatArray] = {}
+    piece: Metrics | None = None
+    evidence: NDArray[np.int8] | None = None
+    for rows, piece in pieces:
+        if rows == slice(0, n):
+            return piece
+        for path, array in _arrays(piece):
+            whole.setdefault(path, np.empty(n))[rows] = array
+        if piece.evidence is not None:
+            evidence = np.empty(n, np.int8) if evidence is None else evidence
+            evidence[rows] = piece.evidence
+    assert piece is not None
 
-    def cat(columns: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArray]:
-        return {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+    def under(*prefix: str) -> dict[str, FloatArray]:
+        return {path[-1]: array for path, array in whole.items() if path[:-1] == prefix}
 
-    first = pieces[0]
+    value = under("value")
+    sides = {}
+    for name, side in (("low", piece.low), ("high", piece.high)):
+        sides[name] = Around(value, **under(name), memory=side.memory) if isinstance(side, Around) else {}
     return Metrics(
-        n=sum(piece.n for piece in pieces),
-        value=cat([piece.value for piece in pieces]),
-        low=cat([piece.low for piece in pieces]) if first.low else {},
-        high=cat([piece.high for piece in pieces]) if first.high else {},
-        parts={metric: cat([piece.parts[metric] for piece in pieces]) for metric in first.parts},
-        violation=cat([piece.violation for piece in pieces]),
-        evidence=None if first.evidence is None else np.concatenate([p.evidence for p in pieces if p.evidence is not None]),
+        n=n,
+        value=value,
+        low=sides["low"],
+        high=sides["high"],
+        parts={metric: under("parts", metric) for metric in piece.parts},
+        violation=under("violation"),
+        evidence=evidence,
     )
+
+
+def _arrays(metrics: Metrics) -> Iterator[tuple[tuple[str, ...], FloatArray]]:
+    """Every array of some metrics under its path."""
+    for name, array in metrics.value.items():
+        yield ("value", name), array
+    for name, array in metrics.violation.items():
+        yield ("violation", name), array
+    for metric, parts in metrics.parts.items():
+        for name, array in parts.items():
+            yield ("parts", metric, name), array
+    for name, side in (("low", metrics.low), ("high", metrics.high)):
+        if isinstance(side, Around):
+            yield (name, "time"), side.time
+            yield (name, "inverse"), side.inverse
 
 
 def _stages(problem: Problem, points: Columns, stack: Stack) -> tuple[StageTable, IntArray]:
@@ -140,39 +230,27 @@ def _stages(problem: Problem, points: Columns, stack: Stack) -> tuple[StageTable
     return stage_table(model.order, tuple(model.layers), *columns), place
 
 
-def _convention(problem: Problem, points: Columns, stack: Stack) -> tuple[Any, IntArray]:
+def _convention(problem: Problem, points: Columns, stack: Stack) -> tuple[ConventionFlops, IntArray]:
     reads = {name for name in points.levels if name in problem.scalars or name == "sequence"} - set(DEFAULTS)
     reads = {name for name in reads if not name.startswith(("device", "kernel", "link", "stack"))} - {"shard_degree", "global_batch"}
     combinations, place = distinct(points, (*reads, "precision"))
     return convention_flops(graphs(problem.architecture, stack.traits), stack, problem.at(combinations), max(combinations.n, 1)), place
 
 
-def _memory(
-    problem: Problem, stack: Stack, at: Bindings, table: BlockTable, stages: StageTable, place: IntArray, rows: slice
-) -> MemoryUse:
-    tied = problem.architecture.tied_embeddings
-    return memory_use(stack, at, table.memory, table.index[rows], stages, place[rows], tied)
-
-
-def _evaluate(
-    problem: Problem,
-    stack: Stack,
-    at: Bindings,
-    table: BlockTable,
-    stages: StageTable,
-    place: IntArray,
-    flops: Any,
-    flops_place: IntArray,
-    rows: slice,
-) -> Metrics:
-    assert table.time is not None
+def _metrics(problem: Problem, at: Bindings, tables: _Tables, rows: slice) -> Metrics:
+    assert tables.pipe is not None
+    assert tables.data is not None
+    assert tables.flops is not None
     n = at.n
-    use = _memory(problem, stack, at, table, stages, place, rows)
-    pipe = pipeline_of(at, table.time, table.index[rows], stages, place[rows])
-    step, parts, moved = _step(problem, stack, at, table, stages, place, rows, pipe)
-    used = energy(at, step, pipe.flops, pipe.traffic, pipe.inner_bytes + moved[0], pipe.outer_bytes + moved[1])
+    use = memory_use(at, gathered(tables.live, tables.by_pipe[rows]), gathered(tables.state, tables.by_data[rows]))
+    pipe = gathered(tables.pipe, tables.by_pipe[rows])
+    data = gathered(tables.data, tables.by_data[rows])
+    step, parts, often = _step(at, pipe, data)
+    used = energy(
+        at, step, pipe.flops, pipe.traffic, pipe.inner_bytes + often * data.inner_bytes, pipe.outer_bytes + often * data.outer_bytes
+    )
     joules = np.asarray(sum(used.values()))
-    value = _rates(stack, at, step, flops, flops_place[rows], stages.counts[:, :, place[rows]])
+    value = _rates(at, step, tables.flops, tables.by_flops[rows], pipe.recomputed_share)
     value |= {
         "step_time": step,
         "memory": use.device,
@@ -185,75 +263,50 @@ def _evaluate(
     value["energy_per_token"] = joules / tokens
     value["price_per_million_tokens"] = value["price"] / tokens * 1e6
     _run_length(at, value, tokens)
-    low, high, evidence = interval(problem, at, value, MAXIMISED)
-    memory_parts = {**use.parts, "reserve": use.overhead}
+    low, high, evidence = interval(problem, at, value)
     limit = np.asarray(at["device.memory_capacity"], np.float64)
     return Metrics(
         n=n,
         value=value,
         low=low,
         high=high,
-        parts={"step_time": parts, "memory": memory_parts, "energy": used},
+        parts={"step_time": parts, "memory": {**use.parts, "reserve": use.overhead}, "energy": used},
         violation={"memory": use.device / limit - 1.0},
         evidence=evidence,
     )
 
 
-def _step(
-    problem: Problem,
-    stack: Stack,
-    at: Bindings,
-    table: BlockTable,
-    stages: StageTable,
-    place: IntArray,
-    rows: slice,
-    pipe: Any,
-) -> tuple[FloatArray, dict[str, FloatArray], tuple[FloatArray, FloatArray]]:
-    """Seconds of a step, its parts, and the bytes a rank sends for data parallelism inside and outside its domain."""
-    counts = stages.counts[:, :, place[rows]]
-    tied = problem.architecture.tied_embeddings
-    dense, expert = stage_parameters(table.memory, table.index[rows], counts, tied, at["pipeline"])
-    heaviest = np.argmax(dense + expert, axis=0)[None]
-    own_dense = np.take_along_axis(dense, heaviest, axis=0)[0]
-    own_expert = np.take_along_axis(expert, heaviest, axis=0)[0]
-    data = data_parallel_time(at, own_dense, own_expert, trained_share(at))
-    microbatches = at["global_batch"] // (at["data"] * at["micro_batch"])
+def _step(at: Bindings, pipe: PipelineTime, data: DataParallelTime) -> tuple[FloatArray, dict[str, FloatArray], FloatArray]:
+    """Seconds of a step, its parts, and how often it reduces gradients."""
+    microbatches = np.asarray(at["global_batch"] // (at["data"] * at["micro_batch"]), np.float64)
     zero = np.asarray(at["zero_stage"])
     overlap, contention = at["stack.overlap.data"], at["stack.contention"]
     # sharded gradients cannot wait for the last microbatch, except where the stack keeps them whole until then
-    often = np.where((zero >= 2) & (at["stack.reduce_every_microbatch"] > 0), microbatches, 1)
+    often = np.where((zero >= 2) & (at["stack.reduce_every_microbatch"] > 0), microbatches, 1.0)
     reduce = often * exposed_time(data.reduce, pipe.backward, overlap, contention)
-    layers = np.maximum(counts.sum(axis=(0, 1)) / 3.0, 1.0)
     once = exposed_time(data.gather, pipe.compute - pipe.backward, overlap, contention)
     shard = at["stack.overlap.shard"]
     forward = exposed_time(data.gather, pipe.compute - pipe.backward, shard, contention)
     again = exposed_time(data.gather, np.maximum(pipe.backward - data.reduce * overlap, 0.0), shard, contention)
-    gathers = np.where(zero >= 3, microbatches * (forward + again) + data.gather / layers, np.where(zero >= 1, once, 0.0))
-    accumulate = np.where(microbatches > 1, microbatches * data.accumulate, 0.0)
+    gathers = np.where(zero >= 3, microbatches * (forward + again) + data.gather / pipe.layers, np.where(zero >= 1, once, 0.0))
     parts = dict(pipe.parts)
     parts["data_parallel_communication"] = reduce + gathers
-    parts["accumulation"] = accumulate
+    parts["accumulation"] = np.where(microbatches > 1, microbatches * data.accumulate, 0.0)
     parts["optimizer"] = data.optimizer
     parts["step_overhead"] = _full(at["stack.host_per_step"], at.n)
-    step = pipe.total + reduce + gathers + accumulate + data.optimizer + parts["step_overhead"]
-    return step, parts, (often * data.inner_bytes, often * data.outer_bytes)
+    step = pipe.total + sum(list(parts.values())[len(pipe.parts) :])
+    return step, parts, often
 
 
-def _rates(
-    stack: Stack, at: Bindings, step: FloatArray, flops: Any, place: IntArray, counts: FloatArray
-) -> dict[str, FloatArray]:
+def _rates(at: Bindings, step: FloatArray, flops: ConventionFlops, place: IntArray, recomputed: FloatArray) -> dict[str, FloatArray]:
     """Throughput and utilisation by the published convention."""
     devices = np.asarray(at["devices"], np.float64)
     batch = np.asarray(at["global_batch"], np.float64)
     tokens = batch * at["sequence"] / step
     per_device = batch / (step * devices)
     peak = sixteen_bit_rate(at)
-    policy = policy_of(at)
-    again = flops.again[policy, place]
-    if np.any(np.asarray(at["recompute"]) == Recompute.FIRST_K):
-        layers = np.maximum(counts.sum(axis=0), 1.0)
-        share = (first_k_share(at, counts) * layers).sum(axis=0) / layers.sum(axis=0)
-        again = np.where(np.asarray(at["recompute"]) == Recompute.FIRST_K, share * flops.again[2, place], again)
+    again = flops.again[policy_of(at), place]
+    again = np.where(np.asarray(at["recompute"]) == Recompute.FIRST_K, recomputed * flops.again[2, place], again)
     model = 3.0 * flops.full[place] * per_device
     hardware = (3.0 * flops.full[place] + again) * per_device
     return {

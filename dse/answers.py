@@ -163,44 +163,42 @@ _RESTING: Mapping[str, Any] = {
     "expert": 1,
     "expert_tensor": 1,
     "virtual": 1,
+    "sequence_parallel": 0,
     "stage_layout": "even",
+    "recompute": "none",
     "recompute_layers": 0,
     "offload": "none",
     "rank_order": "tensor-context-data-pipeline",
     "trainable": "all",
 }
-_SHORT: Mapping[str, str] = {
-    "tensor": "tp",
-    "context": "cp",
-    "pipeline": "pp",
-    "data": "dp",
-    "expert": "ep",
-    "expert_tensor": "etp",
-    "virtual": "vpp",
-    "micro_batch": "micro",
-    "zero_stage": "zero",
-    "recompute_layers": "k",
+_SPELLING: Mapping[str, str] = {
+    "tensor": "tp{}",
+    "context": "cp{}",
+    "pipeline": "pp{}",
+    "data": "dp{}",
+    "expert": "ep{}",
+    "expert_tensor": "etp{}",
+    "virtual": "vpp{}",
+    "micro_batch": "micro{}",
+    "zero_stage": "zero{}",
+    "shard_degree": "shard{}",
+    "sequence_parallel": "sp",
+    "recompute": "recompute-{}",
+    "recompute_layers": "k{}",
+    "offload": "offload-{}",
+    "domain": "domain{}",
 }
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:
-    """A plan in one line: `64 × H100 tp8 pp4 dp2 zero1 micro1 1f1b recompute none`, resting choices left out."""
-    words = []
-    for symbol, value in plan.items():
-        if symbol in ("devices", "device") or value == _RESTING.get(symbol, object()):
-            continue
-        if symbol == "sequence_parallel":
-            words += ["sp"] if value else []
-        elif symbol == "shard_degree":
-            whole = plan.get("data", 1) * plan.get("context", 1)
-            words += [f"shard{value}"] if plan.get("zero_stage", 0) and value != whole else []
-        elif symbol in _SHORT:
-            words.append(f"{_SHORT[symbol]}{value}")
-        elif symbol == "recompute":
-            words.append(f"recompute-{value}")
-        else:
-            words.append(str(value))
-    return " ".join(words)
+    """A plan in one line: `tp8 pp4 dp2 interleaved micro1 zero1 recompute-full bf16`, resting choices left out."""
+    hidden = {"devices", "device"}
+    if plan.get("pipeline") == 1:
+        hidden.add("schedule")
+    if plan.get("shard_degree") in (0, 1, plan.get("data", 1) * plan.get("context", 1)):
+        hidden.add("shard_degree")
+    shown = ((symbol, value) for symbol, value in plan.items() if symbol not in hidden)
+    return " ".join(_SPELLING.get(s, "{}").format(v) for s, v in shown if s not in _RESTING or v != _RESTING[s])
 
 
 def answers(problem: Problem, points: Columns, metrics: Metrics) -> tuple[PlanAnswer, ...]:

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from costmodels.constants import device_symbols
 from costmodels.training import training_problem
 from dse.experiment import Experiment, mesh
+from dse.experiment_schema import coded
+from dse.measures import nearest
 from spaces.columns import Columns
 from spaces.hardware import Device
 from spaces.plan import DEFAULTS, NAMES, PLAN_SYMBOLS, spell
@@ -112,8 +115,9 @@ def _devices(experiment: Experiment, given: Mapping[str, int]) -> int:
 
 def _domain(experiment: Experiment, plan: Mapping[str, Any]) -> tuple[int, ...]:
     """The domain a plan names, or the first asked about."""
-    if "domain" in plan:
-        return (int(plan["domain"]),)
+    named = plan.get("domain", plan.get("device.domain"))
+    if named is not None and experiment.domains:
+        return (int(named),)
     return experiment.domains[:1]
 
 
@@ -153,3 +157,64 @@ def _on_device(experiment: Experiment, columns: Columns, device: Device) -> Colu
         own = {name: array[[index]] for name, array in device_values(experiment.devices, experiment.stack).items()}
         values = {**own, "device": np.array([index]), **values}
     return Columns.from_values(values)
+
+
+_SHORT = {"tp": "tensor", "cp": "context", "pp": "pipeline", "dp": "data", "ep": "expert", "etp": "expert_tensor", "vpp": "virtual"}
+
+
+def plan_codes(experiment: Experiment, plan: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A plan as codes, from `tensor=8,schedule=1f1b` (or tp=8) or from names by symbol; `device` stays a name.
+
+    Raises ImpossiblePlan with every choice that cannot be read.
+    """
+    given = plan if isinstance(plan, Mapping) else _split(plan)
+    codes: dict[str, Any] = {}
+    faults = []
+    for name, value in given.items():
+        symbol = _SHORT.get(name, name)
+        if symbol in ("device", "domain"):
+            codes[symbol] = _device(experiment, value).name if symbol == "device" else int(value)
+            continue
+        if symbol not in PLAN_SYMBOLS:
+            faults.append(f"a plan has no choice {name!r}{nearest(name, PLAN_SYMBOLS)}")
+            continue
+        try:
+            codes[symbol] = coded(symbol)(value)
+        except ValueError as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise ImpossiblePlan("; ".join(faults))
+    return codes
+
+
+def _split(text: str) -> dict[str, Any]:
+    """`tensor=8,recompute=full` as a mapping; numbers and true/false as YAML reads them, words as they are."""
+    pairs: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ImpossiblePlan(f"expected choices like tensor=8,pipeline=4, got {part!r}")
+        symbol = _SHORT.get(name.strip(), name.strip())
+        pairs[symbol] = value.strip() if symbol in (*NAMES, "device") else yaml.safe_load(value)
+    return pairs
+
+
+def one_device(experiment: Experiment, name: object) -> Experiment:
+    """The experiment with the device of that name (or its first) alone."""
+    return dataclasses.replace(experiment, devices=(_device(experiment, name),))
+
+
+def space_around(experiment: Experiment, here: Mapping[str, Any], axis: str) -> Space:
+    """The plans that differ from `here` (codes by symbol) in one axis, on as many devices, and in what follows from it."""
+    follows = {"data", "shard_degree", axis}
+    if axis in ("virtual", "schedule", "pipeline"):
+        follows |= {"schedule", "virtual", "stage_layout"}
+    if axis in ("recompute", "recompute_layers"):
+        follows |= {"recompute", "recompute_layers"}
+    options = {s: (int(here[s]),) for s in PLAN_SYMBOLS if s in here and s not in follows and s != "devices"}
+    if here.get("recompute_layers") == 0:
+        options.pop("recompute_layers", None)
+    if axis == "precision":
+        options["precision"] = experiment.precisions
+    single = dataclasses.replace(experiment, at_most=None, domains=_domain(experiment, here))
+    return _space(single, experiment.devices, int(here["devices"]), options)

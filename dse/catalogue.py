@@ -60,7 +60,8 @@ def device_page(name: str) -> str:
 
 def _fields(values: Mapping[str, object]) -> str:
     width = max(len(name) for name in values)
-    return "\n".join(f"{name.ljust(width)}  {_plain(value)}" for name, value in values.items() if value not in (None, "", ()))
+    said = {name: _plain(value) for name, value in values.items() if value is not None}
+    return "\n".join(f"{name.ljust(width)}  {text}" for name, text in said.items() if text)
 
 
 def _plain(value: object) -> str:

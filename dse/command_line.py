@@ -18,7 +18,6 @@ INFEASIBLE = 2
 app = typer.Typer(
     name="dse",
     help="Design-space exploration for large models: provably best parallel plans and machines.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -26,7 +25,8 @@ app = typer.Typer(
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (YAML).")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder to make; a number is added if it exists.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value in the file: hardware.devices=64.")]
+_SET = "Put a value in the file: hardware.devices=64."
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_SET)]
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
 def execute(arguments: list[str]) -> int:
     """Run one command; the exit code."""
     try:
-        code: Any = app(arguments, prog_name="dse", standalone_mode=False)
+        code: Any = app(arguments or ["--help"], prog_name="dse", standalone_mode=False)
     except KeyboardInterrupt:
         return _fail("interrupted")
     except Exception as error:
@@ -149,8 +149,6 @@ def _told(error: Exception) -> str:
     usage = getattr(error, "format_message", None)  # click's own errors
     if usage is not None:
         return f"{usage()} See dse --help."
-    if type(error).__name__ == "NoArgsIsHelpError":
-        return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, ValueError | LookupError):

@@ -21,6 +21,7 @@ from dse import run_folder
 from dse.answers import PlanAnswer, Run, answers, with_ties
 from dse.asking import ImpossiblePlan, point, problem_of, space_of
 from dse.experiment import Experiment, load
+from dse.operators import stage_memory
 from search.exact import Constraint, Result, search
 from search.front import Objective, Points
 from spaces.plan import PLAN_SYMBOLS
@@ -75,7 +76,16 @@ def answer_to(
         progress=progress,
         cancelled=cancelled,
     )
-    return _run_of(experiment, problem, result, baseline), ()
+    return _with_stages(_run_of(experiment, problem, result, baseline), problem, result), ()
+
+
+def _with_stages(answer: Run, problem: Problem, result: Result) -> Run:
+    """The winner told how its memory lies on each distinct pipeline stage."""
+    if not answer.front:
+        return answer
+    stages = stage_memory(problem, result.front.points.columns.take(slice(0, 1)))
+    first = dataclasses.replace(answer.front[0], stages=stages)
+    return dataclasses.replace(answer, front=(first, *answer.front[1:]))
 
 
 def _baseline(experiment: Experiment, problem: Problem, model: CostModel) -> PlanAnswer | None:
@@ -115,13 +125,19 @@ def _run_of(experiment: Experiment, problem: Problem, result: Result, baseline: 
         top={name: plans(found) for name, found in result.top.items()},
         baseline=baseline,
         closest=None if result.closest is None else plans(result.closest.points)[0],
-        certificate=dataclasses.asdict(result.certificate) | {"complete": result.certificate.complete, "stopped": result.stopped},
+        certificate=_certificate(result),
         removed=tuple((rule.axis, rule.reason, rule.count) for rule in result.removed),
         assumptions=assumptions(experiment),
         wall_s=result.wall_s,
         cpu_s=result.cpu_s,
         sample=_sample(result),
     )
+
+
+def _certificate(result: Result) -> dict[str, Any]:
+    """The certificate with its verdict and, where points are unvisited, why."""
+    proved = {"complete": result.certificate.complete, "stopped": result.stopped}
+    return dataclasses.asdict(result.certificate) | proved | {"failed_by_reason": dict(result.failed_by_reason)}
 
 
 def _sample(result: Result) -> dict[str, NDArray[Any]]:
@@ -154,7 +170,8 @@ def assumptions(experiment: Experiment) -> tuple[str, ...]:
     ]
     for device in experiment.devices:
         low, high = device.price_range
-        said.append(f"{device.name}: {device.price_per_hour:.2f} USD a device-hour (offers {low:.2f}–{high:.2f}); {device.source}.")
+        price = f"{device.price_per_hour:.2f} USD a device-hour (offers {low:.2f}–{high:.2f})"
+        said.append(f"{device.name}: {price}; {device.source}.")
         if device.estimated:
             said.append(f"{device.name}: no source states {', '.join(device.estimated)}; estimated.")
     restricted = ", ".join(experiment.options)

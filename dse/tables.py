@@ -35,7 +35,7 @@ def bars(parts: Mapping[str, float], shown: Measure, width: int = 40) -> str:
         return "  (nothing)"
     longest, names = max(abs(value) for _, value in ordered), max(len(name) for name, _ in ordered)
     return "\n".join(
-        f"  {words(name).ljust(names)}  {shown.show(value).rjust(9)} {shown.unit}  {value / total * 100:5.1f} %  "
+        f"  {words(name).ljust(names)}  {shown.show(value).rjust(9)} {shown.unit}  {value / total * 100:6.1f} %  "
         + "█" * max(1, round(abs(value) / longest * width))
         for name, value in ordered
     )
@@ -191,5 +191,9 @@ def certificate_text(run: Run) -> str:
         missed = f"{c['failed']:,} failed and {c['unvisited']:,} were not looked at"
         head = f"Certificate: incomplete. Of {c['space']:,} legal plans {missed}"
     tail = f"{c['evaluated']:,} evaluated, {pruned:,} ruled out by bounds" + (f" ({reasons})" if reasons else "")
+    if c.get("stopped"):
+        tail += f"; stopped: {c['stopped']}"
+    if c.get("failed_by_reason"):
+        tail += "; failed: " + ", ".join(f"{count:,} × {reason}" for reason, count in c["failed_by_reason"].items())
     proof = "; no plan outside the front beats it under this model" if c["complete"] and run.front else ""
     return f"{head}: {tail}{proof}.\n{run.wall_s:.1f} s, {run.cpu_s:.1f} CPU-s."

@@ -20,8 +20,11 @@ MAXIMISED = frozenset(
     {
         "tokens_per_second",
         "tokens_per_second_per_device",
+        "effective_tokens_per_second",
         "tokens_per_s_per_gpu",
         "samples_per_second",
+        "model_flops_per_device",
+        "hardware_flops_per_device",
         "model_tflops_per_gpu",
         "hw_tflops_per_gpu",
         "mfu",

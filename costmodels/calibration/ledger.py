@@ -30,7 +30,6 @@ class Ledger:
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.folder, self.limits = folder, limits
         self._done: dict[str, set[tuple[str, ...]]] = {}
-        folder.mkdir(parents=True, exist_ok=True)
 
     def done(self, suite: Suite) -> set[tuple[str, ...]]:
         """Keys of this suite's rows that are written, or failed before."""
@@ -78,6 +77,7 @@ class Ledger:
 
     @staticmethod
     def _append(path: Path, header: tuple[str, ...], cells: list[str]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         line = io.StringIO()
         writer = csv.writer(line, lineterminator="\n")
         if not path.exists() or path.stat().st_size == 0:

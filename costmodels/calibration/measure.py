@@ -115,6 +115,7 @@ def _processor() -> str:
 
 def note_session(folder: Path, facts: dict[str, Any], rows: dict[str, int], seconds: float) -> None:
     """Add this run to the folder's provenance."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "provenance.json"
     sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
     sessions.append(facts | {"rows": rows, "seconds": round(seconds, 1)})
@@ -127,17 +128,9 @@ class Run:
     def __init__(self, bench: Bench, folder: Path, seconds: float, *, small: bool, start: float) -> None:
         self.bench, self.small, self.folder = bench, small, folder
         self.begun, self.deadline = start, start + seconds
-        self.ledger = Ledger(folder if bench.rank == 0 else folder / f".rank{bench.rank}", bench.limits)
+        self.ledger = Ledger(folder, bench.limits)
         self.rows: dict[str, int] = {}
         self.paces: dict[str, Pace] = {}
-
-    def agree(self, value: float) -> float:
-        """Rank 0's number on every rank."""
-        if self.bench.world == 1:
-            return value
-        tensor = self.bench.torch.tensor([value], dtype=self.bench.torch.float64, device=self.bench.device)
-        self.bench.torch.distributed.broadcast(tensor, 0)
-        return float(tensor.item())
 
     def left(self, suite: Suite) -> list[Task]:
         """Tasks still to do, the same on every rank."""
@@ -153,7 +146,7 @@ class Run:
         for turn in (1, 2):
             remaining = {suite.name: self.left(suite) for suite in suites}
             wanted = {s.name: self._pace(s).foretell(remaining[s.name]) for s in suites}
-            given = allotments(suites, wanted, max(0.0, self.agree(self.deadline - time.perf_counter())))
+            given = allotments(suites, wanted, max(0.0, self.bench.agree(self.deadline - time.perf_counter())))
             if self.bench.rank == 0:
                 for suite in suites:
                     count, name = len(remaining[suite.name]), suite.name
@@ -172,7 +165,7 @@ class Run:
         pace, begin, count = self._pace(suite), time.perf_counter(), 0
         for number, task in enumerate(tasks):
             now = time.perf_counter()
-            if self.agree(float(now + task.seconds * max(pace.ratio, 0.3) > end)):
+            if self.bench.agree(float(now + task.seconds * max(pace.ratio, 0.3) > end)):
                 if number == 0 or task.seconds < 3:
                     break
                 continue

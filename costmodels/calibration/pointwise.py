@@ -188,7 +188,7 @@ def _optimizer(bench: Any, key: Mapping[str, Cell]) -> Row:
         optimizer = kind(parameters, lr=1e-4, **({"fused": True} if op.endswith("fused") else {"foreach": True}))
         call = lambda _: optimizer.step()  # noqa: E731
     timing = bench.time(call, launch="eager", least=10e-3)
-    bench.tidy(above=24e9)
+    bench.tidy(above=30e9)
     return timing.row() | {"bytes": float(moved)}
 
 
@@ -213,7 +213,7 @@ def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
         with torch.no_grad():
             timing = bench.time(lambda _: function(*inputs), launch=str(key["launch"]))
         passes = forward
-    bench.tidy(above=24e9)
+    bench.tidy(above=30e9)
     return timing.row() | {"bytes": float(passes * size * rows * cols)}
 
 

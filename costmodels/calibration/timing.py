@@ -101,21 +101,25 @@ class Bench:
     def noise(self, count: int, dtype: str = "bf16", offset: int = 0) -> Any:
         """`count` random normal elements, a view of one large buffer starting near `offset` (rounded to 1,024)."""
         torch = self.torch
-        size = 2**31 if self.cuda else 2**22
-        if count > size:
-            return torch.randn(count, device=self.device, dtype=self.dtype(dtype))
+        sizes = {"bf16": 3 * 2**30, "fp8": 2**31}
+        size = sizes.get(dtype, 2**30) if self.cuda else 2**22
+        if count > size or (offset + count > size and 2 * count > size):
+            return self._random(count, dtype)
         if dtype not in self._noise:
-            if dtype == "fp8":
-                source = self.noise(size, "bf16")
-                buffer = torch.empty(size, device=self.device, dtype=self.dtype("fp8"))
-                for start in range(0, size, 2**28):
-                    buffer[start : start + 2**28] = source[start : start + 2**28].to(self.dtype("fp8"))
-            else:
-                buffer = torch.randn(size, device=self.device, dtype=self.dtype(dtype))
-            self._noise[dtype] = buffer
+            self._noise[dtype] = self._random(size, dtype)
         buffer = self._noise[dtype]
         start = (offset // 1024 * 1024) % (size - count + 1) // 1024 * 1024
         return buffer[start : start + count]
+
+    def _random(self, count: int, dtype: str) -> Any:
+        torch = self.torch
+        if dtype != "fp8":
+            return torch.randn(count, device=self.device, dtype=self.dtype(dtype))
+        buffer = torch.empty(count, device=self.device, dtype=self.dtype(dtype))
+        for start in range(0, count, 2**28):
+            piece = buffer[start : start + 2**28]
+            piece.copy_(torch.randn(piece.numel(), device=self.device))
+        return buffer
 
     def release(self) -> None:
         """Give back all memory, the libraries' workspaces too, so that a peak measured next is its own."""
@@ -148,6 +152,14 @@ class Bench:
             return float(self.torch.cuda.clock_rate()), self.torch.cuda.power_draw() / 1000
         except Exception:
             return math.nan, math.nan
+
+    def agree(self, value: float) -> float:
+        """Rank 0's number on every rank."""
+        if self.world == 1:
+            return value
+        tensor = self.torch.tensor([value], dtype=self.torch.float64, device=self.device)
+        self.torch.distributed.broadcast(tensor, 0)
+        return float(tensor.item())
 
     def sets(self, one: int) -> int:
         """How many buffer sets of `one` bytes to rotate so that none is still in the last cache; 1 when one is enough."""

@@ -41,7 +41,9 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """Pixel of a value."""
-        low, high, at = (math.log10(v) for v in (self.low, self.high, value)) if self.logarithmic else (self.low, self.high, value)
+        low, high, at = self.low, self.high, value
+        if self.logarithmic:
+            low, high, at = math.log10(low), math.log10(high), math.log10(at)
         return self.start + (at - low) / ((high - low) or 1.0) * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
@@ -101,11 +103,13 @@ def _grid(across: Scale, up: Scale, x: Measure, y: Measure) -> str:
         parts.append(f'<path class="grid" d="M{_LEFT} {at:.1f}H{right}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{_tick(value)}</text>')
     middle = (_TOP + bottom) / 2
-    parts.append(f'<text class="name" x="{(_LEFT + right) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x.heading)}</text>')
-    parts.append(
-        f'<text class="name" x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{escape(y.heading)}</text>'
-    )
+    parts.append(_name(x.heading, (_LEFT + right) / 2, HEIGHT - 10, ""))
+    parts.append(_name(y.heading, 16, middle, f' transform="rotate(-90 16 {middle})"'))
     return "".join(parts)
+
+
+def _name(text: str, x: float, y: float, turned: str) -> str:
+    return f'<text class="name" x="{x}" y="{y}" text-anchor="middle"{turned}>{escape(text)}</text>'
 
 
 def _tick(value: float) -> str:
@@ -114,33 +118,45 @@ def _tick(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def stacked(rows: Sequence[tuple[str, Mapping[str, float]]], shown: Measure, label: str, limit: float | None = None) -> str:
+Bar = tuple[str, Mapping[str, float]]
+"""A bar's name and its parts."""
+
+_BAR, _GAP, _NAMES, _TOTALS = 26, 12, 150, 110
+
+
+def stacked(rows: Sequence[Bar], shown: Measure, label: str, limit: float | None = None) -> str:
     """Bars, one a row, split into parts in the same colours, with a legend; `limit` (SI) is drawn as a line."""
-    names = sorted({n for _, parts in rows for n, v in parts.items() if v > 0}, key=lambda n: -max(p.get(n, 0) for _, p in rows))
-    longest = max([sum(v for v in parts.values() if v > 0) for _, parts in rows] + [limit or 0.0]) or 1.0
-    left, bar, gap = 150, 26, 12
-    per_pixel = longest / (WIDTH - left - 110)
+    largest: dict[str, float] = {}
+    for _, parts in rows:
+        for name, value in parts.items():
+            largest[name] = max(largest.get(name, 0.0), value)
+    names = sorted((name for name, value in largest.items() if value > 0), key=lambda name: -largest[name])
     colours = {name: PALETTE[min(i, len(PALETTE) - 1)] for i, name in enumerate(names)}
-    parts_svg, y = [], 8.0
-    for title, parts in rows:
-        parts_svg.append(f'<text x="{left - 8}" y="{y + bar / 2 + 4}" text-anchor="end">{escape(title)}</text>')
-        at = float(left)
-        for name in names:
-            width = max(parts.get(name, 0.0), 0.0) / per_pixel
-            if width > 0:
-                tip = f"{name.replace('_', ' ')}: {shown.show(parts[name], with_unit=True)}"
-                parts_svg.append(
-                    f'<rect x="{at:.1f}" y="{y}" width="{width:.2f}" height="{bar}" fill="{colours[name]}"><title>{escape(tip)}</title></rect>'
-                )
-                at += width
-        total = shown.show(sum(parts.values()), with_unit=True)
-        parts_svg.append(f'<text x="{at + 7:.1f}" y="{y + bar / 2 + 4}">{escape(total)}</text>')
-        y += bar + gap
+    longest = max([sum(max(v, 0.0) for v in parts.values()) for _, parts in rows] + [limit or 0.0]) or 1.0
+    pixels = (WIDTH - _NAMES - _TOTALS) / longest
+    body = "".join(_bar(row, 8.0 + i * (_BAR + _GAP), pixels, colours, shown) for i, row in enumerate(rows))
+    bottom = 8.0 + len(rows) * (_BAR + _GAP)
     if limit is not None:
-        at = left + limit / per_pixel
-        parts_svg.append(f'<path class="limit" d="M{at:.1f} 2V{y - gap + 6}"><title>{escape(shown.show(limit, with_unit=True))}</title></path>')
-    legend, height = _legend(names, colours, y + 6)
-    return _svg(WIDTH, height, label, "".join(parts_svg) + legend)
+        tip = f"<title>{escape(shown.show(limit, with_unit=True))}</title>"
+        body += f'<path class="limit" d="M{_NAMES + limit * pixels:.1f} 2V{bottom - _GAP + 6}">{tip}</path>'
+    legend, height = _legend(names, colours, bottom + 6)
+    return _svg(WIDTH, height, label, body + legend)
+
+
+def _bar(row: Bar, y: float, pixels: float, colours: Mapping[str, str], shown: Measure) -> str:
+    """One bar with its name before and its total behind."""
+    title, parts = row
+    pieces = [f'<text x="{_NAMES - 8}" y="{y + _BAR / 2 + 4}" text-anchor="end">{escape(title)}</text>']
+    at = float(_NAMES)
+    for name, colour in colours.items():
+        width = max(parts.get(name, 0.0), 0.0) * pixels
+        if width > 0:
+            tip = escape(f"{name.replace('_', ' ')}: {shown.show(parts[name], with_unit=True)}")
+            box = f'x="{at:.1f}" y="{y}" width="{width:.2f}" height="{_BAR}"'
+            pieces.append(f'<rect {box} fill="{colour}"><title>{tip}</title></rect>')
+            at += width
+    total = shown.show(sum(parts.values()), with_unit=True)
+    return "".join(pieces) + f'<text x="{at + 7:.1f}" y="{y + _BAR / 2 + 4}">{escape(total)}</text>'
 
 
 def _legend(names: Sequence[str], colours: Mapping[str, str], top: float) -> tuple[str, int]:

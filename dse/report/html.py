@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from importlib.resources import files
 
 import numpy as np
 
@@ -35,8 +36,12 @@ def page(run: Run) -> str:
         ]
     blocks += ["<h2>Assumptions</h2>", "<ul>" + "".join(f"<li>{escape(a)}</li>" for a in run.assumptions) + "</ul>"]
     body = "\n".join(blocks)
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(run.name)}</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n'
+    style = files("dse").joinpath("report", "style.css").read_text(encoding="utf-8")
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(run.name)}</title><style>\n{style}</style>"
+    )
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'
 
 
 def _front(run: Run) -> list[str]:
@@ -45,8 +50,8 @@ def _front(run: Run) -> list[str]:
         first = run.objectives[0][0]
         blocks += [_scatter(run, other, first) for other, _ in run.objectives[1:4]]
         blocks.append(
-            "<p class=note>Large: the front, its first plan ringed. Small: a seeded sample of the space, grey where it does not "
-            "fit" + ("; diamond colour: the baseline" if run.baseline else "") + ". Hover for the plan.</p>"
+            "<p class=note>Large dots: the front, its first plan ringed. Small dots: a seeded sample of the plans evaluated, "
+            f"grey where a constraint is broken{'; orange: the plan run today' if run.baseline else ''}. Hover for the plan.</p>"
         )
     blocks.append(_table(words.front_sheet(run)))
     if len(run.front) > words.LISTED:
@@ -115,29 +120,13 @@ def _capacity(answer: PlanAnswer) -> float | None:
 
 def _table(sheet: Sheet) -> str:
     def cells(row: list[str], tag: str) -> str:
-        return "".join(f"<{tag}{' class=w' if i in sheet.left else ''}>{escape(text)}</{tag}>" for i, text in enumerate(row))
+        kinds = [" class=w" if i in sheet.left else "" for i in range(len(row))]
+        return "".join(f"<{tag}{kind}>{escape(text)}</{tag}>" for kind, text in zip(kinds, row, strict=True))
 
+    head = f"<thead><tr>{cells(list(sheet.headings), 'th')}</tr></thead>"
     rows = "".join(f"<tr>{cells(list(row), 'td')}</tr>\n" for row in sheet.rows)
-    return f"<div class=scroll><table><thead><tr>{cells(list(sheet.headings), 'th')}</tr></thead><tbody>{rows}</tbody></table></div>"
+    return f"<div class=scroll><table>{head}<tbody>\n{rows}</tbody></table></div>"
 
 
 def _text(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
-
-
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1d2433;--soft:#667085;--line:#d9dee7;--paper:#fff;--panel:#f6f7f9;--accent:#2f6fde;--warm:#d9622b}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e8ef;--soft:#98a2b3;--line:#343b48;--paper:#14171d;--panel:#1c2129;--accent:#7aa7ff;--warm:#ff9a62}}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1040px;margin:0 auto;padding:32px 20px 64px}
-h1{font-size:28px;margin:0 0 4px}h2{font-size:20px;margin:44px 0 10px;border-top:1px solid var(--line);padding-top:22px}h3{font-size:16px;margin:26px 0 8px}
-.lead{color:var(--soft);margin:0 0 12px}.note{color:var(--soft);font-size:13px}
-figure{margin:12px 0}svg{width:100%;max-width:860px;height:auto;display:block}
-svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .name{font-size:13px;fill:var(--soft)}
-.axis{fill:none;stroke:var(--soft)}.grid{fill:none;stroke:var(--line);stroke-width:.7}.limit{stroke:var(--warm);stroke-dasharray:5 4;stroke-width:1.5}
-.front{fill:var(--accent);stroke:var(--paper)}.winner{fill:var(--accent);stroke:var(--ink);stroke-width:2}.baseline{fill:var(--warm);stroke:var(--paper)}
-.sample{fill:var(--accent);opacity:.22}.infeasible{fill:var(--soft);opacity:.22}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums;margin:8px 0}
-th,td{padding:4px 12px 4px 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th{color:var(--soft);font-weight:600}.w{text-align:left}
-pre{background:var(--panel);padding:12px 14px;border-radius:6px;overflow-x:auto;font:13px/1.5 ui-monospace,monospace}
-"""

@@ -1,0 +1,1 @@
+"""Speed and accuracy, side by side: what the README claims, measured."""

@@ -1,0 +1,36 @@
+"""Records of arrays whose last axis is design points or combinations: gathered by index, joined end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import numpy as np
+
+from spaces.columns import IntArray
+
+Record = TypeVar("Record")
+
+
+def gathered(record: Record, index: IntArray) -> Record:
+    """The same record with every array taken at `index` along its last axis: from combinations to design points."""
+    return _mapped(record, lambda arrays: np.take(arrays[0], index, axis=-1), [record])
+
+
+def joined(records: Sequence[Record]) -> Record:
+    """Records of consecutive slices as one."""
+    if len(records) == 1:
+        return records[0]
+    return _mapped(records[0], lambda arrays: np.concatenate(arrays, axis=-1), records)
+
+
+def _mapped(like: Record, combine: Any, records: Sequence[Record]) -> Record:
+    values: dict[str, Any] = {}
+    for field in fields(like):  # type: ignore[arg-type]
+        parts = [getattr(record, field.name) for record in records]
+        if isinstance(parts[0], Mapping):
+            values[field.name] = {name: combine([part[name] for part in parts]) for name in parts[0]}
+        else:
+            values[field.name] = combine(parts)
+    return type(like)(**values)

@@ -1,0 +1,172 @@
+"""Batch prediction: any number of points somebody else wrote, in and out as rows; none is dropped or moved.
+
+`predict` reads and writes CSV, `predict_rows` takes and gives dictionaries of text. What cannot be predicted says why in
+`error`. Rows of one model, stack and device are one batch.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from costmodels.metrics import Evidence, Metrics
+from costmodels.training import TrainingModel, training_problem
+from dse.prediction_rows import BadRow, Question, Row, read
+from spaces.columns import Columns
+from spaces.plan import NAMES, Recompute
+from spaces.problem import Problem
+
+RESULTS: Mapping[str, tuple[str, ...]] = {
+    "training": (
+        *("step_time_s", "step_time_s_low", "step_time_s_high", "tokens_per_s_per_gpu", "model_tflops_per_gpu"),
+        *("hw_tflops_per_gpu", "mfu", "hfu", "mfu_causal", "peak_memory_bytes", "device_memory_bytes", "fits"),
+        *("evidence", "assumptions", "error"),
+    ),
+    "serving": ("assumptions", "error"),
+    "kernel": ("error",),
+}
+"""Columns appended, by kind; a column of the same name in the input is replaced."""
+
+_LIGHTEST = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What became of a file: rows given, rows predicted, and the commonest errors."""
+
+    out: Path
+    rows: int
+    predicted: int
+    errors: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.predicted:,} of {self.rows:,} rows predicted; {self.out}"]
+        return "\n".join([*lines, *(f"  {count:,} × {error}" for error, count in self.errors)])
+
+
+def predict(points: str | os.PathLike[str], out: str | os.PathLike[str], kind: str = "training") -> Predicted:
+    """Predict a CSV file into another. Raises ValueError for an unknown kind or a file without a header, OSError."""
+    with Path(points).open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        headings = list(reader.fieldnames or ())
+        if not headings:
+            raise ValueError(f"{points}: expected a CSV file with a header line, got an empty one")
+        rows = [{name: value or "" for name, value in row.items() if name is not None} for row in reader]
+    answered = predict_rows(rows, kind)
+    with Path(out).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys([*headings, *RESULTS[kind]])))
+        writer.writeheader()
+        writer.writerows(answered)
+    errors = Counter(row["error"] for row in answered if row["error"])
+    return Predicted(Path(out), len(rows), len(rows) - errors.total(), tuple(errors.most_common(5)))
+
+
+def predict_rows(rows: Sequence[Row], kind: str = "training") -> list[dict[str, Any]]:
+    """The rows, in order, each with the results of its kind appended. Raises ValueError for an unknown kind."""
+    if kind not in RESULTS:
+        raise ValueError(f"no kind of prediction is called {kind!r}; choose one of {', '.join(RESULTS)}")
+    blank: dict[str, Any] = dict.fromkeys(RESULTS[kind], "")
+    answered: list[dict[str, Any]] = [{**row, **blank} for row in rows]
+    if kind != "training":
+        for result in answered:
+            result["error"] = f"{kind} is not available yet in this version"
+        return answered
+    questions: dict[int, Question] = {}
+    for i, row in enumerate(rows):
+        try:
+            questions[i] = read(row)
+        except BadRow as error:
+            answered[i]["error"] = str(error)
+    for members in _groups(questions).values():
+        _answer(answered, members, [questions[i] for i in members])
+    return answered
+
+
+def _groups(questions: Mapping[int, Question]) -> dict[tuple[Any, ...], list[int]]:
+    """Row numbers by model, stack and device."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, question in questions.items():
+        groups.setdefault(question.group, []).append(i)
+    return groups
+
+
+def _answer(answered: list[dict[str, Any]], members: Sequence[int], questions: Sequence[Question]) -> None:
+    """Fill in one group; when the batch fails, each row by itself, so that one bad row spoils no other."""
+    try:
+        results = _evaluated(questions)
+    except Exception as error:  # a row must never end the file
+        if len(members) == 1:
+            answered[members[0]]["error"] = f"{type(error).__name__}: {error}"
+            return
+        for i, question in zip(members, questions, strict=True):
+            _answer(answered, [i], [question])
+        return
+    for i, result in zip(members, results, strict=True):
+        answered[i].update(result)
+
+
+def _evaluated(questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """Results of one group of questions, which share model, stack and device."""
+    first = questions[0]
+    fixed = {} if first.vocab_parallel is None else {"stack.vocab_parallel": float(first.vocab_parallel)}
+    problem = training_problem(first.architecture, first.stack, first.device, fixed)
+    symbols = {name: np.array([q.symbols[name] for q in questions], np.int64) for name in first.symbols}
+    blank = np.array([q.recompute_open for q in questions], np.bool_)
+    model = TrainingModel()
+    if blank.any():
+        symbols["recompute"] = _lightest(model, problem, symbols, blank)
+    metrics = model.evaluate(problem, Columns.from_values(symbols))
+    return [_result(metrics, i, q, int(symbols["recompute"][i])) for i, q in enumerate(questions)]
+
+
+def _lightest(model: TrainingModel, problem: Problem, symbols: Mapping[str, Any], blank: Any) -> Any:
+    """Recomputation of every row: its own, or where blank the lightest that fits, else full."""
+    chosen = symbols["recompute"].copy()
+    waiting = blank.copy()
+    for policy in _LIGHTEST:
+        if not waiting.any():
+            break
+        trial = {**symbols, "recompute": np.where(waiting, policy, chosen)}
+        fits = model.bound(problem, Columns.from_values(trial)).violation["memory"] <= 0
+        chosen = trial["recompute"]
+        waiting &= ~fits
+    return chosen
+
+
+def _result(metrics: Metrics, i: int, question: Question, recompute: int) -> dict[str, Any]:
+    """The appended cells of one row."""
+
+    def at(name: str, columns: Callable[[], Mapping[str, Any]] = lambda: metrics.value, scale: float = 1.0) -> float:
+        return float(columns()[name][i]) / scale
+
+    assumed = list(question.assumptions)
+    if question.recompute_open:
+        assumed.append(f"recompute {NAMES['recompute'][recompute]}, the lightest that fits")
+    result = {
+        "step_time_s": at("step_time"),
+        "step_time_s_low": at("step_time", lambda: metrics.low),
+        "step_time_s_high": at("step_time", lambda: metrics.high),
+        "tokens_per_s_per_gpu": at("tokens_per_second_per_device"),
+        "model_tflops_per_gpu": at("model_flops_per_device", scale=1e12),
+        "hw_tflops_per_gpu": at("hardware_flops_per_device", scale=1e12),
+        "mfu": at("mfu"),
+        "hfu": at("hfu"),
+        "mfu_causal": at("mfu_causal"),
+        "peak_memory_bytes": at("peak_memory"),
+        "device_memory_bytes": at("memory"),
+    }
+    if not all(np.isfinite(value) for value in result.values()):
+        return {"error": "the model gives no finite prediction for this plan", "assumptions": "; ".join(assumed)}
+    cells: dict[str, Any] = {name: f"{value:.9g}" for name, value in result.items()}
+    evidence = Evidence.FIRST_PRINCIPLES if metrics.evidence is None else Evidence(int(metrics.evidence[i]))
+    cells["fits"] = str(bool(metrics.violation["memory"][i] <= 0)).lower()
+    cells["evidence"] = evidence.name.lower().replace("_", "-")
+    cells["assumptions"] = "; ".join(assumed)
+    return cells
