@@ -58,13 +58,14 @@ def measure(points: int) -> dict[str, float]:
     checking = 0.0
     for batch in space.batches(BATCH):
         part = batch.take(slice(0, min(batch.n, points - done)))
-        metrics = model.evaluate(problem, part)
+        wanted = np.sort(generator.integers(0, part.n, max(1, CHECKED * part.n // points)))
+        for rows, metrics in model.stream(problem, part):
+            pause = time.process_time()
+            for row in wanted[(wanted >= rows.start) & (wanted < rows.stop)]:
+                values = {name: float(array[row - rows.start]) for name, array in metrics.value.items()}
+                sample.append((part.take(slice(row, row + 1)), values))
+            checking += time.process_time() - pause
         done += part.n
-        pause = time.process_time()
-        for row in generator.integers(0, part.n, max(1, CHECKED * part.n // points)):
-            values = {name: float(array[row]) for name, array in metrics.value.items()}
-            sample.append((part.take(slice(row, row + 1)), values))
-        checking += time.process_time() - pause
         if done >= points:
             break
     cpu = time.process_time() - started - checking

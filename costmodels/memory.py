@@ -115,9 +115,11 @@ def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> M
     held = np.where(at["global_batch"] > at["data"] * at["micro_batch"], 1.0, at["stack.memory.persistent_gradients"])
     at_layer = np.maximum(held, at["stack.memory.gradients_at_peak"])
     resident = state.weights + state.optimizer
-    with_head = held * state.gradients + live.activations + live.logits + state.gathered
-    in_layer = at_layer * state.gradients + live.activations + live.working + state.gathered
-    moments = np.concatenate([with_head, in_layer, state.gradients]) + np.concatenate([resident] * 3)
+    moments = np.empty((9, resident.shape[1]))
+    during = resident + live.activations + state.gathered
+    np.add(during, held * state.gradients + live.logits, out=moments[0:3])
+    np.add(during, at_layer * state.gradients + live.working, out=moments[3:6])
+    np.add(resident, state.gradients, out=moments[6:9])
     n = moments.shape[1]
     when = np.argmax(moments, axis=0)
     stage, moment = when % 3, when // 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,8 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
     counts = stages.counts[:, :, place]
     pipeline = np.asarray(at["pipeline"])
     microbatches = at["global_batch"] // (at["data"] * at["micro_batch"])
-    select = _Selector(at, combination, counts, pipeline)
+    again = first_k_share(at, counts) if np.any(np.asarray(at["recompute"]) == Recompute.FIRST_K) else None
+    select = _Selector(combination, counts, pipeline, policy_of(at), again)
     forward = select.plain(blocks.forward)
     backward = select.chosen(blocks.backward)
     weight = select.plain(blocks.weight)
@@ -67,14 +69,12 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
     )
     timed = pipeline_time(times, at["schedule"], pipeline, at["virtual"], microbatches)
     slowest = np.argmax(forward + backward, axis=0)
-    families = np.stack([select.families(blocks.families[:, :, f]) for f in range(len(FAMILIES))])
-    again = select.chosen(blocks.recompute)
 
     def at_slowest(value: FloatArray) -> FloatArray:
         return np.take_along_axis(value, slowest[None], axis=0)[0] * microbatches
 
-    parts = {name: at_slowest(families[i]) for i, name in enumerate(FAMILIES)}
-    parts["recompute"] = at_slowest(again)
+    parts = {name: at_slowest(select.chosen(blocks.families[:, :, i])) for i, name in enumerate(FAMILIES)}
+    parts["recompute"] = at_slowest(select.chosen(blocks.recompute))
     parts["pipeline_communication"] = 2.0 * send * microbatches
     parts["bubble"] = timed.total - sum(parts.values())
 
@@ -89,7 +89,7 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
         backward=at_slowest(backward) / microbatches,
         compute=at_slowest(forward + backward) / microbatches,
         layers=np.maximum(layers.mean(axis=0), 1.0),
-        recomputed_share=(first_k_share(at, counts) * layers).sum(axis=0) / np.maximum(layers.sum(axis=0), 1.0),
+        recomputed_share=np.zeros(len(place)) if again is None else (again * layers).sum(axis=0) / np.maximum(layers.sum(axis=0), 1.0),
         flops=mean(blocks.flops),
         traffic=mean(blocks.traffic),
         inner_bytes=inner + 2.0 * microbatches * send_inner,
@@ -99,39 +99,37 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Selector:
-    """Sums block costs over the layers of each stage profile, under every plan's recomputation policy."""
+    """Sums block costs over the layers of each stage profile, under every plan's recomputation policy.
 
-    at: SymbolTable
+    `policy` (n,) is the policy of most layers; `again` (3, n) the share of each stage's layers that first-k recomputes, None
+    where no plan does.
+    """
+
     combination: IntArray
     counts: FloatArray
     pipeline: IntArray
+    policy: IntArray
+    again: FloatArray | None
 
     def plain(self, cost: FloatArray) -> FloatArray:
         """(blocks, m) summed to (3, n)."""
-        kinds = self.counts.shape[0]
-        stage = np.zeros(self.counts.shape[1:])
-        for kind in range(kinds):
-            stage += self.counts[kind] * cost[kind][self.combination]
-        return self._with_ends(stage, cost[kinds][self.combination], cost[kinds + 1][self.combination])
+        *layers, embedding, head = (block[self.combination] for block in cost)
+        return self._with_ends(self._over_layers(layers), embedding, head)
 
     def chosen(self, cost: FloatArray) -> FloatArray:
         """(blocks, 3 policies, m) summed to (3, n) under the policy of each plan."""
         kinds = self.counts.shape[0]
-        flat = cost.reshape(cost.shape[0], -1)
-        place = policy_of(self.at) * cost.shape[2] + self.combination
-        stage = np.zeros(self.counts.shape[1:])
-        for kind in range(kinds):
-            stage += self.counts[kind] * flat[kind][place]
-        if np.any(np.asarray(self.at["recompute"]) == Recompute.FIRST_K):
-            share = first_k_share(self.at, self.counts)
-            for kind in range(kinds):
-                more = (cost[kind, 2] - cost[kind, 0])[self.combination]
-                stage += self.counts[kind] * share * more
+        place = self.policy * cost.shape[2] + self.combination
+        stage = self._over_layers([cost[kind].ravel()[place] for kind in range(kinds)])
+        if self.again is not None:
+            stage += self.again * self._over_layers([(cost[kind, 2] - cost[kind, 0])[self.combination] for kind in range(kinds)])
         return self._with_ends(stage, cost[kinds, 0][self.combination], cost[kinds + 1, 0][self.combination])
 
-    def families(self, cost: FloatArray) -> FloatArray:
-        """As `chosen`: host time differs by policy."""
-        return self.chosen(cost)
+    def _over_layers(self, layers: Sequence[FloatArray]) -> FloatArray:
+        stage = self.counts[0] * layers[0]
+        for kind in range(1, len(layers)):
+            stage += self.counts[kind] * layers[kind]
+        return np.asarray(stage, np.float64)
 
     def _with_ends(self, stage: FloatArray, embedding: FloatArray, head: FloatArray) -> FloatArray:
         alone = self.pipeline == 1

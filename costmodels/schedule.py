@@ -515,10 +515,10 @@ def _interleaved(rows: _Rows) -> FloatArray:
     )
     mirrored = _Chunks(*(_End(x.b, x.f, x.w) for x in (head, tail, first, middle, chunks.mean, last)))
     backwards = [_Rank(x.index, x.b, x.f, x.end_b, x.end_f, x.end_early) for x in ranks]
-    fills, up = _warm_up(rows, chunks, ranks, g)
-    drains, down = _warm_up(rows, mirrored, backwards, g)
+    fills, climbs = _warm_up(rows, chunks, ranks, g)
+    drains, falls = _warm_up(rows, mirrored, backwards, g)
     best = np.zeros_like(m)
-    for rank, fill, drain in zip(ranks, fills, drains, strict=True):
+    for rank, fill, drain, climb, fall in zip(ranks, fills, drains, climbs, falls, strict=True):
         warm = 2 * (p - 1 - rank.index) + (v - 1) * g
         rest = m * v - 1 - warm
         # forwards between B(i, 0) and F(i, mv−1), and as many backwards
@@ -526,12 +526,54 @@ def _interleaved(rows: _Rows) -> FloatArray:
         forward = forward - _ordered(rank.f, rank.end_f, rank.end_early, warm + 1, g, v)
         backward = _ordered(rank.b, rank.end_b, not rank.end_early, rest, g, v)
         backward = backward - _ordered(rank.b, rank.end_b, not rank.end_early, np.ones_like(m), g, v)
-        best = np.where(rest > 0, np.maximum(best, fill + forward + backward + drain), best)
+        # few microbatches are all warm-up to the low ranks: forwards, then backwards
+        best = np.maximum(best, np.where(rest > 0, fill + forward + backward + drain, climb + fall))
         # the rank from end to end
         before = np.where(rank.index > 0, head.f + head.b + (rank.index - 1) * (chunks.mean.f + chunks.mean.b), 0.0)
         whole = m * ((v - 1) * (rank.f + rank.b) + rank.end_f + rank.end_b)
         best = np.maximum(best, before + whole + 2 * rank.index * send)
-    return best
+    # rank 0's end chunk runs forward a round before, and backward a round after, that of rank p − 1: dwell on rank 0 but
+    # for the last round, the first, or both
+    zero, one_way = ranks[0], _leaving(rows, ranks[-1], drains[-1], g)
+    other_way = _leaving(rows, backwards[-1], fills[-1], g)
+    warm, total = 2 * (p - 1) + (v - 1) * g, m * v
+    left, entered = one_way.done, total - 1 - other_way.done
+    def on_zero(forward: FloatArray, forward_end: FloatArray, backward: FloatArray, backward_end: FloatArray) -> FloatArray:
+        return (
+            _ordered(zero.f, zero.end_f, True, forward_end, g, v)
+            - _ordered(zero.f, zero.end_f, True, forward, g, v)
+            + _ordered(zero.b, zero.end_b, False, backward_end, g, v)
+            - _ordered(zero.b, zero.end_b, False, backward, g, v)
+        )
+
+    leaves = fills[0] + on_zero(warm + 1, left + warm + 1, np.ones_like(m), left + 1) + one_way.seconds
+    enters = other_way.seconds + on_zero(entered, total - 1, entered - warm, total - 1 - warm) + drains[0]
+    both = other_way.seconds + on_zero(entered, left + warm + 1, entered - warm, left + 1) + one_way.seconds
+    best = np.where(one_way.legal, np.maximum(best, leaves), best)
+    best = np.where(other_way.legal, np.maximum(best, enters), best)
+    legal = one_way.legal & other_way.legal & (entered <= left + warm)
+    return np.where(legal, np.maximum(best, both), best)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """From after B(0, done) by way of rank p − 1 to the end: seconds, and whether there is such a path; (n,)."""
+
+    done: FloatArray
+    seconds: FloatArray
+    legal: BoolArray
+
+
+def _leaving(rows: _Rows, last: _Rank, drain: FloatArray, g: FloatArray) -> _Leaving:
+    """Leave rank 0 after the last forward of its end chunk, from B(0, done) to B(p − 1, done + g)."""
+    m, v, p = rows.m, rows.v, rows.p
+    warm = (v - 1) * g
+    done = (np.floor(m / g) - 1) * g * v + g - 1 - (2 * (p - 1) + warm)
+    there, rest = done + g, m * v - 1 - warm
+    forward = _ordered(last.f, last.end_f, False, m * v - 1, g, v)
+    forward = forward - _ordered(last.f, last.end_f, False, there + warm + 1, g, v)
+    backward = _ordered(last.b, last.end_b, True, rest, g, v) - _ordered(last.b, last.end_b, True, there, g, v)
+    return _Leaving(done, rows.send + forward + backward + drain, (done >= 0) & (there <= rest))
 
 
 def _either(deep: BoolArray, middle: _End, first: _End, head: _End) -> tuple[FloatArray, ...]:
@@ -552,8 +594,8 @@ def _ordered(
 
 def _warm_up(
     rows: _Rows, chunks: _Chunks, ranks: Sequence[_Rank], g: FloatArray
-) -> tuple[list[FloatArray], FloatArray]:
-    """Seconds of the longest path up to and with B(i, 0) for each of `ranks`, and to F(p − 1, (v − 1)g), each (n,)."""
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """For each of `ranks` seconds of the longest path up to and with B(i, 0), and with its last warm-up forward, (n,)."""
     p, v, send = rows.p, rows.v, rows.send
     head, tail, mean, first, last = chunks.head, chunks.tail, chunks.mean, chunks.first, chunks.last
     inner = np.maximum(p - 2, 0)
@@ -568,25 +610,28 @@ def _warm_up(
     top = np.maximum(top, np.where(p > 2, middle, 0.0))
     first_group = g * head.f + one_pass - (head.f + inner * mean.f + last.f + p * send)
     top = np.maximum(top, np.where(deep, first_group, 0.0))
-    fills = []
+    to_last = g * head.f + to_top + _ordered(ranks[-1].f, ranks[-1].end_f, False, count, g, v)
+    to_last = to_last - _ordered(ranks[-1].f, ranks[-1].end_f, False, g - 1, g, v)
+    top = np.maximum(top, np.where(deep, to_last, 0.0))
+    fills, climbs = [], []
     for rank in ranks:
         above = p - 1 - rank.index
         at_last, at_first = rank.index == p - 1, rank.index == 0
         # down from B(p − 1, 0) by the first backwards of the ranks between
         first_b = np.where(at_first, ranks[0].b, mean.b)
         fall = np.where(at_last, 0.0, np.maximum(above - 1, 0) * mean.b + first_b) + above * send + tail.b
-        best = top + fall
         # by forwards alone
-        warm = 2 * above + (v - 1) * g
-        climb = np.where(at_first, 0.0, head.f + np.maximum(rank.index - 1, 0) * mean.f) + rank.index * send
-        own = climb + _ordered(rank.f, rank.end_f, rank.end_early, warm + 1, g, v)
-        lowest = _ordered(ranks[0].f, ranks[0].end_f, True, warm + 1, g, v)
-        low = lowest + np.where(at_first, 0.0, rank.index * (mean.f + send))
-        through = one_pass - tail.f - np.maximum(above - 1, 0) * mean.f - above * send
-        through = np.where(at_last, 0.0, through + 2 * above * rank.f)
-        turn = np.where(at_last, tail.b, rank.b)
-        fills.append(np.maximum(best, np.maximum.reduce([own, low, through]) + turn))
-    return fills, top
+        warm = np.minimum(2 * above + (v - 1) * g, rows.m * v - 1)
+        between = np.where(at_first, 0.0, np.maximum(rank.index - 1, 0) * mean.f) + rank.index * send
+        own = _ordered(rank.f, rank.end_f, rank.end_early, warm + 1, g, v)
+        later = g * head.f + own - _ordered(rank.f, rank.end_f, rank.end_early, g - 1, g, v)
+        low = _ordered(ranks[0].f, ranks[0].end_f, True, warm + 1, g, v) + rank.f
+        through = one_pass - tail.f - np.maximum(above - 1, 0) * mean.f - above * send + (warm - (v - 1) * g) * rank.f
+        climb = between + np.where(at_first, own, np.maximum.reduce([head.f + own, later, low]))
+        climb = np.where(at_last, top, np.maximum(climb, through))
+        climbs.append(climb)
+        fills.append(np.maximum(top + fall, climb + np.where(at_last, tail.b, rank.b)))
+    return fills, climbs
 
 
 def _dualpipe(rows: _Rows) -> FloatArray:

@@ -84,8 +84,13 @@ class TrainingModel:
 
     def evaluate(self, problem: Problem, points: Columns) -> Metrics:
         """All metrics of the n plans, with parts of step time, memory and energy."""
+        return _join(points.n, self.stream(problem, points))
+
+    def stream(self, problem: Problem, points: Columns) -> Iterator[tuple[slice, Metrics]]:
+        """The same in consecutive slices of rows, for those who need no row twice: nothing is held beyond a slice."""
         parts = _tables(problem, points, with_time=True)
-        return _join(points.n, ((rows, _metrics(problem, problem.at(points.take(rows)), parts, rows)) for rows in _slices(points.n)))
+        for rows in _slices(points.n):
+            yield rows, _metrics(problem, problem.at(points.take(rows)), parts, rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

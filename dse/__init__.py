@@ -2,3 +2,34 @@
 
 Imports `search`, `costmodels` and `spaces`; nothing imports `dse`.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dse.explain import explain as explain
+    from dse.predict import predict as predict
+    from dse.predict import predict_rows as predict_rows
+    from dse.run_folder import read as read
+    from dse.runner import run as run
+
+_FUNCTIONS = {
+    "run": "dse.runner",
+    "read": "dse.run_folder",
+    "explain": "dse.explain",
+    "predict": "dse.predict",
+    "predict_rows": "dse.predict",
+}
+
+__all__ = ["explain", "predict", "predict_rows", "read", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """The verbs, imported when first used, so that `dse --help` is quick."""
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module 'dse' has no attribute {name!r}")
+    function = getattr(import_module(_FUNCTIONS[name]), name)
+    globals()[name] = function
+    return function

@@ -41,7 +41,8 @@ def problem_of(experiment: Experiment) -> Problem:
     if one is not None:
         return problem
     names = {"device": tuple(device.name for device in experiment.devices), "generation": generations(experiment.devices)}
-    return dataclasses.replace(problem, labels={**problem.labels, **names})
+    shared = {name: float(values[0]) for name, values in _device_values(experiment).items() if _same(values)}
+    return dataclasses.replace(problem, labels={**problem.labels, **names}, scalars={**problem.scalars, **shared})
 
 
 def generations(devices: Sequence[Device]) -> tuple[str, ...]:
@@ -49,13 +50,18 @@ def generations(devices: Sequence[Device]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(device.generation for device in devices))
 
 
-def device_values(devices: Sequence[Device], stack: str) -> dict[str, NDArray[Any]]:
+def _device_values(experiment: Experiment) -> dict[str, NDArray[Any]]:
     """Every symbol that choosing one of the devices binds, shape (devices,); a rate that one lacks is 0 there."""
-    figures = [device_symbols(device, stack) for device in devices]
-    names = sorted({name for figure in figures for name in figure})
+    figures = [device_symbols(device, experiment.stack) for device in experiment.devices]
+    names = sorted({name for figure in figures for name in figure} - ({"device.domain"} if experiment.domains else set()))
     values = {name: np.array([figure.get(name, 0.0) for figure in figures], np.float64) for name in names}
-    known = generations(devices)
-    return values | {"generation": np.array([known.index(device.generation) for device in devices])}
+    known = generations(experiment.devices)
+    return values | {"generation": np.array([known.index(device.generation) for device in experiment.devices])}
+
+
+def _same(values: NDArray[Any]) -> bool:
+    """Whether a symbol does not depend on the device: the problem binds it then, not the axis."""
+    return bool((values == values[0]).all())
 
 
 def space_of(experiment: Experiment) -> Space:
@@ -78,17 +84,15 @@ def _space(experiment: Experiment, devices: tuple[Device, ...], count: int, opti
         options=options,
         domains=experiment.domains or None,
     )
-    return Space(tuple(_with_constants(axis, devices, experiment) for axis in space.axes), space.labels)
+    return Space(tuple(_with_constants(axis, experiment) for axis in space.axes), space.labels)
 
 
-def _with_constants(axis: Axis, devices: tuple[Device, ...], experiment: Experiment) -> Axis:
-    """The device axis binds the kernel and link constants of each device too."""
+def _with_constants(axis: Axis, experiment: Experiment) -> Axis:
+    """The device axis binds the kernel and link constants that differ between the devices too."""
     if axis.name != "device":
         return axis
-    values = device_values(devices, experiment.stack)
-    if experiment.domains:
-        del values["device.domain"]
-    return dataclasses.replace(axis, symbols={**axis.symbols, **values})
+    values = {name: array for name, array in _device_values(experiment).items() if not _same(array)}
+    return dataclasses.replace(axis, symbols={"device": axis.values, **values})
 
 
 def point(experiment: Experiment, plan: Mapping[str, Any]) -> Columns:
@@ -154,12 +158,12 @@ def _on_device(experiment: Experiment, columns: Columns, device: Device) -> Colu
     values = {symbol: columns[symbol] for symbol in columns.levels}
     if len(experiment.devices) > 1:
         index = experiment.devices.index(device)
-        own = {name: array[[index]] for name, array in device_values(experiment.devices, experiment.stack).items()}
+        own = {name: array[[index]] for name, array in _device_values(experiment).items() if not _same(array)}
         values = {**own, "device": np.array([index]), **values}
     return Columns.from_values(values)
 
 
-_SHORT = {"tp": "tensor", "cp": "context", "pp": "pipeline", "dp": "data", "ep": "expert", "etp": "expert_tensor", "vpp": "virtual"}
+_SHORT = {"tp": "tensor", "cp": "context", "pp": "pipeline", "dp": "data", "ep": "expert", "vpp": "virtual"}
 
 
 def plan_codes(experiment: Experiment, plan: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -211,7 +215,8 @@ def space_around(experiment: Experiment, here: Mapping[str, Any], axis: str) -> 
         follows |= {"schedule", "virtual", "stage_layout"}
     if axis in ("recompute", "recompute_layers"):
         follows |= {"recompute", "recompute_layers"}
-    options = {s: (int(here[s]),) for s in PLAN_SYMBOLS if s in here and s not in follows and s != "devices"}
+    fixed = [symbol for symbol in PLAN_SYMBOLS if symbol in here and symbol not in {*follows, "devices"}]
+    options: dict[str, tuple[int, ...]] = {symbol: (int(here[symbol]),) for symbol in fixed}
     if here.get("recompute_layers") == 0:
         options.pop("recompute_layers", None)
     if axis == "precision":

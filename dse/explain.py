@@ -43,7 +43,10 @@ _RELIEF: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """A plan taken apart. `relief` is (what is doubled, step time then); `moves` are (what changes, the plan then), best first."""
+    """A plan taken apart.
+
+    `relief` is (what is doubled, step time then) and `moves` (what changes, the plan then), both best first.
+    """
 
     answer: PlanAnswer
     operators: tuple[OperatorTime, ...]
@@ -176,8 +179,13 @@ def _operators_text(operators: Sequence[OperatorTime], step: float) -> str:
 
 def _relief_text(explanation: Explanation) -> str:
     step = explanation.answer.figures["step_time"].value
-    lines = [f"  {what} twice as fast: step {(time / step - 1) * 100:+.1f} %".replace("-", "−") for what, time in explanation.relief]
+    lines = [f"  {what} twice as fast: step {_percent(time / step)}" for what, time in explanation.relief]
     return "\n".join(["What would relieve it, on the machine:", *lines])
+
+
+def _percent(ratio: float) -> str:
+    """`−3.2 %` for 0.968."""
+    return f"{(ratio - 1) * 100:+.1f} %".replace("-", "−")
 
 
 def _moves_text(explanation: Explanation) -> str:
@@ -186,7 +194,7 @@ def _moves_text(explanation: Explanation) -> str:
     step = explanation.answer.figures["step_time"].value
     lines = []
     for said, answer in explanation.moves:
-        gain = f"step {(answer.figures['step_time'].value / step - 1) * 100:+.1f} %".replace("-", "−")
+        gain = f"step {_percent(answer.figures['step_time'].value / step)}"
         memory = measure("memory").show(answer.figures["memory"].value, with_unit=True)
         fits = "" if answer.feasible else f"; still lacks {lacking(answer)}"
         lines.append(f"  {said}: {gain}, {memory}{fits}")

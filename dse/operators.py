@@ -28,7 +28,8 @@ class OperatorTime:
 
 def operator_times(problem: Problem, columns: Columns) -> tuple[OperatorTime, ...]:
     """Operators of a batch of one, in the order of the model."""
-    return tuple(OperatorTime(**{f: getattr(row, f) for f in OperatorTime.__slots__}) for row in _told("explain", problem, columns))
+    rows = _told("explain", problem, columns)
+    return tuple(OperatorTime(**{name: getattr(row, name) for name in OperatorTime.__slots__}) for row in rows)
 
 
 def stage_memory(problem: Problem, columns: Columns) -> tuple[tuple[str, Mapping[str, float]], ...]:

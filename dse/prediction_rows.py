@@ -67,7 +67,7 @@ def read(row: Row) -> Question:
     )
 
 
-# --- cells --------------------------------------------------------------------------------------------------------------------
+# --- cells ------------------------------------------------------------------------------------------------------------
 
 
 def cell(row: Row, name: str) -> str:
@@ -120,7 +120,7 @@ def _choice(row: Row, name: str, known: Mapping[str, int], default: int) -> int:
     return known[text]
 
 
-# --- model and machine ----------------------------------------------------------------------------------------------------------
+# --- model and machine ------------------------------------------------------------------------------------------------
 
 _SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "head_dim", "experts", "experts_per_token", "moe_ffn")
 _NO_EXPERTS = {
@@ -214,7 +214,7 @@ def _changed(name: str, per_node: int, nic: float) -> Device:
     return dataclasses.replace(device, **changes) if changes else device
 
 
-# --- plan ------------------------------------------------------------------------------------------------------------------------
+# --- plan -------------------------------------------------------------------------------------------------------------
 
 _SCHEDULES = {
     **{name.replace("_", "-"): code for code, name in enumerate(NAMES["schedule"])},

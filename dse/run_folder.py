@@ -82,10 +82,11 @@ def write(run: Run, folder: Path, *, seed: int, model_file: Path | None, ledger:
 
 def write_reports(run: Run, folder: Path) -> None:
     """report.md and report.html, made again if they are there."""
-    from dse.report import html, markdown
+    from dse.report.html import page as html_page
+    from dse.report.markdown import page as markdown_page
 
-    (folder / "report.md").write_text(markdown.page(run), encoding="utf-8")
-    (folder / "report.html").write_text(html.page(run), encoding="utf-8")
+    (folder / "report.md").write_text(markdown_page(run), encoding="utf-8")
+    (folder / "report.html").write_text(html_page(run), encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

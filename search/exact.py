@@ -249,6 +249,13 @@ def _pieces(batches: Iterator[Columns]) -> Iterator[Columns]:
             yield batch.take(slice(cut, batch.n))
 
 
+def _least(values: FloatArray, rows: IntArray, count: int) -> IntArray:
+    """The `count` rows with the least values, least first; of equal ones the first."""
+    if len(rows) > count:
+        rows = rows[values[rows] <= np.partition(values[rows], count - 1)[count - 1]]
+    return rows[np.argsort(values[rows], kind="stable")[:count]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Visit:
     """What became of one batch. `evaluated` and the rest hold ordinals of the space where they hold rows."""
@@ -329,8 +336,7 @@ class _Task:
         """Prune, evaluate and sort out the batch that comes after a state."""
         start = state.visited
         rows, pruned, bounds = self._bounded(batch, screen)
-        cut = np.flatnonzero(bounds > 0)
-        near = cut[np.argsort(bounds[cut], kind="stable")[:_NEAREST]]
+        near = np.empty(0, np.int64) if state.feasible else _least(bounds, np.flatnonzero(bounds > 0), _NEAREST)
         alive = batch if len(rows) == batch.n else batch.take(rows)
         patience = np.inf if state.evaluated else _HOPELESS
         points, worst, failed = self._evaluated(alive, start + rows, patience)
@@ -481,14 +487,16 @@ class _Reservoir:
             np.concatenate([self.keys, keys[rows]]),
             self.below,
         )
-        return grown.trimmed() if len(grown.keys) > 1.25 * self.limit else grown
+        return grown.trimmed() if len(grown.keys) > 2 * self.limit else grown
 
     def trimmed(self) -> _Reservoir:
         """The smallest `limit` keys only, in the order of the space."""
         if len(self.keys) <= self.limit:
             return self
-        order = np.argsort(self.keys, kind="stable")
-        rows = np.sort(order[: self.limit])
+        last = np.partition(self.keys, self.limit - 1)[self.limit - 1]
+        kept = self.keys < last
+        kept[np.flatnonzero(self.keys == last)[: self.limit - np.count_nonzero(kept)]] = True
+        rows = np.flatnonzero(kept)
         return _Reservoir(
             self.limit,
             self.columns.take(rows),
@@ -496,7 +504,7 @@ class _Reservoir:
             self.feasible[rows],
             self.ordinals[rows],
             self.keys[rows],
-            float(self.keys[order[self.limit]]) if self.limit else -np.inf,
+            float(last),
         )
 
     def sample(self, objectives: tuple[Objective, ...]) -> Sample:
@@ -577,7 +585,7 @@ class _State:
             columns = Columns(n=self.near.n + columns.n, codes=codes, levels=columns.levels)
             bounds = np.concatenate([self.near_bounds, bounds])
             ordinals = np.concatenate([self.near_ordinals, ordinals])
-        rows = np.argsort(bounds, kind="stable")[:_NEAREST]
+        rows = _least(bounds, np.arange(len(bounds)), _NEAREST)
         return replace(state, near=columns.take(rows), near_bounds=bounds[rows], near_ordinals=ordinals[rows])
 
     def progress(self, space: int, wall_s: float) -> Progress:

@@ -122,20 +122,31 @@ def distinct(columns: Columns, reads: Iterable[str]) -> tuple[Columns, IntArray]
     code = np.zeros(columns.n, np.int64)
     span = 1
     for axis, size in axes.items():
-        code += columns.codes[axis].astype(np.int64) * span
-        span *= max(size, 1)
-    if span <= max(4 * columns.n, 1 << 16):  # a flag per possible code beats sorting
-        seen = np.zeros(span, np.bool_)
-        seen[code] = True
-        keys = np.flatnonzero(seen)
-        place = np.empty(span, np.int64)
-        place[keys] = np.arange(len(keys))
-        index = place[code]
-    else:
+        if size > 1:
+            if span * size > _LARGEST_CODE:  # squeeze what there is before it outgrows 64 bits
+                keys, code = _keys(code, span)
+                span = len(keys)
+            code = code + columns.codes[axis].astype(np.int64) * span
+            span *= size
+    starts = np.flatnonzero(np.concatenate([[True], code[1:] != code[:-1]]))  # generated points come in runs
+    keys, run = _keys(code[starts], span)
+    first = np.empty(len(keys), np.int64)
+    first[run[::-1]] = starts[::-1]
+    index = np.repeat(run, np.diff(np.append(starts, columns.n)))
+    return Columns(n=len(keys), codes={axis: columns.codes[axis][first] for axis in axes}, levels=levels), index
+
+
+_LARGEST_CODE = 1 << 62
+
+
+def _keys(code: IntArray, span: int) -> tuple[IntArray, IntArray]:
+    """Sorted distinct codes below `span`, and the place of every code among them."""
+    if span > max(4 * len(code), 1 << 16):
         keys, index = np.unique(code, return_inverse=True)
-    codes: dict[str, CodeArray] = {}
-    rest = keys
-    for axis, size in axes.items():
-        codes[axis] = (rest % size).astype(np.int32)
-        rest = rest // size
-    return Columns(n=len(keys), codes=codes, levels=levels), index
+        return keys, index
+    seen = np.zeros(span, np.bool_)  # a flag per possible code beats sorting
+    seen[code] = True
+    keys = np.flatnonzero(seen)
+    place = np.empty(span, np.int64)
+    place[keys] = np.arange(len(keys))
+    return keys, place[code]

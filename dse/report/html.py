@@ -49,9 +49,10 @@ def _front(run: Run) -> list[str]:
     if len(run.objectives) > 1:
         first = run.objectives[0][0]
         blocks += [_scatter(run, other, first) for other, _ in run.objectives[1:4]]
+        today = " Orange: the plan run today." if run.baseline else ""
         blocks.append(
             "<p class=note>Large dots: the front, its first plan ringed. Small dots: a seeded sample of the plans evaluated, "
-            f"grey where a constraint is broken{'; orange: the plan run today' if run.baseline else ''}. Hover for the plan.</p>"
+            f"grey where a constraint is broken.{today} Hover for the plan.</p>"
         )
     blocks.append(_table(words.front_sheet(run)))
     if len(run.front) > words.LISTED:
