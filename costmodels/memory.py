@@ -18,7 +18,7 @@ from costmodels.model_state import state_widths
 from costmodels.schedule import in_flight
 from spaces.columns import FloatArray, IntArray, Value
 from spaces.expressions import SymbolTable
-from spaces.plan import NAMES, Offload, Recompute, Trainable
+from spaces.plan import NAMES, Offload, Recompute, Schedule, Trainable
 from spaces.stages import FIRST, LAST, MIDDLE, StageTable
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "working", "gathered")
@@ -114,7 +114,9 @@ def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> M
     """The timeline's peak over stages and moments, for n plans whose live and state bytes are given."""
     held = np.where(at["global_batch"] > at["data"] * at["micro_batch"], 1.0, at["stack.memory.persistent_gradients"])
     at_layer = np.maximum(held, at["stack.memory.gradients_at_peak"])
-    resident = state.weights + state.optimizer
+    # DualPipe keeps two copies of the parameters, one a direction (DeepSeek-V3 table 2)
+    copies = np.where(np.asarray(at["schedule"]) == Schedule.DUALPIPE, 2.0, 1.0)
+    resident = state.weights * copies + state.optimizer
     moments = np.empty((9, resident.shape[1]))
     during = resident + live.activations + state.gathered
     np.add(during, held * state.gradients + live.logits, out=moments[0:3])
@@ -130,7 +132,7 @@ def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> M
 
     live_then = moment < 2
     parts = {
-        "weights": of_stage(state.weights),
+        "weights": of_stage(state.weights, copies),
         "gradients": of_stage(state.gradients, np.where(moment == 0, held, np.where(moment == 1, at_layer, 1.0))),
         "optimizer": of_stage(state.optimizer),
         "activations": of_stage(live.activations, live_then),

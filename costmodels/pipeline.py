@@ -67,7 +67,7 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
         backward_sum=select.total(backward) + pipeline * send,
         send=np.zeros_like(forward[0]),
     )
-    timed = pipeline_time(times, at["schedule"], pipeline, at["virtual"], microbatches)
+    timed = pipeline_time(times, pipeline, at["virtual"], microbatches, at["schedule"])
     slowest = np.argmax(forward + backward, axis=0)
 
     def at_slowest(value: FloatArray) -> FloatArray:

@@ -9,18 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dse.explain import explain as explain
-    from dse.predict import predict as predict
-    from dse.predict import predict_rows as predict_rows
+    from dse.explanation import explain as explain
+    from dse.prediction import predict as predict
+    from dse.prediction import predict_rows as predict_rows
     from dse.run_folder import read as read
     from dse.runner import run as run
 
 _FUNCTIONS = {
     "run": "dse.runner",
     "read": "dse.run_folder",
-    "explain": "dse.explain",
-    "predict": "dse.predict",
-    "predict_rows": "dse.predict",
+    "explain": "dse.explanation",
+    "predict": "dse.prediction",
+    "predict_rows": "dse.prediction",
 }
 
 __all__ = ["explain", "predict", "predict_rows", "read", "run"]

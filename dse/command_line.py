@@ -80,7 +80,7 @@ def explain_command(
 ) -> None:
     """Take one plan apart: time per operator beside its bound, memory per stage, what would relieve the bottleneck."""
     del debug
-    from dse.explain import explain
+    from dse.explanation import explain
 
     typer.echo(str(explain(source, plan=plan, rank=rank, overrides=tuple(settings or ()))))
 
@@ -94,7 +94,7 @@ def predict_command(
 ) -> None:
     """Predict any number of points somebody else wrote; no row is dropped."""
     del debug
-    from dse.predict import predict
+    from dse.prediction import predict
 
     typer.echo(str(predict(points, out, kind=kind)))
 

@@ -170,6 +170,7 @@ FEW: dict[str, tuple[int, ...]] = {"offload": (0,), "recompute": (0, 3), "zero_s
 QUESTIONS = {
     "dense, every default": Question(count=4, global_batch=4, options={"offload": (0,)}),
     "pipelines of light and uneven stages": Question(count=8, global_batch=16, options={**FEW, "tensor": (1,)}),
+    "a sequence that tensor ranks cannot split": Question(sequence=12, options=FEW),
     "no uneven stages": Question(count=4, options={**FEW, "stage_layout": (0,)}, uneven=False),
     "mixture of experts": Question(architecture=EXPERTS, count=8, options={**FEW, "micro_batch": (1, 2)}),
     "experts split too": Question(architecture=EXPERTS, count=4, options={**FEW, "expert_tensor": ()}),

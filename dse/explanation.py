@@ -1,4 +1,4 @@
-"""`explain`: one plan taken apart. Time per operator beside its roofline, memory per stage, and what would relieve it.
+"""One plan taken apart by `explain`. Time per operator beside its roofline, memory per stage, and what would relieve it.
 
 Relief is measured, not guessed: the plan is evaluated again on a machine whose every rate of one kind is doubled, and every
 plan that differs in one choice is evaluated too.
@@ -185,6 +185,8 @@ def _relief_text(explanation: Explanation) -> str:
 
 def _percent(ratio: float) -> str:
     """`−3.2 %` for 0.968."""
+    if abs(ratio - 1) < 5e-4:
+        return "unchanged"
     return f"{(ratio - 1) * 100:+.1f} %".replace("-", "−")
 
 
