@@ -33,7 +33,7 @@ class Stack:
 
     `selective` names what selective recomputation drops: 'core' (core attention) or 'alternate' (every second product).
     `whole_block`: full recomputation redoes the whole block instead of stopping at the last tensor needed.
-    `default_zero`: the stage a blank `zero_stage` means. `optimizer`: state layout by training precision.
+    `default_zero`: the stage a blank `zero_stage` means. `optimizer`: its state layout (costmodels/data/optimizers.yaml).
     """
 
     name: str
@@ -41,14 +41,10 @@ class Stack:
     selective: str
     whole_block: bool
     default_zero: int
-    optimizers: Mapping[str, str]
+    optimizer: str
     numbers: Mapping[str, float]
     generations: Mapping[str, Mapping[str, Any]]
     source: str
-
-    def optimizer(self, precision: str) -> str:
-        """Name of the optimizer state layout (costmodels/data/optimizers.yaml) for a precision."""
-        return self.optimizers.get(precision, self.optimizers["default"])
 
 
 def stack_names() -> tuple[str, ...]:
@@ -69,7 +65,7 @@ def find_stack(name: str) -> Stack:
         selective=facts["selective"],
         whole_block=facts["whole_block"],
         default_zero=facts["default_zero"],
-        optimizers=facts["optimizers"],
+        optimizer=facts["optimizer"],
         numbers=_flat(facts["numbers"], "stack"),
         generations=facts.get("generations", {}),
         source=facts["source"],

@@ -72,7 +72,7 @@ def data_parallel_time(at: SymbolTable, dense: Value, expert: Value, trained: Va
             inner_bytes, outer_bytes = inner_bytes + inner, outer_bytes + outer
     own = np.where(zero >= 1, dense / shard + expert / expert_shard, dense + expert) * trained
     bandwidth = at["device.memory_bandwidth"] * at["kernel.optimizer.bandwidth"]
-    update = own * at["stack.optimizer_traffic"] / bandwidth + 4.0 * (dense + expert) * trained / bandwidth
+    update = own * at["optimizer.traffic"] / bandwidth + 4.0 * (dense + expert) * trained / bandwidth
     offloaded = np.asarray(at["offload"]) == Offload.OPTIMIZER
     # gradients down and parameters up over the host link, and the update at the host's rate (Ren 2021, ZeRO-Offload §4)
     host = own * (gradient + parameter) / at["device.host_link_bandwidth"] + own / at["stack.host_optimizer_rate"]

@@ -12,23 +12,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from costmodels.metrics import Evidence
+from costmodels.metrics import MAXIMISED, Evidence
 from spaces.columns import Bindings, FloatArray
 from spaces.problem import Problem
 
-MAXIMISED = frozenset(
-    {
-        "tokens_per_second",
-        "tokens_per_second_per_device",
-        "mfu",
-        "hfu",
-        "mfu_causal",
-        "model_flops_per_device",
-        "hardware_flops_per_device",
-        "effective_tokens_per_second",
-    }
-)
-"""Metrics of which more is better; of all others less is."""
 EXACT = frozenset({"devices"})
 MEMORY = frozenset({"memory", "peak_memory"})
 

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.block import BlockMemory
-from costmodels.constants import Stack
 from costmodels.data_parallel import shard_ranks
-from costmodels.model_state import state_widths
 from costmodels.schedule import in_flight
 from spaces.columns import FloatArray, IntArray, Value
 from spaces.expressions import SymbolTable
-from spaces.plan import NAMES, Offload, Recompute, Schedule, Trainable
+from spaces.plan import Offload, Recompute, Schedule, Trainable
 from spaces.stages import FIRST, LAST, MIDDLE, StageTable
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "working", "gathered")
@@ -170,7 +168,7 @@ def first_k_share(at: SymbolTable, counts: FloatArray) -> FloatArray:
     return np.where(np.asarray(at["recompute"]) == Recompute.FIRST_K, chosen / layers, 0.0)
 
 
-def state_memory(stack: Stack, at: SymbolTable, dense: FloatArray, expert: FloatArray, counts: FloatArray, embedding: Value) -> StateMemory:
+def state_memory(at: SymbolTable, dense: FloatArray, expert: FloatArray, counts: FloatArray, embedding: Value) -> StateMemory:
     """State of n plans from the (3, n) parameters of a device and the (kinds, 3, n) layer counts.
 
     `embedding` (n,) are the parameters of the embedding table on a device: the largest unit FSDP gathers.
@@ -178,26 +176,16 @@ def state_memory(stack: Stack, at: SymbolTable, dense: FloatArray, expert: Float
     zero = np.asarray(at["zero_stage"])
     shard, expert_shard = shard_ranks(at)
     trained = trained_share(at)
-    precision = np.asarray(at["precision"])
-    widths = {role: np.zeros(precision.shape) for role in ("weights", "gradients", "optimizer")}
-    for code in np.unique(precision):
-        held = state_widths()[stack.optimizer(NAMES["precision"][int(code)])].bytes
-        for role, width in (
-            ("weights", held["weights"]),
-            ("gradients", held["gradients"]),
-            ("optimizer", held["master"] + held["moments"]),
-        ):
-            widths[role] = np.where(precision == code, width, widths[role])
 
-    def sharded(role: str, stage: int) -> FloatArray:
+    def sharded(width: str, stage: int, share: Value = 1.0) -> FloatArray:
         split = dense / np.where(zero >= stage, shard, 1) + expert / np.where(zero >= stage, expert_shard, 1)
-        return np.asarray(split * widths[role] * (1.0 if role == "weights" else trained), np.float64)
+        return np.asarray(split * at[f"optimizer.{width}"] * share, np.float64)
 
     on_host = np.asarray(at["offload"]) == Offload.OPTIMIZER
     return StateMemory(
         weights=sharded("weights", 3),
-        gradients=sharded("gradients", 2),
-        optimizer=np.where(on_host, 0.0, sharded("optimizer", 1)),
+        gradients=sharded("gradients", 2, trained),
+        optimizer=np.where(on_host, 0.0, sharded("states", 1, trained)),
         gathered=_gathered(at, dense, expert, counts.sum(axis=0), embedding),
     )
 

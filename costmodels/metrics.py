@@ -14,6 +14,29 @@ from spaces.columns import Columns, FloatArray
 from spaces.problem import Problem
 
 
+MAXIMISED = frozenset(
+    {
+        "tokens_per_second",
+        "tokens_per_second_per_device",
+        "effective_tokens_per_second",
+        "tokens_per_s_per_gpu",
+        "samples_per_second",
+        "model_flops_per_device",
+        "hardware_flops_per_device",
+        "model_tflops_per_gpu",
+        "hw_tflops_per_gpu",
+        "mfu",
+        "mfu_causal",
+        "hfu",
+        "tokens_per_dollar",
+        "tokens_per_joule",
+        "goodput",
+        "slo_attainment",
+    }
+)
+"""Metrics of which more is better; of all others less is."""
+
+
 class Evidence(IntEnum):
     """What a figure rests on, strongest first."""
 

@@ -24,10 +24,11 @@ ROLES = ("weights", "gradients", "master", "moments")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateWidths:
-    """Bytes per parameter of each role, and the lowest ZeRO stage that divides the role among data ranks."""
+    """Bytes per parameter of each role, those one update moves (`traffic`), and the lowest ZeRO stage that divides the role among data ranks."""
 
     name: str
     bytes: Mapping[str, float]
+    traffic: float
     sharded_from: Mapping[str, int]
     source: str
 
@@ -45,10 +46,31 @@ def state_widths() -> Mapping[str, StateWidths]:
         widths[name] = StateWidths(
             name=name,
             bytes=MappingProxyType(per_role),
+            traffic=float(entry["traffic"]),
             sharded_from=MappingProxyType(stages),
             source=str(entry["source"]),
         )
     return MappingProxyType(widths)
+
+
+def optimizer_symbols(optimizer: str) -> dict[str, float]:
+    """What cost models read of an optimizer: bytes per parameter of `optimizer.weights`, `.gradients`, `.states` (master and
+    moments), and `.traffic`. Raises `ValueError` naming the nearest for one that does not exist."""
+    widths = _widths(optimizer)
+    return {
+        "optimizer.weights": widths.bytes["weights"],
+        "optimizer.gradients": widths.bytes["gradients"],
+        "optimizer.states": widths.bytes["master"] + widths.bytes["moments"],
+        "optimizer.traffic": widths.traffic,
+    }
+
+
+def _widths(optimizer: str) -> StateWidths:
+    widths = state_widths().get(optimizer)
+    if widths is None:
+        near = get_close_matches(optimizer, state_widths(), n=1, cutoff=0.0)
+        raise ValueError(f"unknown optimizer {optimizer!r}; nearest is {near[0]!r} of {', '.join(state_widths())}")
+    return widths
 
 
 def model_state_parts(
@@ -61,10 +83,7 @@ def model_state_parts(
     `zero_stage`: 0 to 3 of Rajbhandari et al. 2020, where 1 is Megatron's distributed optimizer and 3 is full sharding.
     Raises `ValueError` for stages, ranks or optimizers that do not exist.
     """
-    widths = state_widths().get(optimizer)
-    if widths is None:
-        near = get_close_matches(optimizer, state_widths(), n=1, cutoff=0.0)
-        raise ValueError(f"unknown optimizer {optimizer!r}; nearest is {near[0]!r} of {', '.join(state_widths())}")
+    widths = _widths(optimizer)
     count, ranks, stage = np.broadcast_arrays(
         np.asarray(parameters, dtype=np.float64), np.asarray(data, dtype=np.float64), np.asarray(zero_stage)
     )

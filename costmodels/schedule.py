@@ -506,10 +506,11 @@ def _interleaved(rows: _Rows) -> FloatArray:
     m, p, v, send = rows.m, rows.p, rows.v, rows.send
     g = group_size(p.astype(np.int64), m.astype(np.int64)).astype(np.float64)
     head, tail, first, middle, last = chunks.head, chunks.tail, chunks.first, chunks.middle, chunks.last
-    inside = np.minimum(1, p - 2)
+    inside = np.where(p > 2, 1.0, 0.0)
     ranks = (
         _Rank(np.zeros_like(p), first.f, first.b, head.f, head.b, True),
-        _Rank(np.where(p > 2, inside, 0), *_either(p > 2, middle, first, head), True),
+        _Rank(inside, *_either(p > 2, middle, first, head), True),
+        _Rank(np.clip(p - 1 - np.ceil((g - 1) / 2), inside, np.maximum(p - 2, 0)), *_either(p > 2, middle, first, head), True),
         _Rank(np.maximum(p - 2, 0), *_either(p > 2, middle, first, head), True),
         _Rank(p - 1, last.f, last.b, tail.f, tail.b, False),
     )
@@ -527,53 +528,77 @@ def _interleaved(rows: _Rows) -> FloatArray:
         backward = _ordered(rank.b, rank.end_b, not rank.end_early, rest, g, v)
         backward = backward - _ordered(rank.b, rank.end_b, not rank.end_early, np.ones_like(m), g, v)
         # few microbatches are all warm-up to the low ranks: forwards, then backwards
-        best = np.maximum(best, np.where(rest > 0, fill + forward + backward + drain, climb + fall))
+        turned = np.maximum(fill - rank.b + fall, climb - rank.f + drain)
+        turned = np.where(rank.index == p - 1, climb + fall, turned)
+        best = np.maximum(best, np.where(rest > 0, fill + forward + backward + drain, turned))
         # the rank from end to end
         before = np.where(rank.index > 0, head.f + head.b + (rank.index - 1) * (chunks.mean.f + chunks.mean.b), 0.0)
         whole = m * ((v - 1) * (rank.f + rank.b) + rank.end_f + rank.end_b)
         best = np.maximum(best, before + whole + 2 * rank.index * send)
-    # rank 0's end chunk runs forward a round before, and backward a round after, that of rank p − 1: dwell on rank 0 but
-    # for the last round, the first, or both
-    zero, one_way = ranks[0], _leaving(rows, ranks[-1], drains[-1], g)
-    other_way = _leaving(rows, backwards[-1], fills[-1], g)
-    warm, total = 2 * (p - 1) + (v - 1) * g, m * v
-    left, entered = one_way.done, total - 1 - other_way.done
-    def on_zero(forward: FloatArray, forward_end: FloatArray, backward: FloatArray, backward_end: FloatArray) -> FloatArray:
-        return (
-            _ordered(zero.f, zero.end_f, True, forward_end, g, v)
-            - _ordered(zero.f, zero.end_f, True, forward, g, v)
-            + _ordered(zero.b, zero.end_b, False, backward_end, g, v)
-            - _ordered(zero.b, zero.end_b, False, backward, g, v)
-        )
-
-    leaves = fills[0] + on_zero(warm + 1, left + warm + 1, np.ones_like(m), left + 1) + one_way.seconds
-    enters = other_way.seconds + on_zero(entered, total - 1, entered - warm, total - 1 - warm) + drains[0]
-    both = other_way.seconds + on_zero(entered, left + warm + 1, entered - warm, left + 1) + one_way.seconds
-    best = np.where(one_way.legal, np.maximum(best, leaves), best)
-    best = np.where(other_way.legal, np.maximum(best, enters), best)
-    legal = one_way.legal & other_way.legal & (entered <= left + warm)
-    return np.where(legal, np.maximum(best, both), best)
+    leaving = _leaving(rows, chunks.mean, ranks, fills[0], drains[-1], g)
+    coming = _leaving(rows, mirrored.mean, backwards, drains[0], fills[-1], g)
+    warm = 2 * (p - 1) + (v - 1) * g
+    come, leave = m * v - 1 - coming.done, leaving.done + warm
+    zero = ranks[0]
+    between = _ordered(zero.f, zero.end_f, True, leave + 1, g, v) - _ordered(zero.f, zero.end_f, True, come, g, v)
+    between = between + _ordered(zero.b, zero.end_b, False, leaving.done + 1, g, v)
+    between = between - _ordered(zero.b, zero.end_b, False, come - warm, g, v)
+    both = np.where(leaving.wraps & coming.wraps & (come <= leave), coming.after + between + leaving.after, 0.0)
+    return np.maximum.reduce([best, leaving.best, coming.best, both])
 
 
 @dataclass(frozen=True, slots=True)
 class _Leaving:
-    """From after B(0, done) by way of rank p − 1 to the end: seconds, and whether there is such a path; (n,)."""
+    """Paths that leave rank 0 for rank p − 1: the longest, and if one `wraps` from B(0, done), the seconds `after` it; (n,)."""
 
+    best: FloatArray
+    after: FloatArray
     done: FloatArray
-    seconds: FloatArray
-    legal: BoolArray
+    wraps: BoolArray
 
 
-def _leaving(rows: _Rows, last: _Rank, drain: FloatArray, g: FloatArray) -> _Leaving:
-    """Leave rank 0 after the last forward of its end chunk, from B(0, done) to B(p − 1, done + g)."""
-    m, v, p = rows.m, rows.v, rows.p
-    warm = (v - 1) * g
-    done = (np.floor(m / g) - 1) * g * v + g - 1 - (2 * (p - 1) + warm)
-    there, rest = done + g, m * v - 1 - warm
-    forward = _ordered(last.f, last.end_f, False, m * v - 1, g, v)
-    forward = forward - _ordered(last.f, last.end_f, False, there + warm + 1, g, v)
-    backward = _ordered(last.b, last.end_b, True, rest, g, v) - _ordered(last.b, last.end_b, True, there, g, v)
-    return _Leaving(done, rows.send + forward + backward + drain, (done >= 0) & (there <= rest))
+def _leaving(
+    rows: _Rows, mean: _End, ranks: Sequence[_Rank], fill: FloatArray, drain: FloatArray, g: FloatArray
+) -> _Leaving:
+    """Paths that dwell on rank 0 up to the last forward of its end chunk, then on rank p − 1.
+
+    The end chunks of both run in the same slots, but for one forward round of rank 0 before and one backward round
+    after those of rank p − 1. They leave upwards, F(0, k) … F(p − 1, k), or from B(0, j) to B(p − 1, j + g); and may have
+    come the same way, in the mirror, after rank p − 1's first round.
+    """
+    m, v, p, send = rows.m, rows.v, rows.p, rows.send
+    zero, last = ranks[0], ranks[-1]
+    warm_last = (v - 1) * g
+    warm = 2 * (p - 1) + warm_last
+    total = m * v
+
+    def on_zero(forward: FloatArray, forward_end: FloatArray, backward: FloatArray, backward_end: FloatArray) -> FloatArray:
+        ahead = _ordered(zero.f, zero.end_f, True, forward_end, g, v) - _ordered(zero.f, zero.end_f, True, forward, g, v)
+        behind = _ordered(zero.b, zero.end_b, False, backward_end, g, v)
+        return ahead + behind - _ordered(zero.b, zero.end_b, False, backward, g, v)
+
+    def on_last(forward: FloatArray, backward: FloatArray) -> FloatArray:
+        ahead = _ordered(last.f, last.end_f, False, total - 1, g, v) - _ordered(last.f, last.end_f, False, forward, g, v)
+        behind = _ordered(last.b, last.end_b, True, total - 1 - warm_last, g, v)
+        return ahead + behind - _ordered(last.b, last.end_b, True, backward, g, v) + drain
+
+    leave = (np.floor(m / g) - 1) * g * v + g - 1
+    one = np.ones_like(m)
+    alternates = leave >= warm
+    # upwards
+    until = np.where(
+        leave > warm,
+        fill + on_zero(warm + 1, leave + 1, one, np.maximum(leave - warm, 1)),
+        _ordered(zero.f, zero.end_f, True, leave + 1, g, v),
+    )
+    hops = np.maximum(p - 2, 0) * mean.f + last.f + (p - 1) * send
+    best = np.where(leave >= warm_last, until + hops + on_last(leave + 1, leave - warm_last), 0.0)
+    # by the backward's wrap
+    there = leave - warm + g
+    after = send + on_last(there + warm_last + 1, there)
+    wraps = alternates & (there <= total - 1 - warm_last)
+    until = fill + on_zero(warm + 1, leave + 1, one, leave - warm + 1)
+    return _Leaving(np.where(wraps, np.maximum(best, until + after), best), after, leave - warm, wraps)
 
 
 def _either(deep: BoolArray, middle: _End, first: _End, head: _End) -> tuple[FloatArray, ...]:
@@ -609,7 +634,9 @@ def _warm_up(
     middle = head.f + count * ranks[1].f + (p - 1) * send + (inner - 1) * mean.f + tail.f
     top = np.maximum(top, np.where(p > 2, middle, 0.0))
     first_group = g * head.f + one_pass - (head.f + inner * mean.f + last.f + p * send)
-    top = np.maximum(top, np.where(deep, first_group, 0.0))
+    alone = one_pass
+    one_pass = np.maximum(one_pass, np.where(deep, first_group, 0.0))
+    top = np.maximum(top, one_pass)
     to_last = g * head.f + to_top + _ordered(ranks[-1].f, ranks[-1].end_f, False, count, g, v)
     to_last = to_last - _ordered(ranks[-1].f, ranks[-1].end_f, False, g - 1, g, v)
     top = np.maximum(top, np.where(deep, to_last, 0.0))
@@ -626,7 +653,11 @@ def _warm_up(
         own = _ordered(rank.f, rank.end_f, rank.end_early, warm + 1, g, v)
         later = g * head.f + own - _ordered(rank.f, rank.end_f, rank.end_early, g - 1, g, v)
         low = _ordered(ranks[0].f, ranks[0].end_f, True, warm + 1, g, v) + rank.f
-        through = one_pass - tail.f - np.maximum(above - 1, 0) * mean.f - above * send + (warm - (v - 1) * g) * rank.f
+        # ... of one microbatch through the chunks below, the first of its group or the last, then those left at the rank
+        back = tail.f + np.maximum(above - 1, 0) * mean.f + above * send
+        through = one_pass - back + own - _ordered(rank.f, rank.end_f, rank.end_early, (v - 1) * g + 1, g, v)
+        late = alone - back + (g - 1) * head.f + own - _ordered(rank.f, rank.end_f, rank.end_early, v * g, g, v)
+        through = np.maximum(through, np.where(warm >= v * g - 1, late, 0.0))
         climb = between + np.where(at_first, own, np.maximum.reduce([head.f + own, later, low]))
         climb = np.where(at_last, top, np.maximum(climb, through))
         climbs.append(climb)

@@ -32,6 +32,7 @@ from costmodels.memory import (
     trained_share,
 )
 from costmodels.metrics import Metrics
+from costmodels.model_state import optimizer_symbols
 from costmodels.pipeline import PipelineTime, pipeline_of
 from costmodels.reliability import effective_share
 from spaces.architecture import Architecture
@@ -48,14 +49,21 @@ SECONDS_PER_DAY = 86_400.0
 
 
 def training_problem(
-    architecture: Architecture, stack: str, device: Device | None = None, fixed: Mapping[str, float] | None = None
+    architecture: Architecture,
+    stack: str,
+    device: Device | None = None,
+    fixed: Mapping[str, float] | None = None,
+    optimizer: str | None = None,
 ) -> Problem:
     """A problem with every symbol of the model, the stack's device symbols (when one device is given) and the plan's defaults.
 
     `fixed` binds `sequence`, `global_batch` and whatever else is not an axis; SI units. Symbols that turn out to be columns win.
+    `optimizer` names a state layout of costmodels/data/optimizers.yaml in place of the stack's own.
     """
-    parameters = graphs(architecture, find_stack(stack).traits).parameters()
-    bound: dict[str, float] = {**DEFAULTS, "shard_degree": 0, **scalars(architecture), "parameters": parameters}
+    chosen = find_stack(stack)
+    bound: dict[str, float] = {**DEFAULTS, "shard_degree": 0, **scalars(architecture)}
+    bound["parameters"] = graphs(architecture, chosen.traits).parameters()
+    bound |= optimizer_symbols(optimizer or chosen.optimizer)
     labels = {**NAMES}
     if device is not None:
         bound |= device_symbols(device, stack)
@@ -135,7 +143,7 @@ def _tables(problem: Problem, points: Columns, *, with_time: bool) -> _Tables:
         combination = blocks.index[shared[rows]]
         dense, expert = stage_parameters(blocks.memory, combination, counts, tied, at["pipeline"])
         embedding = blocks.memory.dense[counts.shape[0]][combination]
-        state.append(state_memory(stack, at, dense, expert, counts, embedding))
+        state.append(state_memory(at, dense, expert, counts, embedding))
         if with_time:
             heaviest = np.argmax(dense + expert, axis=0)[None]
             own = [np.take_along_axis(share, heaviest, axis=0)[0] for share in (dense, expert)]

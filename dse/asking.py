@@ -37,7 +37,7 @@ def problem_of(experiment: Experiment) -> Problem:
         fixed["reliability.checkpoint_bandwidth"] = experiment.failures.checkpoint_bandwidth
         fixed["reliability.restart_time"] = experiment.failures.restart_time
     one = experiment.devices[0] if len(experiment.devices) == 1 else None
-    problem = training_problem(experiment.architecture, experiment.stack, one, fixed)
+    problem = training_problem(experiment.architecture, experiment.stack, one, fixed, experiment.optimizer)
     if one is not None:
         return problem
     names = {"device": tuple(device.name for device in experiment.devices), "generation": generations(experiment.devices)}

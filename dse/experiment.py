@@ -42,7 +42,8 @@ class Failures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """What is asked, checked. Codes are those of `spaces.plan`; `options` restricts axes, an absent axis is open.
+    """What is asked, checked. Codes are those of `spaces.plan`; `options` restricts axes, an absent axis is open;
+    `optimizer` None is the stack's own.
 
     `count` is the number of devices, exactly, or with `at_most` (the same number) the most there may be. `resolved` is the
     file as it can be run again from anywhere; `model_file` the config.json it refers to, if any.
@@ -60,6 +61,7 @@ class Experiment:
     tokens: float | None
     stack: str
     precisions: tuple[int, ...]
+    optimizer: str | None
     options: Mapping[str, tuple[int, ...]]
     objectives: tuple[ObjectiveChoice, ...]
     limits: tuple[Limit, ...]
@@ -237,6 +239,7 @@ def _experiment(file: File, document: Located, folder: Path) -> Experiment:
         tokens=file.workload.tokens,
         stack=file.stack,
         precisions=tuple(dict.fromkeys(file.precision)),
+        optimizer=file.optimizer,
         options=MappingProxyType({axis: tuple(dict.fromkeys(values)) for axis, values in space.items()}),
         objectives=tuple(objectives),
         limits=tuple(file.constraints),

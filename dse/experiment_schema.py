@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, InstanceOf, ValidationError, ValidationInfo, create_model
 
 from costmodels.constants import stack_names
+from costmodels.model_state import state_widths
 from dse.locations import Fault
 from dse.measures import limit, nearest, require
 from spaces import architecture as architectures
@@ -322,6 +323,7 @@ class File(Section):
     workload: Workload
     stack: Annotated[str, BeforeValidator(one_of("stack", stack_names))]
     precision: Precisions = [Precision.BF16]
+    optimizer: Annotated[str | None, BeforeValidator(one_of("optimizer", lambda: tuple(state_widths())))] = None
     space: Space | None = None
     objectives: Objectives | None = None
     constraints: Annotated[tuple[InstanceOf[Limit], ...], BeforeValidator(read_constraints)] = ()

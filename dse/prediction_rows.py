@@ -37,6 +37,7 @@ class Question:
     stack: str
     device: Device
     vocab_parallel: int | None
+    optimizer: str | None
     symbols: Mapping[str, int]
     recompute_open: bool
     assumptions: tuple[str, ...]
@@ -44,7 +45,7 @@ class Question:
     @property
     def group(self) -> tuple[Any, ...]:
         """Rows of one group are evaluated as one batch."""
-        return self.architecture, self.stack, self.device, self.vocab_parallel
+        return self.architecture, self.stack, self.device, self.vocab_parallel, self.optimizer
 
 
 def read(row: Row) -> Question:
@@ -61,6 +62,7 @@ def read(row: Row) -> Question:
         stack=plan.stack,
         device=device,
         vocab_parallel=_flag(row, "vocab_parallel"),
+        optimizer=plan.optimizer,
         symbols=plan.symbols,
         recompute_open=plan.recompute_open,
         assumptions=tuple(assumed),
@@ -231,6 +233,7 @@ _TRAINABLE = {name: code for code, name in enumerate(NAMES["trainable"])}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     stack: str
+    optimizer: str | None
     symbols: Mapping[str, int]
     recompute_open: bool
 
@@ -276,8 +279,9 @@ def _plan(row: Row, model: Architecture, assumed: list[str]) -> _Plan:
         "sequence": _count(row, "seq"),
         "global_batch": batch,
     }
-    _optimizer(row, stack, NAMES["precision"][precision], assumed)
-    return _Plan(stack=stack, symbols={name: int(v) for name, v in symbols.items()}, recompute_open=not base)
+    optimizer = _optimizer(row, stack, assumed)
+    codes = {name: int(value) for name, value in symbols.items()}
+    return _Plan(stack=stack, optimizer=optimizer, symbols=codes, recompute_open=not base)
 
 
 def _data(row: Row, devices: int, tensor: int, pipeline: int, context: int, assumed: list[str]) -> int:
@@ -365,11 +369,15 @@ def _sequence_parallel(row: Row, plus: bool, tensor: int, stack: str, model: Arc
     return 0
 
 
-def _optimizer(row: Row, stack: str, precision: str, assumed: list[str]) -> None:
-    """Which state layout stands for the optimizer named."""
-    wanted = cell(row, "optimizer").lower()
+def _optimizer(row: Row, stack: str, assumed: list[str]) -> str | None:
+    """The state layout that the optimizer named means; None: the stack's own."""
+    wanted = cell(row, "optimizer").lower().replace("_", "-")
     if wanted not in ("", "adamw", "adam", "adamw-bf16"):
         raise BadRow(f"optimizer: no such value {wanted!r}; choose one of adamw, adamw-bf16")
-    own = find_stack(stack).optimizer(precision)
-    if wanted and (wanted == "adamw-bf16") != (own == "adamw-bf16"):
-        assumed.append(f"optimizer states as the stack keeps them ({own}), not {wanted}")
+    own = find_stack(stack).optimizer
+    if wanted == "adamw-bf16":
+        return wanted
+    if wanted and own == "adamw-bf16":
+        assumed.append("adamw as fp32 weights, gradients and moments")
+        return "fsdp-mixed"
+    return None

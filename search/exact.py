@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.metrics import CostModel, Metrics
-from search.front import MAXIMISED, Front, Objective, Points, TopList, beaten, join
+from costmodels.metrics import MAXIMISED, CostModel, Metrics
+from search.front import Front, Objective, Points, TopList, beaten, join
 from spaces.columns import Columns, FloatArray, IntArray, UnboundSymbol
 from spaces.problem import Problem
 from spaces.space import Space

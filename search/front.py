@@ -13,30 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.metrics import Metrics
+from costmodels.metrics import MAXIMISED, Metrics
 from spaces.columns import Bindings, Columns, FloatArray, IntArray
-
-MAXIMISED = frozenset(
-    {
-        "tokens_per_second",
-        "tokens_per_second_per_device",
-        "effective_tokens_per_second",
-        "tokens_per_s_per_gpu",
-        "samples_per_second",
-        "model_flops_per_device",
-        "hardware_flops_per_device",
-        "model_tflops_per_gpu",
-        "hw_tflops_per_gpu",
-        "mfu",
-        "mfu_causal",
-        "hfu",
-        "tokens_per_dollar",
-        "tokens_per_joule",
-        "goodput",
-        "slo_attainment",
-    }
-)
-"""Metrics of which more is better, so that a bound lies above them; of any other less is better."""
 
 _SCREENS = 16  # front points that a batch is screened against before it is sorted
 _ROUNDS = 8  # times a batch is screened against its own best

@@ -59,6 +59,12 @@ ARCHITECTURES: tuple[tuple[str, int, int, int, int, int, int, int, tuple[tuple[i
     ("llama", 8192, 1, 64, 8, 128, 28672, 32000, ((4096, 2),)),
     ("llama", 4096, 1, 32, 8, 128, 14336, 32000, ((4096, 1), (4096, 4))),
     ("gpt", 2048, 1, 16, 16, 128, 8192, 50304, ((2048, 4),)),
+    ("llama", 2304, 10, 18, 6, 128, 6144, 49152, ((2048, 2),)),
+    ("gpt", 3072, 6, 24, 24, 128, 12288, 50304, ((2048, 2),)),
+    ("llama", 7168, 2, 56, 8, 128, 20480, 64000, ((4096, 1),)),
+    ("llama", 1024, 8, 16, 4, 64, 4096, 128256, ((4096, 4),)),
+    ("llama", 4096, 8, 32, 4, 128, 11008, 64000, ((4096, 2), (1024, 1))),
+    ("gpt", 5120, 3, 40, 40, 128, 20480, 51200, ((2048, 2),)),
 )
 
 
@@ -72,7 +78,7 @@ def _task(which: int, shape: int, **choices: Cell) -> Task:
     gates = 3 if style == "llama" else 2
     weights = layers * hidden * ((2 * heads + 2 * kv_heads) * head_dim + gates * ffn) + vocab * hidden
     work = 6.0 * weights * seq * batch * int(str(key["microbatches"])) / 4e14 + 12.0 * layers * seq**2 * batch * hidden / 3e14
-    slow = {"compile": 14.0, "graph": 0.6}.get(str(key["mode"]), 0.4)
+    slow = {"compile": 7.0, "graph": 0.6}.get(str(key["mode"]), 1.9)
     return Task(key=key, seconds=slow + 6 * work)
 
 
@@ -181,12 +187,12 @@ def timed_steps(bench: Any, make: Callable[[Callable[[], None]], Callable[[], No
     step()
     bench.wait()
     about = bench.agree(time.perf_counter() - begin)
-    for _ in range(int(0.3 / about) if bench.cuda else 0):  # until the clock has settled
+    for _ in range(int(0.4 / about) if bench.cuda else 0):  # until the clock has settled
         step()
     if bench.cuda:
         torch.cuda.reset_peak_memory_stats()
     marks.clear()
-    count = max(4, min(12, int(0.8 / about))) if bench.cuda else 2
+    count = max(5, min(20, int(1.0 / about))) if bench.cuda else 2
     for _ in range(count):
         mark()
         step()

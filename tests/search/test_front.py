@@ -5,10 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodels.intervals import MAXIMISED as COST_MODELS_MAXIMISE
 from costmodels.metrics import Metrics
 from search.front import (
-    MAXIMISED,
     Front,
     Objective,
     Points,
@@ -131,9 +129,6 @@ def test_an_objective_that_does_not_exist_is_told_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'step_tme' does not exist; the nearest are step_time"):
         parse_objective("step_tme", ["step_time", "memory"])
 
-
-def test_every_metric_that_the_cost_models_maximise_is_maximised_here() -> None:
-    assert COST_MODELS_MAXIMISE <= MAXIMISED
 
 
 def test_hypervolume_is_the_dominated_volume() -> None:

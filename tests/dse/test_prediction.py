@@ -1,0 +1,147 @@
+"""Batch prediction: rows in, the same rows out with results; what cannot be predicted says why."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dse.prediction import RESULTS, predict_rows
+from tests.dse.conftest import Finished
+
+ROW = {
+    "model": "meta-llama/Llama-3.1-70B-Instruct", "seq": "8192", "gpu": "H100", "n_gpus": "64", "tp": "4", "pp": "4",
+    "dp": "4", "micro_batch": "1", "global_batch": "128", "recompute": "none", "precision": "bf16", "stack": "megatron",
+}  # fmt: skip
+
+
+def one(**changes: str) -> dict[str, str]:
+    """The results of ROW with some cells changed."""
+    return predict_rows([{**ROW, **changes}])[0]
+
+
+def test_a_complete_row_has_every_result() -> None:
+    row = one()
+    assert row["error"] == ""
+    assert 0 < float(row["step_time_s_low"]) <= float(row["step_time_s"]) <= float(row["step_time_s_high"])
+    tokens = 128 * 8192 / (float(row["step_time_s"]) * 64)
+    assert float(row["tokens_per_s_per_gpu"]) == pytest.approx(tokens, rel=1e-6)
+    assert row["fits"] in ("true", "false")
+    assert set(RESULTS["training"]) <= row.keys()
+
+
+def test_rows_columns_and_order_are_kept(dse: Callable[..., Finished], tmp_path: Path) -> None:
+    rows = [{"note": str(i), **ROW, "tp": tp} for i, tp in enumerate(["4", "three", "8", "-1", "4"])]
+    with (tmp_path / "points.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    done = dse("predict", "points.csv", "-o", "out.csv")
+    assert done.code == 0
+    with (tmp_path / "out.csv").open(encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        answered = list(reader)
+    assert list(reader.fieldnames or ()) == [*rows[0], *RESULTS["training"]]
+    assert [row["note"] for row in answered] == ["0", "1", "2", "3", "4"]
+    assert [bool(row["error"]) for row in answered] == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n_gpus": "48"}, "n_gpus = 48 is not tp·pp·dp·cp = 64"),
+        ({"dp": "", "n_gpus": "40"}, "not a multiple of tp·pp·cp"),
+        ({"gpu": "H101"}, "H100-80GB-SXM"),
+        ({"model": "lama"}, "no model is called 'lama'"),
+        ({"stack": "megatorn"}, "megatron"),
+        ({"global_batch": ""}, "global_batch is blank"),
+        ({"global_batch": "126"}, "not a multiple of dp·micro_batch"),
+        ({"seq": "nan"}, "seq: expected a finite number"),
+        ({"tp": "-4"}, "tp: expected a finite number that is not negative"),
+        ({"precision": "bf8"}, "precision: no such value 'bf8'"),
+        ({"recompute": "ful"}, "recompute: no such value 'ful'; the nearest is full"),
+        ({"ep": "4"}, "has no experts"),
+        ({"optimizer": "sgd"}, "optimizer: no such value 'sgd'"),
+        ({"vpp": "40"}, "160 chunks"),
+    ],
+)
+def test_a_row_that_cannot_be_predicted_says_why(changes: dict[str, str], said: str) -> None:
+    row = one(**changes)
+    assert said in row["error"]
+    assert row["step_time_s"] == ""
+
+
+def test_blanks_take_the_values_of_the_contract_and_are_named() -> None:
+    row = one(dp="", recompute="", stack="", precision="", micro_batch="", cp="", ep="", vpp="")
+    assert row["error"] == ""
+    for said in ("dp 4", "stack megatron", "precision bf16", "the lightest that fits"):
+        assert said in row["assumptions"]
+    assert "stack torchtitan-compile" in one(tp="1", pp="1", dp="", stack="")["assumptions"]
+
+
+def test_blank_recompute_is_the_lightest_that_fits() -> None:
+    light, heavy = one(recompute=""), one(recompute="", n_gpus="16", dp="1", seq="32768")
+    assert "recompute none" in light["assumptions"]
+    assert light["fits"] == "true"
+    assert one(n_gpus="16", dp="1", seq="32768")["fits"] == "false"
+    assert "recompute none" not in heavy["assumptions"]
+
+
+def test_a_plan_that_does_not_fit_is_still_predicted() -> None:
+    row = one(n_gpus="8", tp="1", pp="1", dp="8", zero_stage="0")
+    assert (row["error"], row["fits"]) == ("", "false")
+    assert float(row["step_time_s"]) > 0
+
+
+def test_given_dimensions_win_over_the_presets() -> None:
+    half = one(layers="40")
+    assert float(half["step_time_s"]) < 0.6 * float(one()["step_time_s"])
+
+
+def test_an_unknown_model_with_complete_dimensions_is_no_error() -> None:
+    row = one(model="mine", layers="80", hidden="8192", heads="64", kv_heads="8", ffn="28672", vocab="128256")
+    assert row["error"] == ""
+    assert float(row["step_time_s"]) == pytest.approx(float(one()["step_time_s"]), rel=1e-6)
+
+
+def test_a_mixture_of_experts_preset_keeps_its_experts() -> None:
+    plan = {"model": "mixtral-8x7b", "seq": "4096", "tp": "2", "pp": "4", "dp": "8", "ep": "8"}
+    assert float(one(**plan, ffn="14336")["step_time_s"]) == float(one(**plan)["step_time_s"])
+
+
+def test_sequence_parallel_suffix_saves_memory() -> None:
+    plain, sharded = one(recompute="none"), one(recompute="none+sp")
+    assert float(sharded["peak_memory_bytes"]) < float(plain["peak_memory_bytes"])
+
+
+def test_expert_parallel_never_enters_the_number_of_devices() -> None:
+    row = one(model="mixtral-8x7b", seq="4096", tp="1", pp="1", dp="64", ep="8")
+    assert row["error"] == ""
+
+
+def test_node_and_network_overrides_count() -> None:
+    slow, fast = one(nic_GBps="5"), one(nic_GBps="100")
+    assert float(slow["step_time_s"]) > float(fast["step_time_s"])
+
+
+def test_rows_alone_and_together_agree() -> None:
+    rows = [{**ROW, "micro_batch": m, "stack": s} for m in ("1", "2", "4") for s in ("megatron", "deepspeed")]
+    assert predict_rows(rows) == [predict_rows([row])[0] for row in rows]
+
+
+def test_no_rows_are_no_rows() -> None:
+    assert predict_rows([]) == []
+
+
+@pytest.mark.parametrize("kind", ["serving", "kernel"])
+def test_kinds_that_are_not_there_yet_say_so(kind: str) -> None:
+    assert "not available yet" in predict_rows([ROW], kind)[0]["error"]
+
+
+def test_an_unknown_kind_is_refused(dse: Callable[..., Finished], tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("model\nx\n", encoding="utf-8")
+    done = dse("predict", "points.csv", "-o", "out.csv", "--kind", "trainin")
+    assert done.code == 1
+    assert "choose one of training, serving, kernel" in done.err
