@@ -142,7 +142,7 @@ def block_memory(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequenc
     dense, expert = parameters(graph, where, at)
     return BlockMemory(
         kept=np.stack([rows(kept_bytes(graph, where, at, policy)) for policy in _policies(stack)]),
-        working=rows(working_bytes(graph, where, at)),
+        working=rows(working_bytes(graph, where, at, split_copies=stack.traits.eager_activation)),
         dense=rows(dense),
         expert=rows(expert),
     )
@@ -403,7 +403,8 @@ def _host(
     forward = forward + late
     for policy in range(3):
         launched = 2 * operators + len(rerun[policy])
-        late = np.maximum(launched * each + calls * per_move - backward[policy], 0.0)
+        again = at["stack.host_per_checkpoint"] if policy and rerun[policy] else 0.0
+        late = np.maximum(launched * each + again + calls * per_move - backward[policy], 0.0)
         totals[policy, -1] += late
         backward[policy] += late
     return forward, backward
@@ -422,15 +423,37 @@ def kept_bytes(graph: Graph, where: Placement, at: SymbolTable, policy: str) -> 
     return total
 
 
-def working_bytes(graph: Graph, where: Placement, at: SymbolTable) -> Value:
-    """Bytes alive at the worst moment inside a block's backward pass: the largest operator's outputs, inputs and gradients."""
+def working_bytes(graph: Graph, where: Placement, at: SymbolTable, *, split_copies: bool) -> Value:
+    """Bytes a block's backward pass adds, at its worst moment, to what the block keeps.
+
+    A walk through the operators in reverse: gradients of values live from their last reader to their writer, a kept tensor is
+    freed with the last operator that needs it, and weight gradients stay (unless a persistent buffer already holds them).
+    `split_copies`: the gradients of a fused product's outputs are concatenated into a copy (eager `chunk` and `split`).
+    """
+    persistent = at["stack.memory.persistent_gradients"]
+    size = {name: graph.bytes(tensor, where).evaluate(at) for name, tensor in graph.tensors.items()}
+    needed = {name: sum(name in op.keeps for op in graph.operators) for name in graph.tensors}
+    writes = graph.operators[-1].writes[0].name
+    gradients: dict[str, Value] = {writes: size[writes]}
+    freed: Value = 0.0
+    own: Value = 0.0
     worst: Value = 0.0
-    for op in graph.operators:
-        if op.kind is Kind.LOSS or op.name == "lm_head":
+    for op in reversed(graph.operators):
+        if op.kind is Kind.LOSS:
+            gradients = {name: size[name] for name, _ in op.reads}
             continue
-        held = sum(graph.bytes(t, where).evaluate(at) for t in op.writes)
-        held = held + sum(graph.elements(d, where).evaluate(at) * _element(graph.tensors[n].element, at) for n, d in op.reads)
-        worst = np.maximum(worst, held)
+        made = {name: size[name] for name, _ in op.reads}
+        new = sum(product(*(graph.local(dim, where) for dim in dims)).evaluate(at) for dims in op.weights)
+        own = own + new * at["optimizer.gradients"] * (1.0 - persistent)
+        copied = sum(size[t.name] for t in op.writes) if split_copies and op.kind is Kind.GEMM and len(op.writes) > 1 else 0.0
+        worst = np.maximum(worst, copied + sum(gradients.values()) + sum(made.values()) + own - freed)
+        for tensor in op.writes:
+            gradients.pop(tensor.name, None)
+        gradients |= made
+        for name in op.keeps:
+            needed[name] -= 1
+            if not needed[name]:
+                freed = freed + size[name]
     return worst
 
 

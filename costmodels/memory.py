@@ -40,21 +40,30 @@ class MemoryUse:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActivationMemory:
-    """Bytes that grow with the microbatch, per stage profile, each (3, n): kept over all microbatches in flight, logits with
-    their copies and gradients, and what is alive only inside one layer's backward pass."""
+    """Bytes that grow with the microbatch, per stage profile, each (3, n).
+
+    `activations`: kept over all microbatches in flight; `remaining`: those left when the backward pass of one reaches its last
+    layer; `logits` with their copies and gradients; `working`: alive only inside one layer's backward pass.
+    """
 
     activations: FloatArray
+    remaining: FloatArray
     logits: FloatArray
     working: FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StateMemory:
-    """Bytes that parameters cost, per stage profile, each (3, n), after sharding: weights, gradients, optimizer state, and the
-    parameters gathered whole at a time."""
+    """Bytes that parameters cost, per stage profile, each (3, n), after sharding.
+
+    `weights`, `gradients` (all of them, `head` of the head alone, `before` the last layer's and the embedding's), `optimizer`
+    state, and the parameters `gathered` whole at a time.
+    """
 
     weights: FloatArray
     gradients: FloatArray
+    head: FloatArray
+    before: FloatArray
     optimizer: FloatArray
     gathered: FloatArray
 
@@ -105,42 +114,51 @@ def activation_memory(
     logits = np.zeros_like(activations)
     logits[LAST] = _logits(at) * at["stack.memory.logits_copies"]
     logits[FIRST] = np.where(alone, logits[LAST], 0.0)
-    return ActivationMemory(activations, logits, blocks.working[:kinds, combination].max(axis=0) + again)
+    remaining = activations - kept + np.where(layers > 0, per_layer, 0.0)
+    remaining[LAST] -= head
+    remaining[FIRST] -= np.where(alone, head, 0.0)
+    working = np.broadcast_to(blocks.working[:kinds, combination].max(axis=0), again.shape) + again
+    return ActivationMemory(activations, remaining, logits, working)
 
 
 def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> MemoryUse:
     """The timeline's peak over stages and moments, for n plans whose live and state bytes are given."""
+    # gradients exist from the second microbatch on, and always where the stack keeps a buffer for them
     held = np.where(at["global_batch"] > at["data"] * at["micro_batch"], 1.0, at["stack.memory.persistent_gradients"])
-    at_layer = np.maximum(held, at["stack.memory.gradients_at_peak"])
     # DualPipe keeps two copies of the parameters, one a direction (DeepSeek-V3 table 2)
     copies = np.where(np.asarray(at["schedule"]) == Schedule.DUALPIPE, 2.0, 1.0)
     resident = state.weights * copies + state.optimizer
-    moments = np.empty((9, resident.shape[1]))
-    during = resident + live.activations + state.gathered
-    np.add(during, held * state.gradients + live.logits, out=moments[0:3])
-    np.add(during, at_layer * state.gradients + live.working, out=moments[3:6])
-    np.add(resident, state.gradients, out=moments[6:9])
-    n = moments.shape[1]
+    at_head, at_first, at_last = (held * state.gradients + (1.0 - held) * part for part in (0.0, state.head, state.before))
+    n = resident.shape[1]
+    moments = np.empty((12, n))
+    np.add(resident + state.gathered, at_head + live.activations + live.logits, out=moments[0:3])
+    np.add(resident + state.gathered, at_first + live.activations + live.working, out=moments[3:6])
+    np.add(resident + state.gathered, at_last + live.remaining + live.working, out=moments[6:9])
+    np.add(resident, state.gradients * (1.0 + at["stack.memory.optimizer_temporaries"]), out=moments[9:12])
     when = np.argmax(moments, axis=0)
     stage, moment = when % 3, when // 3
-    rows = np.arange(n)
+    rows = stage * n + np.arange(n)
 
     def of_stage(value: FloatArray, factor: Value = 1.0) -> FloatArray:
-        return np.asarray(value.ravel()[stage * n + rows] * factor, np.float64)
+        return np.asarray(value.ravel()[rows] * factor, np.float64)
 
-    live_then = moment < 2
+    def by_moment(*values: FloatArray) -> FloatArray:
+        return np.asarray(np.choose(moment, [value.ravel()[rows] for value in values]), np.float64)
+
+    nothing = np.zeros((3, n))
     parts = {
         "weights": of_stage(state.weights, copies),
-        "gradients": of_stage(state.gradients, np.where(moment == 0, held, np.where(moment == 1, at_layer, 1.0))),
+        "gradients": by_moment(at_head, at_first, at_last, state.gradients * (1.0 + at["stack.memory.optimizer_temporaries"])),
         "optimizer": of_stage(state.optimizer),
-        "activations": of_stage(live.activations, live_then),
+        "activations": by_moment(live.activations, live.activations, live.remaining, nothing),
         "logits": of_stage(live.logits, moment == 0),
-        "working": of_stage(live.working, moment == 1),
-        "gathered": of_stage(state.gathered, live_then),
+        "working": of_stage(live.working, (moment == 1) | (moment == 2)),
+        "gathered": of_stage(state.gathered, moment < 3),
     }
-    peak = moments.ravel()[when * n + rows]
+    peak = moments.ravel()[when * n + np.arange(n)] + at["stack.memory.workspace"]
+    parts["working"] = parts["working"] + at["stack.memory.workspace"]
     overhead = peak * at["stack.memory.fragmentation"] + at["stack.memory.reserve"] + _buffers(at)
-    return MemoryUse(peak, parts, moments.reshape(3, 3, n).max(axis=0), peak + overhead, overhead)
+    return MemoryUse(peak, parts, moments.reshape(4, 3, n).max(axis=0) + at["stack.memory.workspace"], peak + overhead, overhead)
 
 
 def kept_per_stage(at: SymbolTable, blocks: BlockMemory, combination: IntArray, counts: FloatArray) -> FloatArray:
@@ -168,10 +186,12 @@ def first_k_share(at: SymbolTable, counts: FloatArray) -> FloatArray:
     return np.where(np.asarray(at["recompute"]) == Recompute.FIRST_K, chosen / layers, 0.0)
 
 
-def state_memory(at: SymbolTable, dense: FloatArray, expert: FloatArray, counts: FloatArray, embedding: Value) -> StateMemory:
+def state_memory(
+    at: SymbolTable, dense: FloatArray, expert: FloatArray, counts: FloatArray, embedding: Value, head: Value
+) -> StateMemory:
     """State of n plans from the (3, n) parameters of a device and the (kinds, 3, n) layer counts.
 
-    `embedding` (n,) are the parameters of the embedding table on a device: the largest unit FSDP gathers.
+    `embedding`, `head` (n,) are the parameters of those blocks on a device.
     """
     zero = np.asarray(at["zero_stage"])
     shard, expert_shard = shard_ranks(at)
@@ -181,10 +201,19 @@ def state_memory(at: SymbolTable, dense: FloatArray, expert: FloatArray, counts:
         split = dense / np.where(zero >= stage, shard, 1) + expert / np.where(zero >= stage, expert_shard, 1)
         return np.asarray(split * at[f"optimizer.{width}"] * share, np.float64)
 
+    alone = np.broadcast_to(np.asarray(at["pipeline"]) == 1, dense.shape[1:])
+    gradients = sharded("gradients", 2, trained)
+    layers = np.maximum(counts.sum(axis=0), 1.0)
+    share = np.divide(gradients, dense + expert, out=np.zeros_like(gradients), where=dense + expert > 0)
+    ends = np.stack([np.where(alone, head, 0.0), np.where(alone, head, 0.0), np.where(True, head, alone)])
+    first = np.stack([np.where(True, embedding, alone), np.where(alone, embedding, 0.0), np.where(alone, embedding, 0.0)])
+    in_layers = np.maximum(dense + expert - ends - first, 0.0)
     on_host = np.asarray(at["offload"]) == Offload.OPTIMIZER
     return StateMemory(
         weights=sharded("weights", 3),
-        gradients=sharded("gradients", 2, trained),
+        gradients=gradients,
+        head=ends * share,
+        before=(ends + in_layers * (1.0 - 1.0 / layers)) * share,
         optimizer=np.where(on_host, 0.0, sharded("states", 1, trained)),
         gathered=_gathered(at, dense, expert, counts.sum(axis=0), embedding),
     )

@@ -192,15 +192,15 @@ def in_flight(
 def group_size(pipeline: ArrayLike, microbatches: ArrayLike) -> IntArray:
     """Microbatches the interleaved schedule takes through a chunk in a row: p where that divides m.
 
-    Else the fewest, at least p, that leave no last group smaller than p, as Megatron-core demands of
-    `microbatch_group_size_per_vp_stage`; all m where m < p (Megatron-core refuses that).
+    Else the smallest divisor of m that is at least p: Megatron-core's `microbatch_group_size_per_vp_stage` must not leave a
+    last group smaller than p, which the ranks would wait for. All m where m < p (Megatron-core refuses that).
     """
     p, m = np.broadcast_arrays(np.asarray(pipeline, dtype=np.int64), np.asarray(microbatches, dtype=np.int64))
     size = np.where(m % p == 0, p, m)
     odd = np.flatnonzero((m % p != 0) & (m > p))
     if odd.size:
         pairs, inverse = np.unique(np.stack([p.ravel()[odd], m.ravel()[odd]]), axis=1, return_inverse=True)
-        legal = [next(g for g in range(a, b + 1) if b % g == 0 or b % g >= a) for a, b in pairs.T.tolist()]
+        legal = [next(g for g in range(a, b + 1) if b % g == 0) for a, b in pairs.T.tolist()]
         size.ravel()[odd] = np.asarray(legal, dtype=np.int64)[inverse.ravel()]
     return np.asarray(size, dtype=np.int64)
 
@@ -443,7 +443,12 @@ def _turning_split(rows: _Rows, stages: Sequence[_Stage]) -> FloatArray:
     return best
 
 
-_TURNS_SPLIT = tuple((k, a, c, e) for k in range(7) for a in range(k + 1) for c in range(k + 1) for e in range(c + 1))
+# as `_TURNS`, with the stage the path ends on
+_TURNS_SPLIT = (
+    *((6, 0, 0, 0), (6, 0, 1, 1), (5, 0, 0, 0), (6, 0, 6, 6), (6, 0, 4, 4), (6, 0, 2, 2), (2, 0, 0, 0), (5, 1, 0, 0)),
+    *((3, 0, 0, 0), (6, 1, 1, 0), (6, 1, 1, 1), (5, 0, 1, 1), (0, 0, 0, 0), (5, 0, 1, 0), (6, 1, 6, 6), (4, 0, 4, 4)),
+    *((3, 0, 1, 1), (3, 1, 1, 0), (3, 1, 1, 1), (4, 0, 1, 1), (5, 0, 2, 2), (4, 0, 3, 3), (4, 0, 1, 0)),
+)
 
 
 @dataclass(frozen=True, slots=True)

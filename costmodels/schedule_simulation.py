@@ -42,16 +42,17 @@ def one_f_one_b_order(rank: int, pipeline: int, microbatches: int) -> list[Op]:
     return alternate(forward, backward, pipeline - rank - 1)
 
 
-def interleaved_order(rank: int, pipeline: int, microbatches: int, virtual: int) -> list[Op]:
+def interleaved_order(rank: int, pipeline: int, microbatches: int, virtual: int, group: int | None = None) -> list[Op]:
     """Megatron-LM's interleaved 1F1B (Narayanan 2021, fig. 4 bottom; `forward_backward_pipelining_with_interleaving`).
 
-    Microbatches go in groups of p; each group passes through the rank's v chunks one after another. Warm-up is
-    2(p−i−1) + (v−1)p forwards, at most all of them. A short last group keeps the same rule.
+    Microbatches go in groups (of p by default); each group passes through the rank's v chunks one after another.
+    Warm-up is 2(p−i−1) + (v−1) · group forwards, at most all of them.
     """
-    groups = [range(start, min(start + pipeline, microbatches)) for start in range(0, microbatches, pipeline)]
-    forward = [Op(FORWARD, j, c) for group in groups for c in range(virtual) for j in group]
-    backward = [Op(BACKWARD, j, c) for group in groups for c in reversed(range(virtual)) for j in group]
-    return alternate(forward, backward, 2 * (pipeline - rank - 1) + (virtual - 1) * pipeline)
+    size = group or pipeline
+    groups = [range(start, min(start + size, microbatches)) for start in range(0, microbatches, size)]
+    forward = [Op(FORWARD, j, c) for together in groups for c in range(virtual) for j in together]
+    backward = [Op(BACKWARD, j, c) for together in groups for c in reversed(range(virtual)) for j in together]
+    return alternate(forward, backward, 2 * (pipeline - rank - 1) + (virtual - 1) * size)
 
 
 def zero_bubble_order(rank: int, pipeline: int, microbatches: int) -> list[Op]:

@@ -142,8 +142,8 @@ def _tables(problem: Problem, points: Columns, *, with_time: bool) -> _Tables:
         counts = stages.counts[:, :, place[shared[rows]]]
         combination = blocks.index[shared[rows]]
         dense, expert = stage_parameters(blocks.memory, combination, counts, tied, at["pipeline"])
-        embedding = blocks.memory.dense[counts.shape[0]][combination]
-        state.append(state_memory(at, dense, expert, counts, embedding))
+        embedding, head = (blocks.memory.dense[counts.shape[0] + end][combination] for end in (0, 1))
+        state.append(state_memory(at, dense, expert, counts, embedding, head))
         if with_time:
             heaviest = np.argmax(dense + expert, axis=0)[None]
             own = [np.take_along_axis(share, heaviest, axis=0)[0] for share in (dense, expert)]

@@ -25,8 +25,8 @@ class Measure:
     maximise: bool = False
 
     def show(self, value: float, *, with_unit: bool = False) -> str:
-        """Three or four significant figures in the display unit."""
-        text = significant(value / self.scale)
+        """Four significant figures in the display unit; devices are whole."""
+        text = f"{value:,.0f}" if self.name == "devices" else significant(value / self.scale)
         return f"{text} {self.unit}".rstrip() if with_unit else text
 
     def shown(self, value: float) -> float:

@@ -134,17 +134,18 @@ def stacked(rows: Sequence[Bar], shown: Measure, label: str, limit: float | None
     colours = {name: PALETTE[min(i, len(PALETTE) - 1)] for i, name in enumerate(names)}
     longest = max([sum(max(v, 0.0) for v in parts.values()) for _, parts in rows] + [limit or 0.0]) or 1.0
     pixels = (WIDTH - _NAMES - _TOTALS) / longest
-    body = "".join(_bar(row, 8.0 + i * (_BAR + _GAP), pixels, colours, shown) for i, row in enumerate(rows))
+    line = _NAMES + limit * pixels if limit is not None else 0.0
+    body = "".join(_bar(row, 8.0 + i * (_BAR + _GAP), pixels, colours, shown, line) for i, row in enumerate(rows))
     bottom = 8.0 + len(rows) * (_BAR + _GAP)
     if limit is not None:
         tip = f"<title>{escape(shown.show(limit, with_unit=True))}</title>"
-        body += f'<path class="limit" d="M{_NAMES + limit * pixels:.1f} 2V{bottom - _GAP + 6}">{tip}</path>'
+        body += f'<path class="limit" d="M{line:.1f} 2V{bottom - _GAP + 6}">{tip}</path>'
     legend, height = _legend(names, colours, bottom + 6)
     return _svg(WIDTH, height, label, body + legend)
 
 
-def _bar(row: Bar, y: float, pixels: float, colours: Mapping[str, str], shown: Measure) -> str:
-    """One bar with its name before and its total behind."""
+def _bar(row: Bar, y: float, pixels: float, colours: Mapping[str, str], shown: Measure, line: float) -> str:
+    """One bar with its name before and its total behind, clear of the limit's line."""
     title, parts = row
     pieces = [f'<text x="{_NAMES - 8}" y="{y + _BAR / 2 + 4}" text-anchor="end">{escape(title)}</text>']
     at = float(_NAMES)
@@ -156,6 +157,7 @@ def _bar(row: Bar, y: float, pixels: float, colours: Mapping[str, str], shown: M
             pieces.append(f'<rect {box} fill="{colour}"><title>{tip}</title></rect>')
             at += width
     total = shown.show(sum(parts.values()), with_unit=True)
+    at = line if at <= line <= at + 80 else at
     return "".join(pieces) + f'<text x="{at + 7:.1f}" y="{y + _BAR / 2 + 4}">{escape(total)}</text>'
 
 
@@ -163,7 +165,7 @@ def _legend(names: Sequence[str], colours: Mapping[str, str], top: float) -> tup
     parts, x, y = [], 10.0, top
     for name in names:
         text = name.replace("_", " ")
-        width = 30 + 7.0 * len(text)
+        width = 34 + 7.2 * len(text)
         if x + width > WIDTH:
             x, y = 10.0, y + 20
         parts.append(f'<rect x="{x:.0f}" y="{y:.0f}" width="11" height="11" fill="{colours[name]}"/>')

@@ -59,7 +59,8 @@ def test_bad_input_is_told_with_its_place_and_what_would_work(case: str, dse: Ru
 def test_every_fault_is_told_at_once(dse: Run, write: Write) -> None:
     text = SMALL.replace("llama-3.1-8b", "lama").replace("H100", "H101").replace("memory]", "memry]").replace("4096", "-1")
     done = dse("run", write(text), "--set", "stack=megatorn")
-    assert [key for key in ("model:", "hardware.device:", "workload.sequence:", "stack:", "objectives.1:") if key not in done.err] == []
+    keys = ("model:", "hardware.device:", "workload.sequence:", "stack:", "objectives.1:")
+    assert [key for key in keys if key not in done.err] == []
     assert "from --set stack=megatorn: stack:" in done.err
 
 
