@@ -23,13 +23,14 @@ from spaces.plan import Offload, RankOrder
 class DataParallelTime:
     """Seconds per step on the stage with the most parameters, arrays of shape (n,).
 
-    `reduce`: one reduction of all gradients; `gather`: one gather of all parameters (0 where none is needed); `unit`: the
-    gather of the first unit, which nothing can hide; `optimizer`: the update, host transfers included; `accumulate`: adding
+    `reduce`: one reduction of all gradients; `gather`: one gather of all parameters (0 where none is needed); `copies`: moving
+    them into and out of communication buffers, once; `optimizer`: the update, host transfers included; `accumulate`: adding
     one microbatch's gradients. `inner_bytes`, `outer_bytes`: bytes a rank sends for one reduction and one gather.
     """
 
     reduce: FloatArray
     gather: FloatArray
+    copies: FloatArray
     optimizer: FloatArray
     accumulate: FloatArray
     inner_bytes: FloatArray
@@ -77,7 +78,9 @@ def data_parallel_time(at: SymbolTable, dense: Value, expert: Value, trained: Va
     # gradients down and parameters up over the host link, and the update at the host's rate (Ren 2021, ZeRO-Offload §4)
     host = own * (gradient + parameter) / at["device.host_link_bandwidth"] + own / at["stack.host_optimizer_rate"]
     accumulate = (dense + expert) * trained * at["stack.accumulate_bytes"] / bandwidth
-    return DataParallelTime(reduce, gather, np.where(offloaded, host, update), accumulate, inner_bytes, outer_bytes)
+    moved = np.where(zero >= 2, at["stack.bucket_bytes.sharded"], at["stack.bucket_bytes.replicated"]) * (copies > 1)
+    copied = (dense + expert) * trained * moved / bandwidth
+    return DataParallelTime(reduce, gather, copied, np.where(offloaded, host, update), accumulate, inner_bytes, outer_bytes)
 
 
 def _dense_group(at: SymbolTable, shard: Value) -> tuple[Value, Link, Link]:

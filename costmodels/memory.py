@@ -57,7 +57,7 @@ class StateMemory:
     """Bytes that parameters cost, per stage profile, each (3, n), after sharding.
 
     `weights`, `gradients` (all of them, `head` of the head alone, `before` the last layer's and the embedding's), `optimizer`
-    state, and the parameters `gathered` whole at a time.
+    state, and `gathered`: parameters whole at a time under ZeRO-3, or the buckets of DDP.
     """
 
     weights: FloatArray
@@ -208,6 +208,9 @@ def state_memory(
     ends = np.stack([np.where(alone, head, 0.0), np.where(alone, head, 0.0), np.where(True, head, alone)])
     first = np.stack([np.where(True, embedding, alone), np.where(alone, embedding, 0.0), np.where(alone, embedding, 0.0)])
     in_layers = np.maximum(dense + expert - ends - first, 0.0)
+    # DDP's buckets hold a second copy of the gradients
+    copied = (at["context"] * at["data"] > 1) & (zero == 0)
+    buckets = np.where(copied, at["stack.memory.buckets"], 0.0) * gradients
     on_host = np.asarray(at["offload"]) == Offload.OPTIMIZER
     return StateMemory(
         weights=sharded("weights", 3),
@@ -215,7 +218,7 @@ def state_memory(
         head=ends * share,
         before=(ends + in_layers * (1.0 - 1.0 / layers)) * share,
         optimizer=np.where(on_host, 0.0, sharded("states", 1, trained)),
-        gathered=_gathered(at, dense, expert, counts.sum(axis=0), embedding),
+        gathered=_gathered(at, dense, expert, counts.sum(axis=0), embedding) + buckets,
     )
 
 

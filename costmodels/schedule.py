@@ -152,7 +152,7 @@ def bound(
     zero, chunked = code == Schedule.ZERO_BUBBLE, (code == Schedule.INTERLEAVED) & (v > 1)
     chunks = _chunks(rows)
 
-    def pass_through(stage: _End, chunk: _End) -> FloatArray:
+    def pass_through(stage: _End, chunk: _Chunk) -> FloatArray:
         # ZB-H1's weight gradients fill its drain, so that only the forwards before a stage are sure to add
         backward = np.where(chunked, chunk.b, stage.b) + rows.send
         return np.asarray(np.where(chunked, chunk.f, stage.f) + rows.send + np.where(zero, 0.0, backward))
@@ -223,11 +223,9 @@ def _rows(columns: Sequence[FloatArray], p: IntArray, v: IntArray, m: IntArray) 
     deep = p > 2
     inner = np.maximum(p - 2, 1)
     middle = _End(np.where(deep, fm, f0), np.where(deep, bm, b0), np.where(deep, wm, w0))
-    mean = _End(
-        np.where(deep, (sum_f - f0 - fl) / inner, f0), np.where(deep, (sum_b - b0 - bl) / inner, b0), middle.w
-    )
-    counts = (x.astype(np.float64) for x in (p, v, m))
-    return _Rows(*counts, send, _End(f0, b0, w0), middle, mean, _End(fl, bl, wl))
+    mean = _End(np.where(deep, (sum_f - f0 - fl) / inner, f0), np.where(deep, (sum_b - b0 - bl) / inner, b0), middle.w)
+    width, chunks, count = (x.astype(np.float64) for x in (p, v, m))
+    return _Rows(width, chunks, count, send, _End(f0, b0, w0), middle, mean, _End(fl, bl, wl))
 
 
 def _slowest(rows: _Rows, code: IntArray) -> FloatArray:
@@ -307,16 +305,15 @@ def _dwelling(rows: _Rows, stages: Sequence[_Stage]) -> FloatArray:
         drain = np.maximum(drain, there_and_back + waits * low.peak_b)
         slots = m - 1 - p + low.index
         ends = fill + drain - (low.sum_f - low.f + low.sum_b - low.b) - 2 * low.index * send
-        best = np.where(slots >= 0, np.maximum(best, ends + slots * (low.f + low.b)), best)
-        if sends:
-            for high in stages[place + 1 :]:
-                inside = np.maximum(slots, 0)
-                best = np.where(slots >= 0, np.maximum(best, ends + _loops(rows, low, high, inside)), best)
+        dwell = slots * (low.f + low.b)
+        if sends and place < len(stages) - 2:
+            dwell = np.maximum.reduce([dwell, *(_loops(rows, low, high, slots) for high in stages[-2:])])
+        best = np.where(slots >= 0, np.maximum(best, ends + dwell), best)
     return best
 
 
 def _loops(rows: _Rows, low: _Stage, high: _Stage, slots: FloatArray) -> FloatArray:
-    """Seconds of `slots` slots spent on loops from stage `low` to `high` and back, the last loop cut short, (n,)."""
+    """Seconds of `slots` ≥ 0 slots spent on loops from stage `low` to `high` and back, the last loop cut short, (n,)."""
     length = high.index - low.index + 1
     whole = np.floor(slots / length)
     rest = slots - whole * length
@@ -408,11 +405,9 @@ def _dwelling_split(rows: _Rows, stages: Sequence[_Stage]) -> FloatArray:
         slots = m - 1 - p + x.index
         single = fills[from_] + slots * (x.f + x.b) + np.maximum(m - p, 0) * x.w + after[from_]
         best = np.where(slots >= 0, np.maximum(best, single), best)
-        for high in stages[from_ + 1 :] if sends else ():
-            inside = np.maximum(slots, 0)
-            trips = np.ceil(inside / (high.index - x.index + 1))
-            loops = fills[from_] + _loops(rows, x, high, inside) + after[from_]
-            loops = loops + np.minimum(trips, np.maximum(m - p, 0)) * x.w
+        for high in stages[-2:] if sends and from_ < len(stages) - 2 else ():
+            trips = np.minimum(np.floor(slots / (high.index - x.index + 1)), np.maximum(m - p, 0))
+            loops = fills[from_] + _loops(rows, x, high, slots) + trips * x.w + after[from_]
             best = np.where(slots >= 0, np.maximum(best, loops), best)
         for to, y in enumerate(stages):
             if to == from_:
@@ -452,15 +447,27 @@ _TURNS_SPLIT = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunks:
-    """Seconds of the chunks of interleaved stages: the one at each end of the model, and every other by its rank."""
+class _Chunk:
+    """Seconds of one microbatch's forward and backward through a chunk."""
 
-    head: _End
-    tail: _End
-    first: _End
-    middle: _End
-    mean: _End
-    last: _End
+    f: FloatArray
+    b: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunks:
+    """Chunks of interleaved stages: the model's first and last, and the others of the first, a middle and the last rank."""
+
+    head: _Chunk
+    tail: _Chunk
+    first: _Chunk
+    middle: _Chunk
+    mean: _Chunk
+    last: _Chunk
+
+    def reversed_in_time(self) -> "_Chunks":
+        chunks = (self.head, self.tail, self.first, self.middle, self.mean, self.last)
+        return _Chunks(*(_Chunk(chunk.b, chunk.f) for chunk in chunks))
 
 
 def _chunks(rows: _Rows) -> _Chunks:
@@ -473,31 +480,46 @@ def _chunks(rows: _Rows) -> _Chunks:
         here, there = np.minimum(ordinary, first / others), np.minimum(ordinary, last / others)
         return first - (v - 1) * here, last - (v - 1) * there, here, there
 
-    head_f, tail_f, first_f, last_f = split(rows.first.f, rows.middle.f, rows.last.f)
-    head_b, tail_b, first_b, last_b = split(rows.first.b, rows.middle.b, rows.last.b)
-    return _Chunks(
-        head=_End(head_f, head_b, rows.first.w),
-        tail=_End(tail_f, tail_b, rows.last.w),
-        first=_End(first_f, first_b, rows.first.w),
-        middle=_End(rows.middle.f / v, rows.middle.b / v, rows.middle.w),
-        mean=_End(rows.mean.f / v, rows.mean.b / v, rows.mean.w),
-        last=_End(last_f, last_b, rows.last.w),
-    )
+    forward = split(rows.first.f, rows.middle.f, rows.last.f)
+    backward = split(rows.first.b, rows.middle.b, rows.last.b)
+    head, tail, first, last = (_Chunk(f, b) for f, b in zip(forward, backward, strict=True))
+    middle, mean = _Chunk(rows.middle.f / v, rows.middle.b / v), _Chunk(rows.mean.f / v, rows.mean.b / v)
+    return _Chunks(head, tail, first, middle, mean, last)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rank:
-    """A rank of the interleaved schedule: its index, and of an ordinary chunk and its end chunk forward and backward.
+    """A rank of the interleaved schedule: its index, seconds of its ordinary chunks and of its end chunk.
 
-    `end_early`: its end chunk comes first in the order of forwards (rank 0) or last (rank p − 1).
+    `early`: the end chunk is the first of a round of forwards and the last of a round of backwards, as on rank 0.
     """
 
     index: FloatArray
     f: FloatArray
     b: FloatArray
-    end_f: FloatArray
-    end_b: FloatArray
-    end_early: bool
+    end: _Chunk
+    early: bool
+
+    def forwards(self, start: ArrayLike, stop: ArrayLike, rows: _Rows, g: FloatArray) -> FloatArray:
+        """Seconds of the rank's forwards start, …, stop − 1 in its own order, (n,)."""
+        ends = _ends(stop, self.early, rows, g) - _ends(start, self.early, rows, g)
+        return np.asarray((stop - np.asarray(start)) * self.f + ends * (self.end.f - self.f))
+
+    def backwards(self, start: ArrayLike, stop: ArrayLike, rows: _Rows, g: FloatArray) -> FloatArray:
+        """Seconds of the rank's backwards start, …, stop − 1 in its own order, (n,)."""
+        ends = _ends(stop, not self.early, rows, g) - _ends(start, not self.early, rows, g)
+        return np.asarray((stop - np.asarray(start)) * self.b + ends * (self.end.b - self.b))
+
+    def reversed_in_time(self) -> "_Rank":
+        return _Rank(self.index, self.b, self.f, _Chunk(self.end.b, self.end.f), self.early)
+
+
+def _ends(count: ArrayLike, early: bool, rows: _Rows, g: FloatArray) -> FloatArray:
+    """How many of a rank's first `count` ops of one kind are its end chunk's: rounds of v chunks, g microbatches each."""
+    rounds = np.floor(count / (g * rows.v))
+    left = count - rounds * g * rows.v
+    ends = np.minimum(left, g) if early else np.maximum(left - (rows.v - 1) * g, 0)
+    return np.asarray(rounds * g + ends)
 
 
 def _interleaved(rows: _Rows) -> FloatArray:
@@ -510,46 +532,41 @@ def _interleaved(rows: _Rows) -> FloatArray:
     chunks = _chunks(rows)
     m, p, v, send = rows.m, rows.p, rows.v, rows.send
     g = group_size(p.astype(np.int64), m.astype(np.int64)).astype(np.float64)
-    head, tail, first, middle, last = chunks.head, chunks.tail, chunks.first, chunks.middle, chunks.last
-    inside = np.where(p > 2, 1.0, 0.0)
+    deep = p > 2
+    head, first, middle = chunks.head, chunks.first, chunks.middle
+    inner = _Chunk(np.where(deep, middle.f, first.f), np.where(deep, middle.b, first.b))
+    inner_end = _Chunk(np.where(deep, middle.f, head.f), np.where(deep, middle.b, head.b))
+    second, before_last = np.where(deep, 1.0, 0.0), np.maximum(p - 2, 0)
+    # the highest rank whose warm-up takes a whole group through the chunks below
+    whole_group = np.clip(p - 1 - np.ceil((g - 1) / 2), second, before_last)
     ranks = (
-        _Rank(np.zeros_like(p), first.f, first.b, head.f, head.b, True),
-        _Rank(inside, *_either(p > 2, middle, first, head), True),
-        _Rank(np.clip(p - 1 - np.ceil((g - 1) / 2), inside, np.maximum(p - 2, 0)), *_either(p > 2, middle, first, head), True),
-        _Rank(np.maximum(p - 2, 0), *_either(p > 2, middle, first, head), True),
-        _Rank(p - 1, last.f, last.b, tail.f, tail.b, False),
+        _Rank(np.zeros_like(p), first.f, first.b, head, True),
+        *(_Rank(index, inner.f, inner.b, inner_end, True) for index in (second, whole_group, before_last)),
+        _Rank(p - 1, chunks.last.f, chunks.last.b, chunks.tail, False),
     )
-    mirrored = _Chunks(*(_End(x.b, x.f, x.w) for x in (head, tail, first, middle, chunks.mean, last)))
-    backwards = [_Rank(x.index, x.b, x.f, x.end_b, x.end_f, x.end_early) for x in ranks]
+    mirrored, mirrored_ranks = chunks.reversed_in_time(), [rank.reversed_in_time() for rank in ranks]
     fills, climbs = _warm_up(rows, chunks, ranks, g)
-    drains, falls = _warm_up(rows, mirrored, backwards, g)
+    drains, falls = _warm_up(rows, mirrored, mirrored_ranks, g)
     best = np.zeros_like(m)
     for rank, fill, drain, climb, fall in zip(ranks, fills, drains, climbs, falls, strict=True):
         warm = 2 * (p - 1 - rank.index) + (v - 1) * g
         rest = m * v - 1 - warm
-        # forwards between B(i, 0) and F(i, mv−1), and as many backwards
-        forward = _ordered(rank.f, rank.end_f, rank.end_early, m * v - 1, g, v)
-        forward = forward - _ordered(rank.f, rank.end_f, rank.end_early, warm + 1, g, v)
-        backward = _ordered(rank.b, rank.end_b, not rank.end_early, rest, g, v)
-        backward = backward - _ordered(rank.b, rank.end_b, not rank.end_early, np.ones_like(m), g, v)
+        dwell = rank.forwards(warm + 1, m * v - 1, rows, g) + rank.backwards(1, rest, rows, g)
         # few microbatches are all warm-up to the low ranks: forwards, then backwards
         turned = np.maximum(fill - rank.b + fall, climb - rank.f + drain)
         turned = np.where(rank.index == p - 1, climb + fall, turned)
-        best = np.maximum(best, np.where(rest > 0, fill + forward + backward + drain, turned))
+        best = np.maximum(best, np.where(rest > 0, fill + dwell + drain, turned))
         # the rank from end to end
         before = np.where(rank.index > 0, head.f + head.b + (rank.index - 1) * (chunks.mean.f + chunks.mean.b), 0.0)
-        whole = m * ((v - 1) * (rank.f + rank.b) + rank.end_f + rank.end_b)
+        whole = m * ((v - 1) * (rank.f + rank.b) + rank.end.f + rank.end.b)
         best = np.maximum(best, before + whole + 2 * rank.index * send)
     leaving = _leaving(rows, chunks.mean, ranks, fills[0], drains[-1], g)
-    coming = _leaving(rows, mirrored.mean, backwards, drains[0], fills[-1], g)
+    coming = _leaving(rows, mirrored.mean, mirrored_ranks, drains[0], fills[-1], g)
     warm = 2 * (p - 1) + (v - 1) * g
     come, leave = m * v - 1 - coming.done, leaving.done + warm
-    zero = ranks[0]
-    between = _ordered(zero.f, zero.end_f, True, leave + 1, g, v) - _ordered(zero.f, zero.end_f, True, come, g, v)
-    between = between + _ordered(zero.b, zero.end_b, False, leaving.done + 1, g, v)
-    between = between - _ordered(zero.b, zero.end_b, False, come - warm, g, v)
+    between = ranks[0].forwards(come, leave + 1, rows, g) + ranks[0].backwards(come - warm, leaving.done + 1, rows, g)
     both = np.where(leaving.wraps & coming.wraps & (come <= leave), coming.after + between + leaving.after, 0.0)
-    return np.maximum.reduce([best, leaving.best, coming.best, both])
+    return np.asarray(np.maximum.reduce([best, leaving.best, coming.best, both]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -562,9 +579,7 @@ class _Leaving:
     wraps: BoolArray
 
 
-def _leaving(
-    rows: _Rows, mean: _End, ranks: Sequence[_Rank], fill: FloatArray, drain: FloatArray, g: FloatArray
-) -> _Leaving:
+def _leaving(rows: _Rows, mean: _Chunk, ranks: Sequence[_Rank], fill: FloatArray, drain: FloatArray, g: FloatArray) -> _Leaving:
     """Paths that dwell on rank 0 up to the last forward of its end chunk, then on rank p − 1.
 
     The end chunks of both run in the same slots, but for one forward round of rank 0 before and one backward round
@@ -575,95 +590,61 @@ def _leaving(
     zero, last = ranks[0], ranks[-1]
     warm_last = (v - 1) * g
     warm = 2 * (p - 1) + warm_last
-    total = m * v
-
-    def on_zero(forward: FloatArray, forward_end: FloatArray, backward: FloatArray, backward_end: FloatArray) -> FloatArray:
-        ahead = _ordered(zero.f, zero.end_f, True, forward_end, g, v) - _ordered(zero.f, zero.end_f, True, forward, g, v)
-        behind = _ordered(zero.b, zero.end_b, False, backward_end, g, v)
-        return ahead + behind - _ordered(zero.b, zero.end_b, False, backward, g, v)
 
     def on_last(forward: FloatArray, backward: FloatArray) -> FloatArray:
-        ahead = _ordered(last.f, last.end_f, False, total - 1, g, v) - _ordered(last.f, last.end_f, False, forward, g, v)
-        behind = _ordered(last.b, last.end_b, True, total - 1 - warm_last, g, v)
-        return ahead + behind - _ordered(last.b, last.end_b, True, backward, g, v) + drain
+        ahead = last.forwards(forward, m * v - 1, rows, g)
+        return ahead + last.backwards(backward, m * v - 1 - warm_last, rows, g) + drain
 
     leave = (np.floor(m / g) - 1) * g * v + g - 1
-    one = np.ones_like(m)
-    alternates = leave >= warm
+    dwell = fill + zero.forwards(warm + 1, leave + 1, rows, g)
     # upwards
-    until = np.where(
-        leave > warm,
-        fill + on_zero(warm + 1, leave + 1, one, np.maximum(leave - warm, 1)),
-        _ordered(zero.f, zero.end_f, True, leave + 1, g, v),
-    )
+    early = zero.forwards(0, leave + 1, rows, g)
+    until = np.where(leave > warm, dwell + zero.backwards(1, np.maximum(leave - warm, 1), rows, g), early)
     hops = np.maximum(p - 2, 0) * mean.f + last.f + (p - 1) * send
     best = np.where(leave >= warm_last, until + hops + on_last(leave + 1, leave - warm_last), 0.0)
     # by the backward's wrap
     there = leave - warm + g
     after = send + on_last(there + warm_last + 1, there)
-    wraps = alternates & (there <= total - 1 - warm_last)
-    until = fill + on_zero(warm + 1, leave + 1, one, leave - warm + 1)
+    wraps = (leave >= warm) & (there <= m * v - 1 - warm_last)
+    until = dwell + zero.backwards(1, leave - warm + 1, rows, g)
     return _Leaving(np.where(wraps, np.maximum(best, until + after), best), after, leave - warm, wraps)
 
 
-def _either(deep: BoolArray, middle: _End, first: _End, head: _End) -> tuple[FloatArray, ...]:
-    """Ordinary f, b and end f, b of a middle rank, or of rank 0 where there is none."""
-    f, b = np.where(deep, middle.f, first.f), np.where(deep, middle.b, first.b)
-    return f, b, np.where(deep, middle.f, head.f), np.where(deep, middle.b, head.b)
-
-
-def _ordered(
-    ordinary: FloatArray, end: FloatArray, early: bool, count: FloatArray, g: FloatArray, v: FloatArray
-) -> FloatArray:
-    """Seconds of a rank's first `count` chunks of one kind: groups of g, whose first or last chunk is the end chunk."""
-    rounds = np.floor(count / (g * v))
-    left = count - rounds * g * v
-    ends = rounds * g + (np.minimum(left, g) if early else np.maximum(left - (v - 1) * g, 0))
-    return np.asarray(count * ordinary + ends * (end - ordinary))
-
-
-def _warm_up(
-    rows: _Rows, chunks: _Chunks, ranks: Sequence[_Rank], g: FloatArray
-) -> tuple[list[FloatArray], list[FloatArray]]:
+def _warm_up(rows: _Rows, chunks: _Chunks, ranks: Sequence[_Rank], g: FloatArray) -> tuple[list[FloatArray], list[FloatArray]]:
     """For each of `ranks` seconds of the longest path up to and with B(i, 0), and with its last warm-up forward, (n,)."""
     p, v, send = rows.p, rows.v, rows.send
     head, tail, mean, first, last = chunks.head, chunks.tail, chunks.mean, chunks.first, chunks.last
     inner = np.maximum(p - 2, 0)
-    deep = v > 1
-    # forwards of one microbatch through all chunks, with its hops
-    one_pass = head.f + tail.f + (v - 1) * (first.f + last.f) + v * inner * mean.f + (p * v - 1) * send
-    to_top = (p - 1) * send + inner * mean.f
+    bottom, top_rank = ranks[0], ranks[-1]
     count = (v - 1) * g + 1
-    top = np.maximum(one_pass, _ordered(ranks[0].f, ranks[0].end_f, True, count, g, v) + to_top + tail.f)
-    top = np.maximum(top, _ordered(ranks[-1].f, ranks[-1].end_f, False, count, g, v) + to_top + head.f)
-    middle = head.f + count * ranks[1].f + (p - 1) * send + (inner - 1) * mean.f + tail.f
-    top = np.maximum(top, np.where(p > 2, middle, 0.0))
-    first_group = g * head.f + one_pass - (head.f + inner * mean.f + last.f + p * send)
-    alone = one_pass
-    one_pass = np.maximum(one_pass, np.where(deep, first_group, 0.0))
-    top = np.maximum(top, one_pass)
-    to_last = g * head.f + to_top + _ordered(ranks[-1].f, ranks[-1].end_f, False, count, g, v)
-    to_last = to_last - _ordered(ranks[-1].f, ranks[-1].end_f, False, g - 1, g, v)
-    top = np.maximum(top, np.where(deep, to_last, 0.0))
+    climb_all = (p - 1) * send + inner * mean.f
+    # to F(p − 1, (v − 1)g): one microbatch through all chunks, after the others of its group through the first chunk
+    alone = head.f + tail.f + (v - 1) * (first.f + last.f) + v * inner * mean.f + (p * v - 1) * send
+    one_pass = np.maximum(alone, (g - 1) * head.f + alone - inner * mean.f - last.f - p * send)
+    # ... or dwelling on one rank, or on rank 0 for its first chunk
+    top = np.maximum(one_pass, climb_all + bottom.forwards(0, count, rows, g) + tail.f)
+    top = np.maximum(top, climb_all + head.f + top_rank.forwards(0, count, rows, g))
+    top = np.maximum(top, climb_all + g * head.f + top_rank.forwards(g - 1, count, rows, g))
+    top = np.maximum(top, np.where(p > 2, climb_all + head.f + count * ranks[1].f - mean.f + tail.f, 0.0))
     fills, climbs = [], []
     for rank in ranks:
         above = p - 1 - rank.index
         at_last, at_first = rank.index == p - 1, rank.index == 0
         # down from B(p − 1, 0) by the first backwards of the ranks between
-        first_b = np.where(at_first, ranks[0].b, mean.b)
-        fall = np.where(at_last, 0.0, np.maximum(above - 1, 0) * mean.b + first_b) + above * send + tail.b
-        # by forwards alone
+        lowest = np.where(at_first, bottom.b, mean.b)
+        fall = np.where(at_last, 0.0, np.maximum(above - 1, 0) * mean.b + lowest) + above * send + tail.b
+        # by forwards alone: at the rank itself, at rank 0, or at rank 0 for its first chunk
         warm = np.minimum(2 * above + (v - 1) * g, rows.m * v - 1)
         between = np.where(at_first, 0.0, np.maximum(rank.index - 1, 0) * mean.f) + rank.index * send
-        own = _ordered(rank.f, rank.end_f, rank.end_early, warm + 1, g, v)
-        later = g * head.f + own - _ordered(rank.f, rank.end_f, rank.end_early, g - 1, g, v)
-        low = _ordered(ranks[0].f, ranks[0].end_f, True, warm + 1, g, v) + rank.f
-        # ... of one microbatch through the chunks below, the first of its group or the last, then those left at the rank
+        own = rank.forwards(0, warm + 1, rows, g)
+        later = g * head.f + rank.forwards(g - 1, warm + 1, rows, g)
+        low = bottom.forwards(0, warm + 1, rows, g) + rank.f
+        # ... or of one microbatch through the chunks below, the first of its group or the last, then those left here
         back = tail.f + np.maximum(above - 1, 0) * mean.f + above * send
-        through = one_pass - back + own - _ordered(rank.f, rank.end_f, rank.end_early, (v - 1) * g + 1, g, v)
-        late = alone - back + (g - 1) * head.f + own - _ordered(rank.f, rank.end_f, rank.end_early, v * g, g, v)
+        through = one_pass - back + rank.forwards(count, warm + 1, rows, g)
+        late = alone - back + (g - 1) * head.f + rank.forwards(v * g, warm + 1, rows, g)
         through = np.maximum(through, np.where(warm >= v * g - 1, late, 0.0))
-        climb = between + np.where(at_first, own, np.maximum.reduce([head.f + own, later, low]))
+        climb = np.where(at_first, own, np.maximum.reduce([head.f + own, later, low]) + between)
         climb = np.where(at_last, top, np.maximum(climb, through))
         climbs.append(climb)
         fills.append(np.maximum(top + fall, climb + np.where(at_last, tail.b, rank.b)))

@@ -30,7 +30,7 @@ class Timeline:
     """Microbatch-chunks whose activations each rank holds at its worst moment."""
 
 
-def gpipe_order(rank: int, pipeline: int, microbatches: int) -> list[Op]:
+def gpipe_order(microbatches: int) -> list[Op]:
     """All forwards, then all backwards (Huang 2019, fig. 2c)."""
     return [Op(kind, j, 0) for kind in (FORWARD, BACKWARD) for j in range(microbatches)]
 

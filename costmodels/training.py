@@ -303,7 +303,7 @@ def _step(at: Bindings, pipe: PipelineTime, data: DataParallelTime) -> tuple[Flo
     again = exposed_time(data.gather, np.maximum(pipe.backward - data.reduce * overlap, 0.0), shard, contention)
     gathers = np.where(zero >= 3, microbatches * (forward + again) + data.gather / pipe.layers, np.where(zero >= 1, once, 0.0))
     parts = dict(pipe.parts)
-    parts["data_parallel_communication"] = reduce + gathers
+    parts["data_parallel_communication"] = reduce + gathers + often * data.copies
     parts["accumulation"] = np.where(microbatches > 1, microbatches * data.accumulate, 0.0)
     parts["optimizer"] = data.optimizer
     parts["step_overhead"] = _full(at["stack.host_per_step"], at.n)

@@ -88,7 +88,7 @@ def _sample_marks(run: Run, across: str, up: str) -> list[Mark]:
         near &= (values <= 4 * max(best)) & (values >= min(best) / 4)
     feasible = np.asarray(run.sample["feasible"], np.bool_)
     rows = np.flatnonzero(near)
-    rows = rows[np.linspace(0, len(rows) - 1, min(DRAWN, len(rows)), dtype=np.int64)]  # evenly: the sample is in the space's order
+    rows = rows[np.linspace(0, len(rows) - 1, min(DRAWN, len(rows)), dtype=np.int64)]  # evenly: it is in the space's order
     rows = rows[np.argsort(feasible[rows], kind="stable")]
     return [Mark(x=float(x[i]), y=float(y[i]), title="", kind="sample" if feasible[i] else "infeasible") for i in rows]
 
