@@ -33,7 +33,8 @@ class Stack:
 
     `selective` names what selective recomputation drops: 'core' (core attention) or 'alternate' (every second product).
     `whole_block`: full recomputation redoes the whole block instead of stopping at the last tensor needed.
-    `default_zero`: the stage a blank `zero_stage` means. `optimizer`: its state layout (costmodels/data/optimizers.yaml).
+    `default_zero`: the stage a blank `zero_stage` means; `default_sequence_parallel`: whether tensor parallelism brings sequence
+    parallelism with it. `optimizer`: its state layout (costmodels/data/optimizers.yaml).
     """
 
     name: str
@@ -41,6 +42,7 @@ class Stack:
     selective: str
     whole_block: bool
     default_zero: int
+    default_sequence_parallel: bool
     optimizer: str
     numbers: Mapping[str, float]
     generations: Mapping[str, Mapping[str, Any]]
@@ -65,6 +67,7 @@ def find_stack(name: str) -> Stack:
         selective=facts["selective"],
         whole_block=facts["whole_block"],
         default_zero=facts["default_zero"],
+        default_sequence_parallel=facts["default_sequence_parallel"],
         optimizer=facts["optimizer"],
         numbers=_flat(facts["numbers"], "stack"),
         generations=facts.get("generations", {}),

@@ -6,8 +6,13 @@ path that exists, and the time is their maximum. `costmodels.schedule_simulation
 
 Slots. Give F(i, j), the forward of microbatch j on stage i, slot j + i, and B(i, j) slot j + p − 1: under 1F1B stage i
 runs F then B in each slot, a path leaves a slot at the same stage or at its neighbour, and what a path costs is what
-it visits in each of the m + p − 1 slots. Hence the three parts of the families: a fill to B(i, 0), whole slots of the stage it
-dwells on, and a drain from F(i, m−1), which is the fill of the time-reversed schedule.
+it visits in each of the m + p − 1 slots. Hence the three parts of the families: a fill to B(i, 0), whole slots of the
+stage it dwells on, and a drain from F(i, m−1), which is the fill of the time-reversed schedule.
+
+Every figure is the length of a path that exists, so none is above the exact time. GPipe, and 1F1B without sends, are
+exact; else the figures fall short by less than 1 % (1F1B, interleaved) or 2 % (zero bubble) for ends that differ from the
+middle in forward and backward alike. Interleaved misses up to 4 % where m is no multiple of p, and more where an end is
+several times heavier one way and lighter the other. DualPipe has its authors' formula only.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +31,7 @@ IntArray: TypeAlias = NDArray[np.int64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 
 # rows evaluated together: the working set stays in the cache
-_CHUNK = 4096
+_CHUNK = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +177,7 @@ def in_flight(
 
     A chunk is 1/v of the stage's layers. GPipe m·v; 1F1B min(m, p − i); interleaved min(m·v, 2(p − i − 1) + (v − 1)g + 1)
     with g = `group_size` (Narayanan 2021 §2.2, Korthikanti 2022 §4.2.3); ZB-H1 min(m, p) on every stage: p − i of them whole, i
-    of them only what their weight gradients need (Qi 2023, table 1); DualPipe p + 1 (DeepSeek-V3 2024, table 2), with both
-    of its directions at most 2m.
+    of them only what their weight gradients need (Qi 2023, table 1); DualPipe p + 1 (DeepSeek-V3 2024, table 2).
     """
     code, p, v, m, i = np.broadcast_arrays(
         *(np.asarray(x, dtype=np.int64) for x in (schedule, pipeline, virtual, microbatches, stage_index))
@@ -381,7 +385,6 @@ def _drain_split(rows: _Rows, top: _Stage, wait: _Stage, end: _Stage, done: Floa
 def _dwelling_split(rows: _Rows, stages: Sequence[_Stage]) -> FloatArray:
     """As `_dwelling`, (n,), for paths that dwell on one stage, or on x before and y after weight gradients start."""
     m, p, send = rows.m, rows.p, rows.send
-    sends = bool(send.any())
     zero = np.zeros_like(m)
     tops: list[FloatArray] = []
     for place, top in enumerate(stages):
@@ -405,7 +408,7 @@ def _dwelling_split(rows: _Rows, stages: Sequence[_Stage]) -> FloatArray:
         slots = m - 1 - p + x.index
         single = fills[from_] + slots * (x.f + x.b) + np.maximum(m - p, 0) * x.w + after[from_]
         best = np.where(slots >= 0, np.maximum(best, single), best)
-        for high in stages[-2:] if sends and from_ < len(stages) - 2 else ():
+        for high in stages[-2:] if from_ < len(stages) - 2 else ():
             trips = np.minimum(np.floor(slots / (high.index - x.index + 1)), np.maximum(m - p, 0))
             loops = fills[from_] + _loops(rows, x, high, slots) + trips * x.w + after[from_]
             best = np.where(slots >= 0, np.maximum(best, loops), best)
@@ -500,21 +503,21 @@ class _Rank:
     end: _Chunk
     early: bool
 
-    def forwards(self, start: ArrayLike, stop: ArrayLike, rows: _Rows, g: FloatArray) -> FloatArray:
+    def forwards(self, start: FloatArray | float, stop: FloatArray | float, rows: _Rows, g: FloatArray) -> FloatArray:
         """Seconds of the rank's forwards start, …, stop − 1 in its own order, (n,)."""
         ends = _ends(stop, self.early, rows, g) - _ends(start, self.early, rows, g)
-        return np.asarray((stop - np.asarray(start)) * self.f + ends * (self.end.f - self.f))
+        return np.asarray((stop - start) * self.f + ends * (self.end.f - self.f))
 
-    def backwards(self, start: ArrayLike, stop: ArrayLike, rows: _Rows, g: FloatArray) -> FloatArray:
+    def backwards(self, start: FloatArray | float, stop: FloatArray | float, rows: _Rows, g: FloatArray) -> FloatArray:
         """Seconds of the rank's backwards start, …, stop − 1 in its own order, (n,)."""
         ends = _ends(stop, not self.early, rows, g) - _ends(start, not self.early, rows, g)
-        return np.asarray((stop - np.asarray(start)) * self.b + ends * (self.end.b - self.b))
+        return np.asarray((stop - start) * self.b + ends * (self.end.b - self.b))
 
     def reversed_in_time(self) -> "_Rank":
         return _Rank(self.index, self.b, self.f, _Chunk(self.end.b, self.end.f), self.early)
 
 
-def _ends(count: ArrayLike, early: bool, rows: _Rows, g: FloatArray) -> FloatArray:
+def _ends(count: FloatArray | float, early: bool, rows: _Rows, g: FloatArray) -> FloatArray:
     """How many of a rank's first `count` ops of one kind are its end chunk's: rounds of v chunks, g microbatches each."""
     rounds = np.floor(count / (g * rows.v))
     left = count - rounds * g * rows.v

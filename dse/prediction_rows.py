@@ -363,7 +363,7 @@ def _sequence_parallel(row: Row, plus: bool, tensor: int, stack: str, model: Arc
         return 0
     if given is not None or plus:
         return int(bool(given) or plus)
-    if stack.startswith("torchtitan") or model.experts:
+    if find_stack(stack).default_sequence_parallel or model.experts:
         assumed.append("sequence parallel with tensor parallel")
         return 1
     return 0

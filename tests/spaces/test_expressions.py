@@ -56,7 +56,9 @@ POINTS = st.lists(st.fixed_dictionaries({name: st.integers(1, 99) for name in SY
 
 
 @given(formulas(), POINTS)
-def test_a_formula_means_the_same_for_numbers_and_for_arrays(drawn: tuple[Expression, Plain], points: list[dict[str, int]]) -> None:
+def test_a_formula_means_the_same_for_numbers_and_for_arrays(
+    drawn: tuple[Expression, Plain], points: list[dict[str, int]]
+) -> None:
     size, plain = drawn
     expected = [plain(point) for point in points]
     assert [size.evaluate(point) for point in points] == expected
