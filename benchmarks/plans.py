@@ -24,7 +24,7 @@ from spaces.problem import Problem
 from spaces.space import Space
 from spaces.training import training_space
 
-BATCH = 1 << 18
+BATCH = 1 << 20
 """Plans evaluated together: large enough that tables are cheap, small enough for 1 GiB."""
 CHECKED = 1000
 """Random rows compared with a batch of one."""

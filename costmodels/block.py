@@ -343,15 +343,19 @@ def _exchange(graph: Graph, where: Placement, at: SymbolTable, c: Collective, ph
 
 
 def _crossings(at: SymbolTable, ranks: Value, inside: Value) -> Value:
-    """Share of the copies of a token that cross to another node when each node gets it once.
+    """Share of a token's copies that cross to other nodes when each node is sent one copy.
 
-    k experts drawn over N nodes touch (N−1)·(1 − (1−1/N)^k) other nodes, where k·(N−1)/N copies would cross.
+    k experts drawn over N nodes touch (N−1)·(1 − (1−1/N)^k) other nodes, where k·(N−1)/N copies would cross. A model whose
+    routing is limited to a few groups, one a node, touches no more than those, and is run with kernels that send one copy
+    (DeepSeek-V3 §3.2.2).
     """
-    k = at["experts_per_token"]
+    k, groups = at["experts_per_token"], at["routing_groups"]
     nodes = np.maximum(np.asarray(ranks, np.float64) / np.maximum(inside, 1), 1.0)
     copies = np.maximum(k * (nodes - 1.0) / nodes, 1e-9)
     touched = (nodes - 1.0) * (1.0 - (1.0 - 1.0 / nodes) ** k)
-    return np.where((at["stack.deduplicate"] > 0) & (nodes > 1), np.minimum(touched / copies, 1.0), 1.0)
+    limited = np.where(groups > 0, np.minimum(touched, groups * (nodes - 1.0) / nodes), touched)
+    once = (at["stack.deduplicate"] > 0) | (np.asarray(groups) > 0)
+    return np.where(once & (nodes > 1), np.minimum(limited / copies, 1.0), 1.0)
 
 
 def group_links(at: SymbolTable, axis: str) -> tuple[Value, Link, Link]:

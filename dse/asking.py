@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from costmodels.constants import device_symbols
+from costmodels.constants import device_symbols, find_stack
 from costmodels.training import training_problem
 from dse.experiment import Experiment, mesh
 from dse.experiment_schema import coded
@@ -139,7 +139,8 @@ def _filled(experiment: Experiment, given: Mapping[str, int]) -> dict[str, int]:
     full: dict[str, int] = {**DEFAULTS, "precision": experiment.precisions[0], **given}
     if full["virtual"] > 1 and "schedule" not in given:
         full["schedule"] = NAMES["schedule"].index("interleaved")
-    if full["tensor"] > 1 and experiment.architecture.experts and "sequence_parallel" not in given:
+    along = find_stack(experiment.stack).default_sequence_parallel or experiment.architecture.experts
+    if full["tensor"] > 1 and along and "sequence_parallel" not in given:
         full["sequence_parallel"] = 1
     if "stage_layout" not in given:
         del full["stage_layout"]

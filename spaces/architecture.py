@@ -153,6 +153,8 @@ class Architecture:
     """Of the layers after these, every which one has experts."""
     router_correction_bias: bool = False
     """One learned offset per expert used for the choice only (DeepSeek-V3)."""
+    routing_groups: int = 0
+    """A token's experts lie in at most this many groups of experts, one group a node (DeepSeek-V2, V3); 0 = anywhere."""
     q_lora_rank: int = 0
     """0 with `kv_lora_rank` > 0 = queries are not compressed (DeepSeek-V2-Lite)."""
     kv_lora_rank: int = 0

@@ -52,7 +52,7 @@ class Model:
 def scalars(architecture: Architecture) -> dict[str, int]:
     """The symbols an architecture binds: every count of its table, by field name."""
     names = (
-        "layers hidden heads kv_heads head_dim ffn vocab max_positions experts experts_per_token moe_ffn shared_ffn "
+        "layers hidden heads kv_heads head_dim ffn vocab max_positions experts experts_per_token routing_groups moe_ffn shared_ffn "
         "q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim sliding_window"
     )
     return {name: int(getattr(architecture, name)) for name in names.split()}

@@ -103,8 +103,6 @@ def complete(op: str, shapes: Shapes) -> dict[str, NDArray[Any]]:
     if missing:
         raise ValueError(f"{op} needs {', '.join(dimensions(op))}; {', '.join(missing)} is missing")
     n = int(np.broadcast_shapes(*(np.shape(shapes[name]) for name in dimensions(op)), (1,))[0])
-    if any(np.shape(shapes[name]) == (0,) for name in dimensions(op)):
-        n = 0
     full: dict[str, NDArray[Any]] = {}
     for name in dimensions(op):
         full[name] = np.broadcast_to(np.asarray(shapes[name], dtype=np.float64), (n,))
@@ -177,7 +175,7 @@ def datasheet_bound(op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArra
     if OPERATIONS[op] == "collectives":
         at = complete(op, shapes)
         inner, outer = collective_bytes(op, at["bytes"], at["ranks"], at["ranks_per_node"])
-        return np.asarray(np.maximum(inner / device["device.scale_up_bandwidth"], outer / device["device.nic_bandwidth"] / 8.0))
+        return np.asarray(np.maximum(inner / device["device.scale_up_bandwidth"], outer / device["device.nic_bandwidth"]))
     warm = complete(op, shapes)["cache"] != "cold"
     moved = np.maximum(work.traffic - np.where(warm, 2.5 * device["device.cache_bytes"], 0.0), 0.0)
     return np.asarray(np.maximum(work.flops / work.rate, moved / device["device.memory_bandwidth"]))

@@ -1,0 +1,250 @@
+"""The physics of each family with a handful of bounded parameters: what `calibrated` fits and `learned` starts from.
+
+Every form is an overhead plus the cubic norm of a compute and a memory time, grows with every dimension, and is a function
+of completed shapes (operations.complete), the device's datasheet and a vector of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernel_models.operations import (
+    DeviceSymbols,
+    Shapes,
+    complete,
+    datasheet_bound,
+    family_of,
+    format_rate,
+    traffic_and_work,
+)
+from costmodels.kernels import smooth_max
+from spaces.columns import FloatArray
+
+Parameters = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A fitted parameter: where the fit starts, and between which bounds physics leaves it; units by its name."""
+
+    name: str
+    start: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """A family's formula: (op, completed shapes, device, parameters) -> seconds of shape (n,)."""
+
+    parameters: tuple[Parameter, ...]
+    time: Callable[[str, Shapes, DeviceSymbols, Parameters], FloatArray]
+
+    def values(self, vector: NDArray[Any]) -> dict[str, float]:
+        """A vector of parameters by name."""
+        return {parameter.name: float(value) for parameter, value in zip(self.parameters, vector, strict=True)}
+
+
+def _kept(traffic: FloatArray, cache: NDArray[Any], device: DeviceSymbols, share: float) -> FloatArray:
+    """Share of the traffic served by the last-level cache: buffers used back to back that fit in `share` of it."""
+    fill = traffic / (device["device.cache_bytes"] * share)
+    return np.where(cache == "cold", 0.0, 1.0 / (1.0 + fill**8))
+
+
+def memory_time(
+    traffic: FloatArray, cache: NDArray[Any], device: DeviceSymbols, share: float, fits: float, faster: float
+) -> FloatArray:
+    """Seconds to move `traffic` bytes at `share` of the datasheet's bandwidth, `faster` times the datasheet within the cache.
+
+    Rises with the traffic across the edge of the cache, because the cache is never slower than the memory.
+    """
+    kept = _kept(traffic, cache, device, fits)
+    slow, quick = device["device.memory_bandwidth"] * share, device["device.memory_bandwidth"] * max(faster, share)
+    return np.asarray(traffic * ((1.0 - kept) / slow + kept / quick))
+
+
+_TILES = ((64, 64), (64, 128), (64, 256), (128, 64), (128, 128), (128, 192), (128, 256), (192, 128), (256, 128))
+_SPLITS = (1, 2, 4)
+_FULL_TILE = 128 * 256
+_STEP = 64  # elements of k a tile takes in at once
+
+
+def _gemm(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> FloatArray:
+    """The fastest of the tile sizes and splits of k that a library may choose from, beside the memory's time.
+
+    A tile grid runs in waves over the compute units; of a last, partly filled wave a share `tail` is paid. Each wave has an
+    overhead in proportion to the tile; splits of k cost a larger one, for the partial sums.
+    """
+    m, n, k, groups = (at[name] for name in ("m", "n", "k", "groups"))
+    eight = np.isin(at["dtype"], ("fp8", "mxfp8", "int8", "fp4", "nvfp4"))
+    rate = format_rate(at["dtype"], device) * np.where(eight, p["share_fp8"], p["share_bf16"])
+    units = device["device.compute_units"]
+    compute = np.full(np.shape(m), np.inf)
+    for rows, cols in _TILES:
+        for split in _SPLITS:
+            waves = np.ceil(m / rows) * np.ceil(n / cols) * split * groups / units
+            waves = np.where(waves > 1, waves + (np.ceil(waves) - waves) * p["tail"], 1.0)
+            each = 2.0 * rows * cols * np.ceil(k / split / _STEP) * _STEP / (rate / units)
+            overhead = (p["tile_us"] if split == 1 else p["split_us"]) * 1e-6 * rows * cols / _FULL_TILE
+            compute = np.minimum(compute, waves * (each + overhead))
+    traffic = traffic_and_work(op, at, device).traffic
+    memory = memory_time(traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
+    return np.asarray(p["overhead_us"] * 1e-6 + p["step_ns"] * 1e-9 * k / _STEP + smooth_max(compute, memory))
+
+
+GEMM = Form(
+    parameters=(
+        Parameter(name="share_bf16", start=0.75, low=0.3, high=1.0),
+        Parameter(name="share_fp8", start=0.70, low=0.3, high=1.0),
+        Parameter(name="bandwidth", start=0.85, low=0.4, high=1.0),
+        Parameter(name="overhead_us", start=2.0, low=0.2, high=10.0),
+        Parameter(name="cache_fits", start=0.8, low=0.1, high=1.2),
+        Parameter(name="cache_faster", start=2.0, low=1.0, high=5.0),
+        Parameter(name="tail", start=0.5, low=0.0, high=1.0),
+        Parameter(name="tile_us", start=1.5, low=0.0, high=20.0),
+        Parameter(name="split_us", start=15.0, low=0.0, high=60.0),
+        Parameter(name="step_ns", start=8.0, low=0.0, high=60.0),
+    ),
+    time=_gemm,
+)
+
+_QUERY_TILE = 128
+
+
+def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> FloatArray:
+    """Blocks of queries, one a compute unit and wave, beside the traffic; head_dim of 64 and below has a rate of its own.
+
+    Causal blocks on the diagonal are computed whole. `block_ns` is paid by a block for each tile of keys, `row_ns` by a
+    unit for each query row of backward (its reduction and accumulation), `split` is how many parts a decoding sequence is cut into at most.
+    """
+    batch, heads, kv, q, length, width = (at[name] for name in ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim"))
+    units = device["device.compute_units"]
+    work = traffic_and_work(op, at, device)
+    memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
+    blocks = batch * heads * np.ceil(q / _QUERY_TILE)
+    if op == "attention_decode":
+        parts = np.minimum(np.maximum(p["split"], 1.0), np.ceil(length / 128))
+        blocks = np.minimum(batch * heads * parts, np.maximum(batch * heads, units))
+    diagonal = np.where(at["causal"] == "true", 1.0 + _QUERY_TILE / length, 1.0)
+    waves = blocks / units
+    filled = np.where(waves > 1, waves + (np.ceil(waves) - waves) * p["tail"], 1.0) / waves
+    rate = work.rate * p["share"] * np.where(width <= 64, p["narrow"], 1.0)
+    steps = np.maximum(waves, 1.0) * np.ceil(length / _QUERY_TILE) * p["block_ns"] * 1e-9
+    rows = batch * heads * q / units * p["row_ns"] * 1e-9
+    compute = work.flops * diagonal * filled / rate + steps
+    return np.asarray(p["overhead_us"] * 1e-6 + rows + smooth_max(compute, memory))
+
+
+def _attention_form(share: float, bandwidth: float) -> Form:
+    return Form(
+        parameters=(
+            Parameter(name="share", start=share, low=0.01, high=1.0),
+            Parameter(name="narrow", start=0.8, low=0.3, high=1.2),
+            Parameter(name="bandwidth", start=bandwidth, low=0.05, high=1.0),
+            Parameter(name="overhead_us", start=5.0, low=0.2, high=60.0),
+            Parameter(name="cache_fits", start=0.8, low=0.1, high=1.2),
+            Parameter(name="cache_faster", start=1.5, low=1.0, high=5.0),
+            Parameter(name="tail", start=0.3, low=0.0, high=1.0),
+            Parameter(name="block_ns", start=20.0, low=0.0, high=3000.0),
+            Parameter(name="row_ns", start=1.0, low=0.0, high=200.0),
+            Parameter(name="split", start=4.0, low=1.0, high=64.0),
+        ),
+        time=_attention,
+    )
+
+
+ATTENTION = _attention_form(0.5, 0.8)
+
+
+def _pointwise(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> FloatArray:
+    """Traffic at the operator's own bandwidth; a single row is handled by one compute unit at `unit` of its share of it."""
+    work = traffic_and_work(op, at, device)
+    memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
+    if op == "copy":
+        return np.asarray(p["overhead_us"] * 1e-6 + memory)
+    units = device["device.compute_units"]
+    one = work.traffic / np.maximum(at["rows"], 1.0) / (device["device.memory_bandwidth"] * p["unit"] / units)
+    return np.asarray(p["overhead_us"] * 1e-6 + smooth_max(memory, one))
+
+
+POINTWISE = Form(
+    parameters=(
+        Parameter(name="bandwidth", start=0.8, low=0.02, high=1.0),
+        Parameter(name="overhead_us", start=2.0, low=0.2, high=30.0),
+        Parameter(name="cache_fits", start=0.8, low=0.1, high=1.2),
+        Parameter(name="cache_faster", start=1.5, low=1.0, high=5.0),
+        Parameter(name="unit", start=3.0, low=0.05, high=100.0),
+    ),
+    time=_pointwise,
+)
+
+FORMS: Mapping[str, Form] = MappingProxyType({"gemm": GEMM, "attention": ATTENTION, "pointwise": POINTWISE})
+"""The form of each family."""
+
+# PyTorch's names of the kernels, and the field's
+_KERNELS: Mapping[str, str] = MappingProxyType(
+    {
+        "flash": "flash",
+        "flash2": "flash",
+        "fa2": "flash",
+        "cudnn": "cudnn",
+        "flash3": "cudnn",
+        "fa3": "cudnn",
+        "efficient": "efficient",
+        "flash1": "efficient",
+        "unfused": "unfused",
+        "grouped": "grouped",
+    }
+)
+IMPLEMENTATIONS = (*dict.fromkeys(_KERNELS), "default")
+"""Names an attention implementation goes by."""
+
+
+def kernel_name(implementation: str, device: DeviceSymbols) -> str:
+    """The measured kernel an implementation's name stands for; PyTorch's default is cuDNN on devices with fp8, else flash.
+
+    flash2 is PyTorch's `flash` backend, flash3 cuDNN's kernel (the same generation of kernels), flash1 the memory-efficient one.
+    """
+    if implementation == "default":
+        return "cudnn" if device.get("device.matrix_flops.fp8", 0.0) > 0 else "flash"
+    return _KERNELS.get(implementation, implementation)
+
+
+def variant(op: str, at: Shapes, device: DeviceSymbols) -> NDArray[Any]:
+    """Which set of parameters each row takes, shape (n,): the operator, with the kernel for attention and the direction."""
+    n = len(at["dtype"])
+    if op == "gemm":
+        return np.full(n, "gemm")
+    if "direction" in at and "rows" in at:
+        return np.asarray(np.char.add(f"{op}.", at["direction"]))
+    kernels = at["implementation"]
+    names = {word: f"{op}.{kernel_name(word, device)}" for word in np.unique(kernels).tolist()}
+    result = np.full(n, "", dtype="<U64")
+    for word, name in names.items():
+        result[kernels == word] = name
+    return result
+
+
+def prepared(op: str, shapes: Shapes, device: DeviceSymbols) -> dict[str, NDArray[Any]]:
+    """Completed shapes with attention implementations under their measured kernels' names. Raises ValueError as `complete` does."""
+    at = complete(op, shapes)
+    if family_of(op) == "attention":
+        at["implementation"] = np.array([kernel_name(word, device) for word in at["implementation"].tolist()], dtype=np.str_)
+    return at
+
+
+def prior_time(op: str, at: Shapes, device: DeviceSymbols, variants: Mapping[str, Parameters]) -> FloatArray:
+    """Seconds by the family's form with each row's own parameters, shape (n,). Raises KeyError for a variant without parameters."""
+    form, kinds = FORMS[family_of(op)], variant(op, at, device)
+    result = np.zeros(len(kinds))
+    for kind in np.unique(kinds).tolist():
+        rows = np.flatnonzero(kinds == kind)
+        some = {name: values[rows] for name, values in at.items()}
+        result[rows] = form.time(op, some, device, variants[kind])
+    return np.maximum(result, datasheet_bound(op, at, device))

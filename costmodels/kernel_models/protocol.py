@@ -1,0 +1,65 @@
+"""The protocol of a kernel-time model, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernel_models.operations import DeviceSymbols, Shapes
+from spaces.columns import FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KernelTime:
+    """Seconds with a 90 % interval and an `Evidence` code for each of n kernels; low ≤ value ≤ high."""
+
+    value: FloatArray
+    low: FloatArray
+    high: FloatArray
+    evidence: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
+@runtime_checkable
+class KernelModel(Protocol):
+    """Predicts the time of one kind of kernel for a batch of shapes on one device.
+
+    Contract: pure (same shapes and device, same bytes out) and stateless; accepts n = 0; every answer is finite, positive,
+    and no faster than the device's datasheet allows (`datasheet_bound`); a row's answer does not depend on its batch. A
+    model that was fitted on data refuses to use a fit whose data or code have changed.
+    """
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The device symbols it looks at (`device.*`, `kernel.*`, `link.*`)."""
+        ...
+
+    def predict(self, op: str, shapes: Shapes, device: DeviceSymbols) -> KernelTime:
+        """Time of `op` for every row of `shapes`, on the device that the symbols describe (SI units).
+
+        `shapes` maps the operator's dimensions to arrays (n,), and words (`dtype`, `implementation`, `cache`, `launch`, …) to
+        text arrays (n,); a word left out is its default. Raises ValueError for an unknown operator or a missing dimension.
+        """
+        ...
+
+
+def interval(value: FloatArray, spread: FloatArray, evidence: NDArray[Any], floor: FloatArray) -> KernelTime:
+    """`value` with a symmetric interval in log time: value · exp(±spread), never below `floor`; all of shape (n,)."""
+    bounded = np.maximum(value, floor)
+    low = np.maximum(bounded * np.exp(-spread), floor)
+    return KernelTime(value=bounded, low=low, high=bounded * np.exp(spread), evidence=np.asarray(evidence, dtype=np.int8))
+
+
+def merged(parts: Mapping[str, tuple[NDArray[Any], KernelTime]], n: int) -> KernelTime:
+    """Answers for disjoint sets of rows put back together: name -> (row indices, answer)."""
+    value, low, high = np.ones(n), np.ones(n), np.ones(n)
+    evidence = np.zeros(n, dtype=np.int8)
+    for rows, time in parts.values():
+        value[rows], low[rows], high[rows], evidence[rows] = time.value, time.low, time.high, time.evidence
+    return KernelTime(value=value, low=low, high=high, evidence=evidence)
