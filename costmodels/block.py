@@ -19,7 +19,7 @@ from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable, product
 from spaces.graph import MATRIX_KINDS, Collective, Graph, Kind, Operator, Placement
 from spaces.mesh import worst_group
-from spaces.plan import Precision, Schedule
+from spaces.plan import Precision, Recompute, Schedule
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "forward", "input_gradient", "weight_gradient"
 FAMILIES = ("gemm", "attention", "pointwise", "tensor_communication", "context_communication", "expert_communication", "host")
@@ -91,8 +91,8 @@ class BlockMemory:
 
 def block_time(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_parallel: bool) -> BlockTime:
     """Time of a block for n combinations of symbols that share one placement."""
-    where, at = _placed(stack, at, sequence_parallel)
-    rerun = [_rerun(graph, stack, policy) for policy in _policies(stack)]
+    where, at = placed(stack, at, sequence_parallel)
+    rerun = [rerun_operators(graph, stack, policy) for policy in range(3)]
     work = list(kernels(graph, where, at))
     moves = list(exchanges(graph, where, at, work))
     families = np.zeros((3, len(FAMILIES), n))
@@ -134,7 +134,7 @@ def block_time(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_
 
 def block_memory(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_parallel: bool) -> BlockMemory:
     """Memory of a block for n combinations of symbols that share one placement; no time is computed."""
-    where, at = _placed(stack, at, sequence_parallel)
+    where, at = placed(stack, at, sequence_parallel)
 
     def rows(value: Value) -> FloatArray:
         return np.broadcast_to(value, (n,)).astype(np.float64)
@@ -148,7 +148,8 @@ def block_memory(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequenc
     )
 
 
-def _placed(stack: Stack, at: SymbolTable, sequence_parallel: bool) -> tuple[Placement, SymbolTable]:
+def placed(stack: Stack, at: SymbolTable, sequence_parallel: bool) -> tuple[Placement, SymbolTable]:
+    """The placement of a stack's blocks, and the bound symbols with those that follow from it."""
     where = placement(sequence_parallel=sequence_parallel, vocab_parallel=stack.traits.vocab_parallel)
     return where, _Local(at, sequence_parallel)
 
@@ -175,11 +176,11 @@ class _Local:
         return self.at[symbol]
 
 
-def _rerun(graph: Graph, stack: Stack, policy: str) -> frozenset[str]:
-    """Names of the operators run again in the backward pass."""
-    if policy == "none":
+def rerun_operators(graph: Graph, stack: Stack, policy: int) -> frozenset[str]:
+    """Names of the operators run again in the backward pass under the recomputation policy of that code."""
+    if policy == Recompute.NONE:
         return frozenset()
-    again = graph.operators if policy == "full" and stack.whole_block else graph.recomputed(policy)
+    again = graph.operators if policy == Recompute.FULL and stack.whole_block else graph.recomputed(_policies(stack)[policy])
     return frozenset(op.name for op in again)
 
 
@@ -200,14 +201,19 @@ def kernels(graph: Graph, where: Placement, at: SymbolTable) -> Iterator[Kernel]
                 yield from _streams(graph, op, where, at)
 
 
-def _products(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
-    """(m,n,k) forward, (m,k,n) input gradient, (n,k,m) weight gradient (Megatron's three products of a linear layer)."""
+def product_shape(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> tuple[Value, Value, Value, Value]:
+    """(groups, m, n, k) of a matrix product forward, as one device sees it."""
     reads = op.reads[0][1]
     batch = ("experts",) if op.kind is Kind.GROUPED_GEMM else ()
     groups = graph.elements(batch, where).evaluate(at)
     m = graph.elements([d for d in reads if d not in op.contracted and d not in batch], where).evaluate(at)
-    k = graph.elements(op.contracted, where).evaluate(at)
     n = sum(graph.elements([d for d in t.dims if d not in reads], where).evaluate(at) for t in op.writes)
+    return groups, m, n, graph.elements(op.contracted, where).evaluate(at)
+
+
+def _products(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
+    """(m,n,k) forward, (m,k,n) input gradient, (n,k,m) weight gradient (Megatron's three products of a linear layer)."""
+    groups, m, n, k = product_shape(graph, op, where, at)
     flops = 2.0 * groups * m * n * k
     precision = np.asarray(at["precision"])
     low = (precision >= Precision.FP8) & op.quantised

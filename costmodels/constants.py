@@ -19,6 +19,7 @@ import yaml
 from costmodels.collectives import links
 from spaces.blocks import GraphTraits
 from spaces.hardware import Device
+from spaces.plan import NAMES, code
 
 DATA = Path(__file__).parent / "data"
 
@@ -33,6 +34,7 @@ class Stack:
 
     `selective` names what selective recomputation drops: 'core' (core attention) or 'alternate' (every second product).
     `whole_block`: full recomputation redoes the whole block instead of stopping at the last tensor needed.
+    `legal`: the values the stack can run, by axis, codes for categorical ones; an axis that is absent is open whole.
     `default_zero`: the stage a blank `zero_stage` means; `default_sequence_parallel`: whether tensor parallelism brings sequence
     parallelism with it. `optimizer`: its state layout (costmodels/data/optimizers.yaml).
     """
@@ -41,6 +43,7 @@ class Stack:
     traits: GraphTraits
     selective: str
     whole_block: bool
+    legal: Mapping[str, tuple[int, ...]]
     default_zero: int
     default_sequence_parallel: bool
     optimizer: str
@@ -66,6 +69,7 @@ def find_stack(name: str) -> Stack:
         traits=GraphTraits(**facts["traits"]),
         selective=facts["selective"],
         whole_block=facts["whole_block"],
+        legal={axis: tuple(_code(axis, value) for value in values) for axis, values in facts["legal"].items()},
         default_zero=facts["default_zero"],
         default_sequence_parallel=facts["default_sequence_parallel"],
         optimizer=facts["optimizer"],
@@ -126,6 +130,10 @@ def generation_constants(generation: str) -> Mapping[str, Any]:
 def has_constants(generation: str) -> bool:
     """Whether the generation has constants of its own."""
     return (DATA / "kernels" / f"{generation}.yaml").exists()
+
+
+def _code(axis: str, value: str | int) -> int:
+    return code(axis, str(value)) if axis in NAMES else int(value)
 
 
 def _read(path: Path) -> dict[str, Any]:

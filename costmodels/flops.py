@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.block import FORWARD, attention_pairs, kernels
+from costmodels.block import attention_pairs, product_shape
 from costmodels.constants import Stack
 from spaces.blocks import Model, placement
 from spaces.columns import FloatArray, Value
@@ -37,10 +37,6 @@ class _Whole:
     def __getitem__(self, symbol: str) -> Value:
         if symbol in ("tensor", "context", "expert", "expert_tensor", "micro_batch", "stream_shards"):
             return 1
-        if symbol == "activation_bytes":
-            return 2
-        if symbol in ("dispatch_bytes", "logits_bytes"):
-            return self.at[f"stack.{symbol}"]
         return self.at[symbol]
 
 
@@ -64,9 +60,10 @@ def _forward(graph: Graph, names: frozenset[str], at: SymbolTable) -> tuple[Valu
     """(attention over s², attention over the causal pairs) FLOPs of the named operators."""
     where = placement(sequence_parallel=False, vocab_parallel=True)
     products: Value = 0.0
-    for kernel in kernels(graph, where, at):
-        if kernel.phase == FORWARD and kernel.operator in names and kernel.kind in MATRIX_KINDS:
-            products = products + kernel.flops
+    for op in graph.operators:
+        if op.kind in MATRIX_KINDS and op.name in names:
+            groups, m, n, k = product_shape(graph, op, where, at)
+            products = products + 2.0 * groups * m * n * k
     square: Value = 0.0
     half: Value = 0.0
     for op in graph.operators:

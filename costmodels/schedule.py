@@ -563,8 +563,8 @@ def _interleaved(rows: _Rows) -> FloatArray:
         before = np.where(rank.index > 0, head.f + head.b + (rank.index - 1) * (chunks.mean.f + chunks.mean.b), 0.0)
         whole = m * ((v - 1) * (rank.f + rank.b) + rank.end.f + rank.end.b)
         best = np.maximum(best, before + whole + 2 * rank.index * send)
-    leaving = _leaving(rows, chunks.mean, ranks, fills[0], drains[-1], g)
-    coming = _leaving(rows, mirrored.mean, mirrored_ranks, drains[0], fills[-1], g)
+    leaving = _leaving(rows, chunks.mean, ranks, fills[0], drains, g)
+    coming = _leaving(rows, mirrored.mean, mirrored_ranks, drains[0], fills, g)
     warm = 2 * (p - 1) + (v - 1) * g
     come, leave = m * v - 1 - coming.done, leaving.done + warm
     between = ranks[0].forwards(come, leave + 1, rows, g) + ranks[0].backwards(come - warm, leaving.done + 1, rows, g)
@@ -582,21 +582,23 @@ class _Leaving:
     wraps: BoolArray
 
 
-def _leaving(rows: _Rows, mean: _Chunk, ranks: Sequence[_Rank], fill: FloatArray, drain: FloatArray, g: FloatArray) -> _Leaving:
-    """Paths that dwell on rank 0 up to the last forward of its end chunk, then on rank p − 1.
+def _leaving(
+    rows: _Rows, mean: _Chunk, ranks: Sequence[_Rank], fill: FloatArray, drains: Sequence[FloatArray], g: FloatArray
+) -> _Leaving:
+    """Paths that dwell on rank 0 up to the last forward of its end chunk, then on rank p − 1, or p − 2.
 
     The end chunks of both run in the same slots, but for one forward round of rank 0 before and one backward round
     after those of rank p − 1. They leave upwards, F(0, k) … F(p − 1, k), or from B(0, j) to B(p − 1, j + g); and may have
     come the same way, in the mirror, after rank p − 1's first round.
     """
     m, v, p, send = rows.m, rows.v, rows.p, rows.send
-    zero, last = ranks[0], ranks[-1]
+    zero, last, before_last = ranks[0], ranks[-1], ranks[-2]
     warm_last = (v - 1) * g
     warm = 2 * (p - 1) + warm_last
 
-    def on_last(forward: FloatArray, backward: FloatArray) -> FloatArray:
-        ahead = last.forwards(forward, m * v - 1, rows, g)
-        return ahead + last.backwards(backward, m * v - 1 - warm_last, rows, g) + drain
+    def dwell_on(rank: _Rank, above: int, forward: FloatArray, backward: FloatArray, drain: FloatArray) -> FloatArray:
+        ahead = rank.forwards(forward, m * v - 1, rows, g)
+        return ahead + rank.backwards(backward, m * v - 1 - warm_last - 2 * above, rows, g) + drain
 
     leave = (np.floor(m / g) - 1) * g * v + g - 1
     dwell = fill + zero.forwards(warm + 1, leave + 1, rows, g)
@@ -604,10 +606,13 @@ def _leaving(rows: _Rows, mean: _Chunk, ranks: Sequence[_Rank], fill: FloatArray
     early = zero.forwards(0, leave + 1, rows, g)
     until = np.where(leave > warm, dwell + zero.backwards(1, np.maximum(leave - warm, 1), rows, g), early)
     hops = np.maximum(p - 2, 0) * mean.f + last.f + (p - 1) * send
-    best = np.where(leave >= warm_last, until + hops + on_last(leave + 1, leave - warm_last), 0.0)
-    # by the backward's wrap
+    upwards = until + hops + dwell_on(last, 0, leave + 1, leave - warm_last, drains[-1])
+    best = np.where(leave >= warm_last, upwards, 0.0)
+    # by the backward's wrap, and perhaps one rank down
     there = leave - warm + g
-    after = send + on_last(there + warm_last + 1, there)
+    after = send + dwell_on(last, 0, there + warm_last + 1, there, drains[-1])
+    lower = 2 * send + last.b + dwell_on(before_last, 1, there + warm_last + 3, there, drains[-2])
+    after = np.where((p > 2) & (there <= m * v - 3 - warm_last), np.maximum(after, lower), after)
     wraps = (leave >= warm) & (there <= m * v - 1 - warm_last)
     until = dwell + zero.backwards(1, leave - warm + 1, rows, g)
     return _Leaving(np.where(wraps, np.maximum(best, until + after), best), after, leave - warm, wraps)

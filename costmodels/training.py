@@ -87,7 +87,7 @@ class TrainingModel:
 
     def bound(self, problem: Problem, points: Columns) -> Metrics:
         """Exact memory, counted from the graph before any time is computed."""
-        parts = _tables(problem, points, with_time=False)
+        parts = tables_of(problem, points, with_time=False)
         return _join(points.n, ((rows, _bounds(problem.at(points.take(rows)), parts, rows)) for rows in _slices(points.n)))
 
     def evaluate(self, problem: Problem, points: Columns) -> Metrics:
@@ -96,13 +96,13 @@ class TrainingModel:
 
     def stream(self, problem: Problem, points: Columns) -> Iterator[tuple[slice, Metrics]]:
         """The same in consecutive slices of rows, for those who need no row twice: nothing is held beyond a slice."""
-        parts = _tables(problem, points, with_time=True)
+        parts = tables_of(problem, points, with_time=True)
         for rows in _slices(points.n):
             yield rows, _metrics(problem, problem.at(points.take(rows)), parts, rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Tables:
+class Tables:
     """Every part of the model once per distinct combination of what it reads, and each point's row in it.
 
     `pipe` and `live` by `by_pipe` (n,): all but what only parameters feel. `data` and `state` by `by_data` (n,): all but what
@@ -125,12 +125,13 @@ MICROBATCH_ONLY = frozenset({"micro_batch", "sequence_parallel", "schedule", "re
 """Symbols that parameters, their reduction and the optimizer do not depend on."""
 
 
-def _tables(problem: Problem, points: Columns, *, with_time: bool) -> _Tables:
+def tables_of(problem: Problem, points: Columns, *, with_time: bool) -> Tables:
+    """Evaluate every part of the model once per distinct combination; without time, memory alone."""
     stack = find_stack(problem.stack)
     names = frozenset(points.levels)
     inner, by_pipe = distinct(points, names - PARAMETERS_ONLY)
     blocks = block_table(problem, inner, stack, with_time=with_time)
-    stages, place = _stages(problem, inner, stack)
+    stages, place = stages_of(problem, inner, stack)
     outer, by_data = distinct(points, names - MICROBATCH_ONLY)
     first = np.zeros(outer.n, np.int64)  # a point of each combination, to find its parameters by
     first[by_data[::-1]] = np.arange(points.n)[::-1]
@@ -155,7 +156,7 @@ def _tables(problem: Problem, points: Columns, *, with_time: bool) -> _Tables:
         if blocks.time is not None:
             pipe.append(pipeline_of(at, blocks.time, blocks.index[rows], stages, place[rows]))
     flops, by_flops = _convention(problem, points, stack) if with_time else (None, np.zeros(points.n, np.int64))
-    return _Tables(
+    return Tables(
         pipe=joined(pipe) if with_time else None,
         live=joined(live),
         by_pipe=by_pipe,
@@ -167,7 +168,7 @@ def _tables(problem: Problem, points: Columns, *, with_time: bool) -> _Tables:
     )
 
 
-def _bounds(at: Bindings, parts: _Tables, rows: slice) -> Metrics:
+def _bounds(at: Bindings, parts: Tables, rows: slice) -> Metrics:
     use = memory_use(at, gathered(parts.live, parts.by_pipe[rows]), gathered(parts.state, parts.by_data[rows]))
     limit = np.asarray(at["device.memory_capacity"], np.float64)
     return Metrics(
@@ -233,7 +234,7 @@ def _arrays(metrics: Metrics) -> Iterator[tuple[tuple[str, ...], FloatArray]]:
             yield (name, "inverse"), side.inverse
 
 
-def _stages(problem: Problem, points: Columns, stack: Stack) -> tuple[StageTable, IntArray]:
+def stages_of(problem: Problem, points: Columns, stack: Stack) -> tuple[StageTable, IntArray]:
     """Layers per stage for each distinct (pipeline, virtual, layout), and the row of every point."""
     model = graphs(problem.architecture, stack.traits)
     combinations, place = distinct(points, ("pipeline", "virtual", "stage_layout"))
@@ -250,7 +251,7 @@ def _convention(problem: Problem, points: Columns, stack: Stack) -> tuple[Conven
     return convention_flops(graphs(problem.architecture, stack.traits), stack, problem.at(combinations), max(combinations.n, 1)), place
 
 
-def _metrics(problem: Problem, at: Bindings, tables: _Tables, rows: slice) -> Metrics:
+def _metrics(problem: Problem, at: Bindings, tables: Tables, rows: slice) -> Metrics:
     assert tables.pipe is not None
     assert tables.data is not None
     assert tables.flops is not None

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from costmodels.constants import device_symbols, find_stack
+from costmodels.constants import device_symbols, find_stack, find_stack
 from costmodels.training import training_problem
 from dse.experiment import Experiment, mesh
 from dse.experiment_schema import coded
@@ -66,7 +66,9 @@ def _same(values: NDArray[Any]) -> bool:
 
 def space_of(experiment: Experiment) -> Space:
     """Every legal plan that the experiment asks about."""
-    return _space(experiment, experiment.devices, experiment.count, {**experiment.options, **_precision(experiment)})
+    legal = find_stack(experiment.stack).legal
+    options = {**legal, **experiment.options, **_precision(experiment)}
+    return _space(experiment, experiment.devices, experiment.count, options)
 
 
 def _precision(experiment: Experiment) -> dict[str, tuple[int, ...]]:
@@ -217,7 +219,7 @@ def space_around(experiment: Experiment, here: Mapping[str, Any], axis: str) -> 
     if axis in ("recompute", "recompute_layers"):
         follows |= {"recompute", "recompute_layers"}
     fixed = [symbol for symbol in PLAN_SYMBOLS if symbol in here and symbol not in {*follows, "devices"}]
-    options: dict[str, tuple[int, ...]] = {symbol: (int(here[symbol]),) for symbol in fixed}
+    options = {**find_stack(experiment.stack).legal, **{symbol: (int(here[symbol]),) for symbol in fixed}}
     if here.get("recompute_layers") == 0:
         options.pop("recompute_layers", None)
     if axis == "precision":

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.explanation import OperatorTime, operator_times, stage_memory
 from costmodels.training import TrainingModel
 from dse import run_folder
 from dse.answers import PlanAnswer, answers
 from dse.asking import one_device, plan_codes, point, problem_of, space_around
 from dse.experiment import Experiment, load
 from dse.measures import measure, significant
-from dse.operators import OperatorTime, operator_times, stage_memory
 from dse.runner import answer_to
 from dse.tables import lacking, plan_page, table, words
 from spaces.columns import Columns

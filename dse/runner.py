@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.explanation import stage_memory
 from costmodels.metrics import CostModel, Metrics
 from costmodels.training import TrainingModel
 from dse import run_folder
 from dse.answers import PlanAnswer, Run, answers, with_ties
 from dse.asking import ImpossiblePlan, point, problem_of, space_of
 from dse.experiment import Experiment, load
-from dse.operators import stage_memory
 from search.exact import Constraint, Result, search
 from search.front import Objective, Points
 from spaces.plan import PLAN_SYMBOLS

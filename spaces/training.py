@@ -315,12 +315,12 @@ def _microbatches(scope: _Scope, chosen: Chosen) -> Value:
 def _layouts(scope: _Scope, pipeline: Value, virtual: Value) -> tuple[Value, Value]:
     """Whether the layers can be dealt to pipeline · virtual chunks evenly, and with lighter ends; shapes broadcast.
 
-    Lighter ends: the first and the last chunk hold one layer less and at least one (Llama 3 §3.3.2); with two chunks that is
+    Lighter ends: the first and the last chunk hold one layer less, none at the least (Llama 3 §3.3.2); with two chunks that is
     the even layout. Layers that fit neither are dealt as evenly as they go when each device holds one chunk.
     """
     layers, chunks = scope.architecture.layers, np.asarray(pipeline * virtual)
     divides = layers % chunks == 0
-    light = (chunks > 2) & ((layers + 2) % chunks == 0) & (layers + 2 >= 2 * chunks)
+    light = (chunks > 2) & ((layers + 2) % chunks == 0) & (layers + 2 >= chunks)
     ragged = np.asarray(scope.uneven & (virtual == 1) & ~divides & ~light & (chunks <= layers))
     return divides | ragged, light
 

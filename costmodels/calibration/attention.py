@@ -79,9 +79,7 @@ def tasks(small: bool) -> list[Task]:
         return [_task(op, shape, "default", causal=op != "attention_decode", dtype="fp32") for op in ops]
     shapes = training_shapes()
     both = ("attention_prefill", "attention_backward")
-    groups = [
-        [_task(op, s, which, causal=True) for s in shapes for op in both] for which in ("flash", "cudnn")
-    ] + [
+    groups = [[_task(op, s, which, causal=True) for s in shapes for op in both] for which in ("flash", "cudnn")] + [
         [_task(op, s, which, causal=False) for s in shapes[::3] for op in both] for which in ("flash", "cudnn")
     ]
     groups.append([_task(op, s, "default", causal=True) for s in shapes[::2] for op in both])
@@ -97,7 +95,12 @@ def tasks(small: bool) -> list[Task]:
     groups.append([_task("attention_decode", s, "default", causal=False, cache="cold") for s in cold])
     chunks = [(1, h, kv, 8192, d) for h, kv, d in HEADS[:6]]
     groups.append(
-        [_task("attention_prefill", s, w, causal=False, q_len=q) for s in chunks for q in (512, 2048) for w in ("flash", "cudnn")]
+        [
+            _task("attention_prefill", s, w, causal=False, q_len=q)
+            for s in chunks
+            for q in (512, 2048)
+            for w in ("flash", "cudnn")
+        ]
     )
     return interleave(list({tuple(task.key.items()): task for task in group}.values()) for group in groups)
 
@@ -179,12 +182,8 @@ def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
         leaves = [t.detach().requires_grad_() for t in inputs[0]]
         out = run(*leaves)
         gradient = torch.randn_like(out)
-
-        def call(i: int) -> object:
-            return torch.autograd.grad(out, leaves, gradient, retain_graph=True)
-
-        timing = bench.time(call, launch=str(key["launch"]))
-        del out
+        launch = str(key["launch"])
+        timing = bench.time(lambda _: torch.autograd.grad(out, leaves, gradient, retain_graph=True), launch=launch)
     else:
         with torch.no_grad():
             timing = bench.time(lambda i: run(*inputs[i]), sets=sets, launch=str(key["launch"]))
@@ -193,7 +192,7 @@ def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
     moved = float(size * (2 * queries + 2 * cached))
     if op == "attention_backward":
         work, moved = 2.5 * work, float(size * (4 * queries + 4 * cached))
-    return timing.row() | {"backend": backend, "flops": work, "bytes": moved}
+    return dict(timing.row() | {"backend": backend, "flops": work, "bytes": moved})
 
 
 SUITE = Suite(

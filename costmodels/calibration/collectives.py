@@ -84,7 +84,9 @@ def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
     distributed.barrier()
     timing = bench.time_together(calls[op], str(key["launch"]), int(key["bytes"]))
     bench.tidy(above=16e9)
-    return timing.row() | {"ranks": world, "ranks_per_node": world, "link_bytes": 2.0 * count * sent.get(op, (world - 1) / world)}
+    return dict(
+        timing.row() | {"ranks": world, "ranks_per_node": world, "link_bytes": 2.0 * count * sent.get(op, (world - 1) / world)}
+    )
 
 
 SUITE = Suite(

@@ -99,11 +99,10 @@ def _passes(places: list[tuple[int, int]], stride: int = 5, rounds: int = 2) -> 
     return [shape for one in passes for shape in one if 2 * shape[0] * shape[1] * shape[2] <= 3e13]
 
 
-def _task(
-    m: int, n: int, k: int, *, dtype: str = "bf16", layout: str = "forward", cache: str = "warm", **more: Cell
-) -> Task:
+def _task(m: int, n: int, k: int, *, dtype: str = "bf16", layout: str = "forward", cache: str = "warm", **more: Cell) -> Task:
     key: dict[str, Cell] = {"op": "gemm", "dtype": dtype, "layout": layout, "m": m, "n": n, "k": k, "groups": 1}
-    key |= {"fast_accumulate": dtype == "fp8", "cache": cache, "launch": "graph"} | more
+    key |= {"fast_accumulate": dtype == "fp8", "cache": cache, "launch": "graph"}
+    key |= more
     seconds = 0.035 + 12 * 2.0 * m * n * k * int(str(key["groups"])) / 6e14
     return Task(key=key, seconds=seconds + (1.5 if cache == "sustained" else 0.0))
 
@@ -113,7 +112,7 @@ def tasks(small: bool) -> list[Task]:
     if small:
         shapes = [(4, 64, 32), (16, 32, 64), (64, 128, 96)]
         cpu = [_task(*shape, dtype="fp32", layout=layout) for shape in shapes for layout in ("forward", "dgrad", "wgrad")]
-        return cpu + [_task(8, 64, 64, dtype="fp32", cache="cold"), _task(8, 64, 64, dtype="fp32", launch="single")]
+        return [*cpu, _task(8, 64, 64, dtype="fp32", cache="cold"), _task(8, 64, 64, dtype="fp32", launch="single")]
     places = sites()
     warm = [_task(*shape) for shape in _passes(places)]
     cold = [_task(*shape, cache="cold") for shape in _passes(places[::2], 5, 2) if shape[0] <= 512][::2]
@@ -176,9 +175,7 @@ def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
 
         def call(i: int) -> object:
             x8, w8 = eight[i]
-            return torch._scaled_mm(
-                x8, w8, scale_a=one_scale, scale_b=one_scale, out_dtype=torch.bfloat16, use_fast_accum=fast
-            )
+            return torch._scaled_mm(x8, w8, scale_a=one_scale, scale_b=one_scale, out_dtype=torch.bfloat16, use_fast_accum=fast)
 
     elif layout == "dgrad":
         plain = [(x.view(m, k), w.view(k, n)) for x, w in pairs]
@@ -204,7 +201,7 @@ def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
         timing = bench.time(call, sets=sets, launch=str(key["launch"]))
     bench.tidy(above=30e9)
     flops = 2.0 * m * n * k * groups
-    return timing.row() | {"flops": flops, "bytes": float(read + out_size * m * n * groups)}
+    return dict(timing.row() | {"flops": flops, "bytes": float(read + out_size * m * n * groups)})
 
 
 SUITE = Suite(

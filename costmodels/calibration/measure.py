@@ -1,4 +1,4 @@
-"""The measurement suite's command: `python -m costmodels.calibration.measure --out DIR [--seconds 480] [--suite a,b] [--small]`.
+"""The suite's command: `python -m costmodels.calibration.measure --out DIR [--seconds 480] [--suite a,b] [--small]`.
 
 Resumes what DIR holds, says what is left and how long it will take, stops in time. Under `torchrun` with several ranks
 it measures collectives and parallel training steps as well; rank 0 writes.
@@ -23,8 +23,7 @@ from costmodels.calibration.suite import Pace, Suite, Task, row_key
 from costmodels.calibration.timing import Bench
 
 SUITES: dict[str, Suite] = {
-    module.SUITE.name: module.SUITE
-    for module in (gemm, attention, pointwise, host, steps, serving, collectives, parallel)
+    module.SUITE.name: module.SUITE for module in (gemm, attention, pointwise, host, steps, serving, collectives, parallel)
 }
 
 
@@ -91,7 +90,7 @@ def versions(bench: Bench) -> dict[str, Any]:
         "environment": {k: v for k, v in os.environ.items() if k.startswith("NCCL_")},
     }
     try:
-        import pynvml
+        import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(bench.rank)
@@ -247,7 +246,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.plan:
         plan(suites, chosen.small)
         return 0
-    bench = Bench(rank=rank, world=world)
+    try:
+        bench = Bench(rank=rank, world=world)
+    except ModuleNotFoundError as missing:
+        print(
+            f"measuring needs PyTorch and numpy, and {missing.name} is not installed: pip install torch numpy", file=sys.stderr
+        )
+        return 1
     if world > 1:
         collectives.join(bench)
     run = Run(bench, chosen.out, chosen.seconds, small=chosen.small, start=start)

@@ -38,8 +38,10 @@ class Architecture:
     @classmethod
     def of(cls, key: Mapping[str, Any], degree: int = 1) -> Architecture:
         """From the columns of a row; heads and widths divided by the tensor-parallel `degree`."""
-        sizes = {c: int(key[c]) for c in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "seq")}
-        flags = {c: bool(key[c]) for c in ("fused", "rotary", "tied") if c in key}
+        sizes: dict[str, Any] = {
+            c: int(key[c]) for c in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "seq")
+        }
+        flags: dict[str, Any] = {c: bool(key[c]) for c in ("fused", "rotary", "tied") if c in key}
         return cls(style=str(key["style"]), norm=str(key.get("norm", "fused")), degree=degree, **sizes, **flags)
 
 

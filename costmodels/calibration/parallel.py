@@ -3,7 +3,8 @@
 `micro_batch` is each rank's for `ddp` and `fsdp`, the whole group's for `tensor` and `pipeline`. Memory is that of the
 fullest rank, and of each. Variants: `bucket_view` (gradients live in the buckets), `keep` (parameters stay gathered after
 forward), `sequence` (sequence parallel), `vocab` (embedding, head and loss sharded too; else replicated), `dtensor`
-(PyTorch's own tensor-parallel interface instead of bare collectives). Precision `mixed`: fp32 shards, bf16 compute, fp32 reduction.
+(PyTorch's own tensor-parallel interface instead of bare collectives). Precision `mixed`: fp32 shards, bf16 compute,
+fp32 reduction.
 """
 
 from __future__ import annotations
@@ -26,29 +27,66 @@ def _task(parallel: str, which: int, shape: int = 0, variant: str = "none", **ch
 def tasks(small: bool) -> list[Task]:
     """All configurations, the kinds taking turns."""
     if small:
-        sizes = (*("llama", 32, 2, 4, 2, 8, 64, 128), 16, 1)
+        sizes: tuple[Cell, ...] = ("llama", 32, 2, 4, 2, 8, 64, 128, 16, 1)
         key = dict(zip(DIMENSIONS, sizes, strict=True)) | DEFAULTS | {"precision": "fp32", "optimizer": "adamw_foreach"}
         kinds = [("ddp", "none", 1), ("fsdp", "none", 1), ("pipeline", "none", 4)]
         kinds += [("tensor", v, 1) for v in ("none", "sequence", "vocab", "dtensor", "dtensor_sequence")]
         return [Task(key={"parallel": p, "variant": v, **key, "microbatches": m}, seconds=0.3) for p, v, m in kinds]
     ddp = [_task("ddp", which) for which in (0, 2, 3, 1, 5, 8, 20, 12, 10, 17)]
-    ddp += [_task("ddp", 0, variant="bucket_view"), _task("ddp", 3, 1), _task("ddp", 0, 1, recompute="full"), _task("ddp", 2, 1)]
+    ddp += [
+        _task("ddp", 0, variant="bucket_view"),
+        _task("ddp", 3, 1),
+        _task("ddp", 0, 1, recompute="full"),
+        _task("ddp", 2, 1),
+    ]
     fsdp = [_task("fsdp", which) for which in (0, 3, 2, 20, 1, 8, 12)]
     fsdp += [_task("fsdp", 0, precision="mixed"), _task("fsdp", 0, variant="keep"), _task("fsdp", 20, recompute="full")]
     fsdp += [_task("fsdp", 3, precision="mixed"), _task("fsdp", 8, 1), _task("fsdp", 0, 1, microbatches=2), _task("fsdp", 10)]
     tensor = [
         _task("tensor", which, shape, variant)
         for which, shape, variant in (
-            *((0, 0, "none"), (3, 0, "sequence"), (20, 0, "dtensor"), (0, 1, "sequence"), (8, 0, "none"), (3, 0, "dtensor_sequence")),
-            *((20, 0, "sequence"), (0, 0, "vocab"), (10, 0, "none"), (20, 0, "none"), (0, 0, "dtensor_sequence"), (3, 0, "none")),
-            *((0, 0, "sequence"), (0, 0, "dtensor"), (8, 0, "vocab"), (10, 0, "sequence"), (3, 1, "dtensor"), (20, 1, "sequence")),
+            *(
+                (0, 0, "none"),
+                (3, 0, "sequence"),
+                (20, 0, "dtensor"),
+                (0, 1, "sequence"),
+                (8, 0, "none"),
+                (3, 0, "dtensor_sequence"),
+            ),
+            *(
+                (20, 0, "sequence"),
+                (0, 0, "vocab"),
+                (10, 0, "none"),
+                (20, 0, "none"),
+                (0, 0, "dtensor_sequence"),
+                (3, 0, "none"),
+            ),
+            *(
+                (0, 0, "sequence"),
+                (0, 0, "dtensor"),
+                (8, 0, "vocab"),
+                (10, 0, "sequence"),
+                (3, 1, "dtensor"),
+                (20, 1, "sequence"),
+            ),
             *((12, 0, "none"), (12, 0, "sequence"), (20, 0, "dtensor_sequence"), (17, 0, "none"), (17, 1, "sequence")),
         )
     ]
     pipeline = [
         _task("pipeline", which, shape, microbatches=m)
         for which, shape, m in (
-            *((0, 0, 4), (20, 0, 8), (2, 0, 4), (3, 1, 4), (8, 1, 8), (0, 0, 8), (10, 0, 4), (12, 1, 8), (17, 1, 4), (20, 0, 4)),
+            *(
+                (0, 0, 4),
+                (20, 0, 8),
+                (2, 0, 4),
+                (3, 1, 4),
+                (8, 1, 8),
+                (0, 0, 8),
+                (10, 0, 4),
+                (12, 1, 8),
+                (17, 1, 4),
+                (20, 0, 4),
+            ),
             *((0, 0, 2), (5, 0, 8)),
         )
     ]
@@ -153,14 +191,14 @@ def _tensor(bench: Any, key: Mapping[str, Cell]) -> Made:
         tensor_parallel.shard_with_dtensor(model, bench, sequence="sequence" in variant)
         from torch.distributed.tensor import DTensor
 
-        groups = [[], []]  # type: list[list[Any]]
+        groups: list[list[Any]] = [[], []]
         for parameter in model.parameters():
             groups[isinstance(parameter, DTensor)].append(parameter)
         size = sum(p.to_local().numel() for p in groups[1]) + sum(p.numel() for p in groups[0])
         optimizer = _Both([make_optimizer(bench, key, group) for group in groups if group])
         return _steps(bench, key, model, size, optimizer)
     model = _model(bench, key, bench.world)
-    tensor_parallel.wrap(model, bench, sequence=variant == "sequence")
+    tensor_parallel.wrap(model, sequence=variant == "sequence")
     if variant != "vocab":
         return _steps(bench, key, model, _size(model))
     tensor_parallel.shard_vocabulary(model, bench)
@@ -196,7 +234,8 @@ def _pipeline(bench: Any, key: Mapping[str, Cell]) -> Made:
         return torch.empty(shape, device=bench.device, dtype=dtype)
 
     def first_stage(mark: Callable[[], None]) -> None:
-        alive, sends = [], []
+        alive: list[Any] = []
+        sends = []
 
         def backward() -> None:
             gradient = empty()

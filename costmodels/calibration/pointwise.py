@@ -42,7 +42,9 @@ ROWS = (1, 8, 64, 256, 1024, 4096, 8192, 16384, 32768)
 COLS = (1024, 2048, 4096, 5120, 8192, 14336, 16384, 28672)
 
 
-def _task(op: str, rows: int, cols: int, *, backward: bool = False, dtype: str = "bf16", cache: str = "warm", launch: str = "graph") -> Task:
+def _task(
+    op: str, rows: int, cols: int, *, backward: bool = False, dtype: str = "bf16", cache: str = "warm", launch: str = "graph"
+) -> Task:
     key: dict[str, Cell] = {"op": op, "dtype": dtype, "direction": "backward" if backward else "forward"}
     key |= {"rows": rows, "cols": cols, "cache": cache, "launch": launch}
     return Task(key=key, seconds=0.04 + 20 * 2.0 * rows * cols * 8 / 2e12)
@@ -53,13 +55,15 @@ def tasks(small: bool) -> list[Task]:
     if small:
         cpu = [_task(op, 16, 64, dtype="fp32", launch="eager") for op in PASSES if op not in ("quantise_fp8",)]
         cpu += [_task(op, 16, 64, dtype="fp32", backward=True, launch="eager") for op, (_, b) in PASSES.items() if b][:6]
-        return cpu + [_task("copy", 1, 4096, dtype="fp32"), _task("adamw_foreach", 2, 4096, dtype="fp32", launch="eager")]
+        return [*cpu, _task("copy", 1, 4096, dtype="fp32"), _task("adamw_foreach", 2, 4096, dtype="fp32", launch="eager")]
     groups: list[list[Task]] = []
     for which, (op, (_, back)) in enumerate(PASSES.items()):
         loss = op.startswith("cross_entropy")
-        shapes = [
-            (ROWS[(turn + 2 * which) % 9], COLS[(3 * turn + which) % 8]) for turn in range(9)
-        ] + [(4096, 4096), (8192, 8192), (16384, 4096)]
+        shapes = [(ROWS[(turn + 2 * which) % 9], COLS[(3 * turn + which) % 8]) for turn in range(9)] + [
+            (4096, 4096),
+            (8192, 8192),
+            (16384, 4096),
+        ]
         if loss:
             shapes = [(t, v) for v in (32000, 128256, 151936, 50304) for t in (512, 2048, 4096, 8192, 16384)]
         group = []
@@ -71,7 +75,9 @@ def tasks(small: bool) -> list[Task]:
                 group.append(_task(op, rows, cols, backward=True))
         groups.append(group)
     sizes = [2**p for p in range(10, 32)]
-    groups.append([_task("copy", 1, size // 2) for size in sizes] + [_task("copy", 1, 2**p // 2, cache="cold") for p in range(16, 28)])
+    groups.append(
+        [_task("copy", 1, size // 2) for size in sizes] + [_task("copy", 1, 2**p // 2, cache="cold") for p in range(16, 28)]
+    )
     groups.append([_task(op, 1, 2**p // 2) for op in COPIES[1:] for p in range(12, 29, 2)])
     groups.append(
         [
@@ -161,16 +167,18 @@ def _copy(bench: Any, key: Mapping[str, Cell]) -> Row:
     if op == "copy":
         sets = max(2, bench.sets(size * 2 * count)) if key["cache"] == "cold" else 1
         apart = max(count, 1024)
-        pairs = [(bench.noise(count, dtype, 2 * i * apart), bench.noise(count, dtype, (2 * i + 1) * apart)) for i in range(sets)]
+        pairs = [
+            (bench.noise(count, dtype, 2 * i * apart), bench.noise(count, dtype, (2 * i + 1) * apart)) for i in range(sets)
+        ]
         if sets == 1 and 2 * count > 2**31:
             pairs = [(pairs[0][0], torch.empty_like(pairs[0][0]))]
         timing = bench.time(lambda i: pairs[i][1].copy_(pairs[i][0]), sets=sets)
-        return timing.row() | {"bytes": 2.0 * size * count}
+        return dict(timing.row() | {"bytes": 2.0 * size * count})
     host = torch.randn(count).to(bench.dtype(dtype)).pin_memory()
     there = bench.noise(count, dtype)
     source, target = (host, there) if op == "copy_to_device" else (there, host)
     timing = bench.time(lambda _: target.copy_(source, non_blocking=True))
-    return timing.row() | {"link_bytes": float(size * count)}
+    return dict(timing.row() | {"link_bytes": float(size * count)})
 
 
 def _optimizer(bench: Any, key: Mapping[str, Cell]) -> Row:
@@ -189,7 +197,7 @@ def _optimizer(bench: Any, key: Mapping[str, Cell]) -> Row:
         call = lambda _: optimizer.step()  # noqa: E731
     timing = bench.time(call, launch="eager", least=10e-3)
     bench.tidy(above=30e9)
-    return timing.row() | {"bytes": float(moved)}
+    return dict(timing.row() | {"bytes": float(moved)})
 
 
 def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
@@ -214,7 +222,7 @@ def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
             timing = bench.time(lambda _: function(*inputs), launch=str(key["launch"]))
         passes = forward
     bench.tidy(above=30e9)
-    return timing.row() | {"bytes": float(passes * size * rows * cols)}
+    return dict(timing.row() | {"bytes": float(passes * size * rows * cols)})
 
 
 SUITE = Suite(

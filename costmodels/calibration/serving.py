@@ -22,12 +22,25 @@ MODELS: tuple[tuple[str, int, int, int, int, int, int, int], ...] = (
     ("gpt", 4096, 8, 32, 32, 128, 16384, 50304),
     ("llama", 8192, 8, 64, 8, 128, 28672, 128256),
 )
-DECODE = ((1, 512), (1, 8192), (4, 2048), (8, 512), (16, 4096), (32, 1024), (64, 2048), (128, 512), (128, 2048), (256, 1024), (1, 32768), (8, 16384))
+DECODE = (
+    (1, 512),
+    (1, 8192),
+    (4, 2048),
+    (8, 512),
+    (16, 4096),
+    (32, 1024),
+    (64, 2048),
+    (128, 512),
+    (128, 2048),
+    (256, 1024),
+    (1, 32768),
+    (8, 16384),
+)
 PREFILL = ((1, 128), (1, 512), (1, 2048), (1, 8192), (4, 1024), (8, 512), (2, 4096), (16, 128))
 
 
 def _task(op: str, which: int, batch: int, seq: int, launch: str = "graph") -> Task:
-    key: dict[str, Cell] = {"op": op} | dict(zip(SIZES, MODELS[which], strict=True))
+    key: dict[str, Cell] = {"op": op, **dict(zip(SIZES, MODELS[which], strict=True))}
     key |= {"batch": batch, "seq": seq, "dtype": "bf16", "launch": launch}
     return Task(key=key, seconds=0.35 + (batch * seq / 2e4 if op == "prefill" else 0.05))
 
@@ -35,9 +48,10 @@ def _task(op: str, which: int, batch: int, seq: int, launch: str = "graph") -> T
 def tasks(small: bool) -> list[Task]:
     """All serving steps; those of one model follow each other, so that it is built once."""
     if small:
-        sizes = dict(zip(SIZES, ("llama", 32, 2, 4, 2, 8, 64, 128), strict=True))
+        tiny: tuple[Cell, ...] = ("llama", 32, 2, 4, 2, 8, 64, 128)
+        sizes = dict(zip(SIZES, tiny, strict=True))
         common: dict[str, Cell] = {"batch": 2, "seq": 16, "dtype": "fp32", "launch": "eager"}
-        return [Task(key={"op": op} | sizes | common, seconds=0.05) for op in ("prefill", "decode")]
+        return [Task(key={"op": op, **sizes, **common}, seconds=0.05) for op in ("prefill", "decode")]
     groups = []
     for which, (_, _, layers, _, kv_heads, head_dim, *_) in enumerate(MODELS):
         room = 20e9 / (4.0 * layers * kv_heads * head_dim)
@@ -66,7 +80,10 @@ class Server:
         """Random keys and values, (batch, length, KV heads, head_dim) for each layer."""
         shape = (batch, length, self.a.kv_heads, self.a.head_dim)
         return [
-            (self.torch.randn(shape, device=self.bench.device, dtype=self.dtype), self.torch.randn(shape, device=self.bench.device, dtype=self.dtype))
+            (
+                self.torch.randn(shape, device=self.bench.device, dtype=self.dtype),
+                self.torch.randn(shape, device=self.bench.device, dtype=self.dtype),
+            )
             for _ in range(self.a.layers)
         ]
 
@@ -124,11 +141,10 @@ def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
             least=5e-3,
             repeats=6,
         )
-    del cache
     bench.tidy(above=30e9)
     weights = sum(p.numel() for n, p in server.model.named_parameters() if "embedding" not in n and "positions" not in n)
     read = 2.0 * (weights + 2 * batch * seq * server.a.layers * server.a.kv_heads * server.a.head_dim * decode)
-    return timing.row() | {"bytes": read}
+    return dict(timing.row() | {"bytes": read})
 
 
 SUITE = Suite(

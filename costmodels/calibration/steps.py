@@ -85,7 +85,8 @@ def _task(which: int, shape: int, **choices: Cell) -> Task:
 def tasks(small: bool) -> list[Task]:
     """All whole-step configurations, most telling first."""
     if small:
-        sizes = dict(style="llama", hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, vocab=128, seq=16, micro_batch=1)
+        tiny: tuple[Cell, ...] = ("llama", 32, 2, 4, 2, 8, 64, 128, 16, 1)
+        sizes = dict(zip(DIMENSIONS, tiny, strict=True))
         cpu: list[dict[str, Cell]] = [
             {},
             {"style": "gpt", "kv_heads": 4},
@@ -218,11 +219,20 @@ def timed_steps(bench: Any, make: Callable[[Callable[[], None]], Callable[[], No
 
 
 def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
-    """Build the model, run steps, time them."""
+    """Build the model, run steps, time them; leave the memory as it was found."""
+    bench.release()
+    try:
+        return _measure(bench, key)
+    finally:
+        bench.release()
+        if key["mode"] == "compile":
+            bench.torch.compiler.reset()
+
+
+def _measure(bench: Any, key: Mapping[str, Cell]) -> Row:
     torch = bench.torch
     from costmodels.calibration.network import Architecture, build
 
-    bench.release()
     before = torch.cuda.memory_allocated() if bench.cuda else 0
     dtype = torch.bfloat16 if key["precision"] == "bf16" else torch.float32
     mode = str(key["mode"])
@@ -230,24 +240,18 @@ def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
     parameters = sum(p.numel() for p in model.parameters())
     optimizer = make_optimizer(bench, key, model.parameters(), capturable=mode == "graph")
     compiling = 0.0
-    try:
-        if mode == "compile":
-            torch.compiler.reset()
-            for block in model.blocks:
-                block.compile(dynamic=False)
-            begin = time.perf_counter()
-            training_step(bench, key, model, optimizer, lambda: None)()
-            bench.wait()
-            compiling = time.perf_counter() - begin
-        if mode == "graph":
-            row = _graph_step(bench, key, model, optimizer)
-        else:
-            row = timed_steps(bench, lambda mark: training_step(bench, key, model, optimizer, mark))
-    finally:
-        del model, optimizer
-        bench.release()
-        if mode == "compile":
-            torch.compiler.reset()
+    if mode == "compile":
+        torch.compiler.reset()
+        for block in model.blocks:
+            block.compile(dynamic=False)
+        begin = time.perf_counter()
+        training_step(bench, key, model, optimizer, lambda: None)()
+        bench.wait()
+        compiling = time.perf_counter() - begin
+    if mode == "graph":
+        row = _graph_step(bench, key, model, optimizer)
+    else:
+        row = timed_steps(bench, lambda mark: training_step(bench, key, model, optimizer, mark))
     return row | {"parameters": parameters, "allocated_before": before, "compile_seconds": compiling}
 
 

@@ -95,7 +95,7 @@ class Ends(nn.Module):  # type: ignore[misc, unused-ignore]
         return self.after(self.inner(x))
 
 
-def wrap(model: Any, bench: Any, *, sequence: bool) -> None:
+def wrap(model: Any, *, sequence: bool) -> None:
     """Put the collectives around attention and feed-forward; with `sequence`, split the stream between them too."""
     before, after = (gather, scatter) if sequence else (enter, leave)
     for block in model.blocks:
@@ -203,9 +203,7 @@ def shard_with_dtensor(model: Any, bench: Any, *, sequence: bool) -> None:
         plan |= {
             "attention_norm": SequenceParallel(),
             "feed_forward_norm": SequenceParallel(),
-            "attention": PrepareModuleInput(
-                input_layouts=(Shard(1), None), desired_input_layouts=(Replicate(), None)
-            ),
+            "attention": PrepareModuleInput(input_layouts=(Shard(1), None), desired_input_layouts=(Replicate(), None)),
             "feed_forward": PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)),
         }
     for block in model.blocks:

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from costmodels.calibration.checks import Limits, limits_of, short_name
@@ -100,7 +101,6 @@ class Bench:
 
     def noise(self, count: int, dtype: str = "bf16", offset: int = 0) -> Any:
         """`count` random normal elements, a view of one large buffer starting near `offset` (rounded to 1,024)."""
-        torch = self.torch
         sizes = {"bf16": 3 * 2**30, "fp8": 2**31}
         size = sizes.get(dtype, 2**30) if self.cuda else 2**22
         if count > size or (offset + count > size and 2 * count > size):
@@ -246,7 +246,7 @@ class Bench:
             mark.record()
         clock, power = self.clock_and_power()
         self.torch.cuda.synchronize()
-        times = [a.elapsed_time(b) * 1e-3 / count for a, b in zip(marks[:-1], marks[1:], strict=True)]
+        times = [a.elapsed_time(b) * 1e-3 / count for a, b in pairwise(marks)]
         return summary(times, clock, power)
 
     def _eager(self, call: Call, sets: int, count: int, repeats: int) -> Timing:

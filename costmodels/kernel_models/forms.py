@@ -129,8 +129,9 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
     memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
     blocks = batch * heads * np.ceil(q / _QUERY_TILE)
     if op == "attention_decode":
-        parts = np.minimum(np.maximum(p["split"], 1.0), np.ceil(length / 128))
-        blocks = np.minimum(batch * heads * parts, np.maximum(batch * heads, units))
+        # the queries of one KV head share a block; sequences are cut so that the units are filled, to `split` parts at most
+        parts = np.minimum(np.maximum(p["split"], 1.0), np.ceil(length / _QUERY_TILE))
+        blocks = np.minimum(batch * kv * parts, np.maximum(batch * kv, units))
     diagonal = np.where(at["causal"] == "true", 1.0 + _QUERY_TILE / length, 1.0)
     waves = blocks / units
     filled = np.where(waves > 1, waves + (np.ceil(waves) - waves) * p["tail"], 1.0) / waves
@@ -163,14 +164,18 @@ ATTENTION = _attention_form(0.5, 0.8)
 
 
 def _pointwise(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> FloatArray:
-    """Traffic at the operator's own bandwidth; a single row is handled by one compute unit at `unit` of its share of it."""
+    """Traffic at the operator's own bandwidth, or elements at the rate a unit issues them, which memory does not speed up.
+
+    A single row is handled by one compute unit at `unit` times its share of the bandwidth.
+    """
     work = traffic_and_work(op, at, device)
     memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
     if op == "copy":
         return np.asarray(p["overhead_us"] * 1e-6 + memory)
     units = device["device.compute_units"]
+    issue = at["rows"] * at["cols"] / units * p["element_ps"] * 1e-12
     one = work.traffic / np.maximum(at["rows"], 1.0) / (device["device.memory_bandwidth"] * p["unit"] / units)
-    return np.asarray(p["overhead_us"] * 1e-6 + smooth_max(memory, one))
+    return np.asarray(p["overhead_us"] * 1e-6 + smooth_max(smooth_max(memory, issue), one))
 
 
 POINTWISE = Form(
@@ -180,6 +185,7 @@ POINTWISE = Form(
         Parameter(name="cache_fits", start=0.8, low=0.1, high=1.2),
         Parameter(name="cache_faster", start=1.5, low=1.0, high=5.0),
         Parameter(name="unit", start=3.0, low=0.05, high=100.0),
+        Parameter(name="element_ps", start=50.0, low=0.0, high=5000.0),
     ),
     time=_pointwise,
 )

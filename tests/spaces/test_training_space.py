@@ -84,7 +84,7 @@ def _layouts(layers: int, p: int, v: int, uneven: bool) -> set[int]:
     if p == 1:
         return {StageLayout.EVEN} if v == 1 else set()
     found = {StageLayout.EVEN} if layers % chunks == 0 else set()
-    if chunks > 2 and (layers + 2) % chunks == 0 and (layers + 2) // chunks >= 2:
+    if chunks > 2 and (layers + 2) % chunks == 0 and (layers + 2) // chunks >= 1:
         found.add(StageLayout.LIGHT_ENDS)
     if not found and v == 1 and uneven and p <= layers:
         found = {StageLayout.EVEN}

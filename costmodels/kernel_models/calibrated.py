@@ -1,0 +1,109 @@
+"""The physical form with parameters of the measured device, or of its measured sibling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernel_models.fitted import Calibration, Fit, is_current, read_fit
+from costmodels.kernel_models.forms import Parameters, prepared, prior_time, variant
+from costmodels.kernel_models.groups import spread_of
+from costmodels.kernel_models.operations import DeviceSymbols, Shapes, datasheet_bound, family_of
+from costmodels.kernel_models.protocol import KernelTime, interval, merged
+from costmodels.kernel_models.roofline import Roofline
+from costmodels.kernel_models.siblings import sibling_of, transferred
+from costmodels.metrics import Evidence
+from spaces.columns import FloatArray
+
+_TRANSFERRED = 1.5  # intervals of a sibling's parameters, where no device was ever left out to measure it
+
+
+class Calibrated:
+    """Fitted parameters of the device where it was measured (interpolated), of its sibling (extrapolated), else roofline."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """As the roofline, which answers where nothing was measured."""
+        return Roofline().reads
+
+    def predict(self, op: str, shapes: Shapes, device: DeviceSymbols) -> KernelTime:
+        """As the protocol says."""
+        fit = read_fit(family_of(op)) if family_of(op) else None
+        return answer(op, shapes, device, fit, "calibrated", None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Known:
+    """Where the rows' parameters come from: a measured device, the parameters for the device asked about, and its own."""
+
+    calibration: Calibration
+    variants: dict[str, Parameters]
+    same: bool
+
+
+Residual: TypeAlias = Callable[[str, Shapes, Fit, Known], tuple[FloatArray, NDArray[np.bool_]]]
+"""(op, prepared shapes, fit, known device) -> log residual and whether the shape is inside what was taught, both (n,)."""
+
+
+def known_device(fit: Fit, device: DeviceSymbols) -> Known | None:
+    """The measured device that stands for this one; None when none of its generation was measured."""
+    sibling = sibling_of(device, fit.devices)
+    if sibling is None:
+        return None
+    own = sibling.calibration
+    others = [other for other in fit.devices.values() if other is not own]
+    variants: dict[str, Parameters] = {}
+    for other in others:  # a kernel measured on another device only
+        variants |= transferred(other.variants, device, other.symbols)
+    variants |= dict(own.variants) if sibling.same else transferred(own.variants, device, own.symbols)
+    return Known(calibration=own, variants=variants, same=sibling.same)
+
+
+def answer(op: str, shapes: Shapes, device: DeviceSymbols, fit: Fit | None, model: str, residual: Residual | None) -> KernelTime:
+    """Rows of measured operator variants by the fit, the others by the roofline.
+
+    `residual` corrects the form in a learned model.
+    """
+    known = None if fit is None else known_device(fit, device)
+    if fit is None or known is None or family_of(op) == "collectives":
+        return Roofline().predict(op, shapes, device)
+    at = prepared(op, shapes, device)
+    kinds = variant(op, at, device)
+    has = np.isin(kinds, list(known.variants))
+    parts = {}
+    for name, rows in (("fitted", np.flatnonzero(has)), ("roofline", np.flatnonzero(~has))):
+        if not len(rows):
+            continue
+        some = {column: values[rows] for column, values in at.items()}
+        if name == "roofline":
+            parts[name] = (rows, Roofline().predict(op, some, device))
+        else:
+            parts[name] = (rows, _fitted(op, some, device, fit, known, model, residual))
+    return merged(parts, len(kinds))
+
+
+def _fitted(op: str, at: Shapes, device: DeviceSymbols, fit: Fit, known: Known, model: str, residual: Residual | None) -> KernelTime:
+    value = prior_time(op, at, device, known.variants)
+    inside = np.ones(len(value), dtype=np.bool_)
+    if residual is not None:
+        correction, inside = residual(op, at, fit, known)
+        value = value * np.exp(correction)
+    direct = known.same and is_current(fit)
+    spread = spread_of(fit, model if known.same else "transfer", op, at, device)
+    if not known.same and "transfer" not in fit.spreads:
+        spread = _TRANSFERRED * spread
+    spread = np.where(inside, spread, 2.0 * spread)
+    evidence = np.where(inside & direct, Evidence.INTERPOLATED, Evidence.EXTRAPOLATED)
+    floor = datasheet_bound(op, at, device)
+    return interval(with_host(op, np.maximum(value, floor), at, known.calibration), spread, evidence, floor)
+
+
+def with_host(op: str, value: FloatArray, at: Shapes, calibration: Calibration) -> FloatArray:
+    """Seconds with the host's where a row is launched from Python: the slower of the two, as calls queue up."""
+    usual = calibration.host.get("", 15e-6)
+    return np.asarray(np.where(at["launch"] == "eager", np.maximum(value, calibration.host.get(op, usual)), value))
+

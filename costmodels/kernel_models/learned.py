@@ -1,0 +1,87 @@
+"""The calibrated form times a boosted residual, inside what was taught; outside, the nearest edge's efficiency is held."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernel_models import features
+from costmodels.kernel_models.calibrated import Calibrated, Known, answer, with_host
+from costmodels.kernel_models.domain import clipped, inside
+from costmodels.kernel_models.fitted import Fit, is_current, read_fit
+from costmodels.kernel_models.forms import prior_time, variant
+from costmodels.kernel_models.groups import spread_of
+from costmodels.kernel_models.operations import DeviceSymbols, Shapes, complete, datasheet_bound, family_of
+from costmodels.kernel_models.protocol import KernelTime, interval
+from costmodels.kernel_models.roofline import Roofline, collective_prior
+from costmodels.kernel_models.siblings import sibling_of
+from costmodels.metrics import Evidence
+from spaces.columns import FloatArray
+
+
+class Learned:
+    """Calibrated prior × residual. A fit made from other data or by other code is not used: the calibrated form answers."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """As the calibrated model."""
+        return Calibrated().reads
+
+    def predict(self, op: str, shapes: Shapes, device: DeviceSymbols) -> KernelTime:
+        """As the protocol says."""
+        family = family_of(op)
+        fit = read_fit(family) if family else None
+        if fit is None:
+            return Roofline().predict(op, shapes, device)
+        if family == "collectives":
+            return collective(op, shapes, device, fit)
+        if fit.trees is None:
+            return Calibrated().predict(op, shapes, device)
+        return answer(op, shapes, device, fit, "learned", residual)
+
+
+def residual(op: str, at: Shapes, fit: Fit, known: Known) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Log residual of each row on the measured device that stands for it, and whether the row lies inside what was taught.
+
+    On another device this is the sibling's time × the ratio of the two priors. A row outside takes the residual of the
+    shape at the nearest edge, so that efficiency is held while the prior goes on.
+    """
+    assert fit.trees is not None
+    measured = known.calibration.symbols
+    kinds = variant(op, at, measured)
+    log, taught = np.zeros(len(kinds)), np.zeros(len(kinds), dtype=np.bool_)
+    variants = known.variants | dict(known.calibration.variants)
+    for kind in np.unique(kinds).tolist():
+        rows = np.flatnonzero(kinds == kind)
+        some = {name: values[rows] for name, values in at.items()}
+        domain = fit.domains[kind]
+        taught[rows] = inside(domain, op, some)
+        edge = clipped(domain, op, some)
+        prior = prior_time(op, edge, measured, variants)
+        log[rows] = fit.trees.predict(features.matrix(op, edge, measured, prior))
+    return log, taught
+
+
+def collective(op: str, shapes: Shapes, device: DeviceSymbols, fit: Fit) -> KernelTime:
+    """α–β on the device's links times the measured curve over bytes a rank, which is held outside the sizes measured.
+
+    Two ranks give a link's behaviour, not the algorithm of a larger group: more ranks, or another device's links, are
+    extrapolated.
+    """
+    at = complete(op, shapes)
+    prior = collective_prior(op, at, device)
+    sibling = sibling_of(device, fit.devices)
+    if sibling is None or op not in fit.curves or not is_current(fit):
+        return Roofline().predict(op, shapes, device)
+    within = at["ranks"] <= at["ranks_per_node"]
+    points = np.asarray(fit.curves[op])
+    each = np.log2(np.maximum(at["bytes"] / at["ranks"], 1.0))
+    value = prior * np.exp(np.where(within, np.interp(each, points[:, 0], points[:, 1]), 0.0))
+    inside_sizes = (each >= points[0, 0] - 0.5) & (each <= points[-1, 0] + 0.5)
+    direct = within & (at["ranks"] == 2) & inside_sizes & sibling.same
+    spread = spread_of(fit, "learned", op, at, device)
+    spread = np.where(direct, spread, np.where(within & inside_sizes, 2.0, 3.0) * spread)
+    floor = datasheet_bound(op, at, device)
+    value = with_host(op, np.maximum(value, floor), at, sibling.calibration)
+    value = np.where((at["ranks"] > 1) & (at["bytes"] > 0), value, prior)
+    return interval(value, spread, np.where(direct, Evidence.INTERPOLATED, Evidence.EXTRAPOLATED), floor)
