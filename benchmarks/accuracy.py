@@ -1,74 +1,46 @@
 """Predictions beside the published training results: `python -m benchmarks.accuracy [--json] [--write]`.
 
-One configuration counts once, under its best-defined metric, by its relative error in step time; a refused row counts as an
-error over 10 %. `--json` prints one object as the last line; `--write` writes `benchmarks/accuracy.md`.
+The figures are those of `dse validate`; here they become a page. `--json` prints one object as the last line; `--write` writes
+docs/accuracy.md, and points to it from benchmarks/accuracy.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from typing import Any, TypeAlias
+from typing import Any
 
-from costmodels.published import (
-    JUDGED_GENERATIONS,
-    Comparison,
-    Fact,
-    MemoryFact,
-    Prediction,
-    best_rows,
-    by_source,
-    compare,
-    error_statistics,
-    median_of_source_medians,
-    memory_errors,
-    memory_rows,
-    rank_agreement,
-    read_facts,
-)
+from costmodels import intervals, measurements
+from costmodels.constants import find_stack, stack_names
+from costmodels.published import RankAgreement, rank_agreement
+from dse.answers import to_json_text
+from dse.validation import Validation, bars, memory_by_source, percent, validate
 
-PAGE = Path(__file__).with_name("accuracy.md")
-Predictor: TypeAlias = Callable[[list[dict[str, str]]], Sequence[Prediction]]
-Report: TypeAlias = dict[str, Any]
+PAGE = Path(__file__).parent.parent / "docs" / "accuracy.md"
+POINTER = Path(__file__).with_name("accuracy.md")
+FIGURES = ("rows", "predicted", "refused", "median", "mean", "p90", "bias", "within_10", "coverage", "width")
 
 
-def predict(rows: list[dict[str, str]]) -> Sequence[Prediction]:
-    """The engine's own batch prediction of training rows."""
-    from dse.predict import predict_rows
-
-    return predict_rows(rows, kind="training")
-
-
-def report(facts: Sequence[Fact], predictor: Predictor = predict) -> Report:
-    """Every table of the page as plain data; errors, coverage and widths in percent, NaN where there is nothing."""
-    best, memory = best_rows(facts), memory_rows(facts)
-    answers = predictor([dict(fact.inputs) for fact in [*best, *(row.fact for row in memory)]])
-    compared = compare(best, answers[: len(best)])
-    judged = [c for c in compared if c.fact.split == "held-out" and c.fact.generation in JUDGED_GENERATIONS]
-    ranking = {name: rank_agreement(group) for name, group in (("all", compared), ("held-out", judged))}
+def report(found: Validation) -> dict[str, Any]:
+    """Every table of the page as plain data; errors, coverage and widths in percent."""
     return {
-        "sources": _sources(compared),
+        "bars": [{"name": b.name, "value": b.value, "asked": b.asked, "met": b.met} for b in bars(found)],
+        "sources": [
+            {"source": s.source, "split": s.split, "generation": s.generation} | asdict(s.errors) | {"reasons": dict(s.reasons)}
+            for s in found.sources
+        ],
         "overall": [
-            {"split": split, "generation": generation, "sources": len(by_source(group))}
-            | asdict(error_statistics(group))
-            | {"median_of_source_medians": median_of_source_medians(group)}
-            for (split, generation), group in _splits(compared).items()
+            {"split": g.split, "generation": g.generation, "sources": g.sources}
+            | asdict(g.errors)
+            | {"median_of_source_medians": g.median_of_medians}
+            for g in found.groups
         ],
-        "rank_agreement": [
-            {"rows": name, "pairs": found.pairs, "agreed": found.agreed, "share": found.share}
-            for name, found in ranking.items()
-        ],
-        "memory": _memory(memory, answers[len(best) :]),
-        "left_out": _left_out(facts),
-        "refused": [
-            {"id": c.fact.id, "source": c.fact.source, "reason": c.refused} for c in compared if c.refused
-        ],
+        "rank_agreement": [{"rows": name} | asdict(order) | {"share": order.share} for name, order in orders(found)],
+        "memory": [asdict(row) for row in memory_by_source(found)],
+        "left_out": [asdict(row) for row in found.left_out],
+        "refused": [{"id": c.fact.id, "source": c.fact.source, "reason": c.refused} for c in found.refused],
         "rows": [
             {
                 "id": c.fact.id,
@@ -77,152 +49,172 @@ def report(facts: Sequence[Fact], predictor: Predictor = predict) -> Report:
                 "predicted_s": c.predicted,
                 "error": 100.0 * c.error,
             }
-            for c in compared
+            for c in found.compared
         ],
     }
 
 
-def _sources(compared: Sequence[Comparison]) -> list[Report]:
-    rows: list[Report] = []
-    for source, group in by_source(compared).items():
-        generations = sorted({c.fact.generation for c in group})
-        reasons = Counter(c.refused for c in group if c.refused)
-        rows.append(
-            {"source": source, "split": group[0].fact.split, "generation": "+".join(generations)}
-            | asdict(error_statistics(group))
-            | {"reasons": dict(reasons.most_common())}
-        )
-    return rows
+def orders(found: Validation) -> tuple[tuple[str, RankAgreement], ...]:
+    """Order of plans over all rows, and over the held-out rows of the judged generations."""
+    return ("all", found.agreement), ("held-out", rank_agreement(found.judged))
 
 
-def _left_out(facts: Sequence[Fact]) -> list[Report]:
-    """Configurations without any usable row, by source and reason."""
-    used = {fact.id for fact in facts if fact.usable}
-    reasons: dict[str, tuple[str, str]] = {}
-    for fact in facts:
-        if fact.id not in used:
-            reasons.setdefault(fact.id, (fact.source, fact.why))
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+INTRODUCTION = """\
+# Accuracy on published training results
+
+Written by `python -m benchmarks.accuracy --write`; `dse validate` prints the same figures.
+
+Errors are relative errors in step time, percent. One configuration counts once, under its best-defined metric (a measured
+time, then a token rate, then a FLOP rate). A refused row counts as an error of 100 %. `bias` is signed: positive predicts too
+slow. `within_10` is the share of rows within 10 %, `coverage` the share of published times inside the 90 % interval, `width`
+the median width of that interval (high − low) relative to the prediction.
+"""
+
+FITTED = """\
+## What was fitted on what
+
+The published rows have a fixed split. *Calibration* rows gave the constants of the stacks and the intervals; *held-out* rows
+gave nothing: no constant, no interval, no choice between formulas. A source added later is held out. There is one set of
+constants a stack and device generation, none a source or a model.
+"""
+
+INTERVALS = """\
+Intervals are factors around the predicted time. A pair known from one source alone is doubled, because nothing says how it
+would do on a second one; a stack and generation with no result takes the default.
+"""
+
+MEASURED = """\
+Measured on real machines by the project's own suite (`dse calibrate`), and used for kernels, host cost and the plain PyTorch
+stacks:
+"""
+
+
+def page(found: Validation) -> str:
+    """The whole page as Markdown."""
+    return "\n".join([INTRODUCTION, *_bars(found), FITTED, *_fitted(found), *_errors(found), *_refused(found)])
+
+
+def _bars(found: Validation) -> list[str]:
+    """Figures that CI holds, and whether each is met."""
+    rows = ([bar.name, percent(bar.value), bar.asked, "yes" if bar.met else "**no**"] for bar in bars(found))
     return [
-        {"source": source, "configurations": count, "why": why} for (source, why), count in Counter(reasons.values()).items()
+        "## What it is held to",
+        "",
+        "Held-out rows on Ampere and Hopper; other generations are reported below and not judged.",
+        "",
+        *_table(("figure", "%", "asked", "met"), rows),
+        "",
     ]
 
 
-def _splits(compared: Sequence[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
-    """Groups by split and device generation, the judged generations together first."""
-    groups: dict[tuple[str, str], list[Comparison]] = {}
-    for split in ("held-out", "calibration"):
-        group = [c for c in compared if c.fact.split == split]
-        groups[split, "judged"] = [c for c in group if c.fact.generation in JUDGED_GENERATIONS]
-        for generation in sorted({c.fact.generation for c in group}):
-            groups[split, generation] = [c for c in group if c.fact.generation == generation]
-    return groups
-
-
-def _memory(rows: Sequence[MemoryFact], answers: Sequence[Prediction]) -> list[Report]:
-    errors: dict[tuple[str, str, str], list[float]] = {}
-    for row, error in zip(rows, memory_errors(rows, answers), strict=True):
-        errors.setdefault((row.fact.source, row.kind, row.column), []).append(error)
-    table: list[Report] = []
-    for (source, kind, column), group in errors.items():
-        known = [error for error in group if math.isfinite(error)]
-        table.append(
-            {
-                "source": source,
-                "published": kind,
-                "predicted": column,
-                "rows": len(group),
-                "refused": len(group) - len(known),
-                "median": 100.0 * median(map(abs, known)) if known else math.nan,
-                "worst": 100.0 * max(known, key=abs) if known else math.nan,
-            }
-        )
-    return table
-
-
-# --- as text ---------------------------------------------------------------------------------------------------------
-
-STATISTICS = ("rows", "predicted", "refused", "median", "mean", "p90", "bias", "within_10", "coverage", "width")
-
-
-def page(results: Report) -> str:
-    """The report as Markdown."""
-    memory = ("source", "published", "predicted", "rows", "refused", "median", "worst")
-    overall = ("split", "generation", "sources", *STATISTICS, "median_of_source_medians")
-    reasons = [f"- {row['id']}: {row['reason']}" for row in results["refused"]] or ["None."]
-    return "\n".join(
-        [
-            "# Accuracy on published training results",
-            "",
-            "Errors are relative errors in step time, percent; one configuration counts once, under its best-defined metric.",
-            "A refused row counts as 100 %. `bias` is signed, positive predicts too slow; `within_10` is the share of rows",
-            "within 10 %; `coverage` the share of published times inside the 90 % interval and `width` the interval's median",
-            "width relative to the prediction. Constants were fitted to calibration rows only. Written by",
-            "`python -m benchmarks.accuracy --write`.",
-            "",
-            "## By split and device generation",
-            "",
-            "Ampere and Hopper are judged, together in the rows `judged`; the others are reported.",
-            "",
-            *_table(overall, results["overall"]),
-            "",
-            "## By source",
-            "",
-            *_table(("source", "split", "generation", *STATISTICS), results["sources"]),
-            "",
-            "## Order of plans",
-            "",
-            "Pairs of plans for one job whose published times differ by more than 5 %, and the share put in the right order.",
-            "",
-            *_table(("rows", "pairs", "agreed", "share"), results["rank_agreement"]),
-            "",
-            "## Peak memory",
-            "",
-            *_table(memory, results["memory"]),
-            "",
-            "## Refused",
-            "",
-            *reasons,
-            "",
-            "## Left out",
-            "",
-            "Published configurations that the batch contract cannot state, or that say nothing a prediction could be held to.",
-            "",
-            *_table(("source", "configurations", "why"), results["left_out"]),
-            "",
-        ]
+def _fitted(found: Validation) -> list[str]:
+    """Splits, constants, intervals and measurements, each with its source."""
+    splits = ([split, ", ".join(s.source for s in found.sources if s.split == split)] for split in ("calibration", "held-out"))
+    stacks = ([name, find_stack(name).source] for name in stack_names())
+    pairs = (
+        [stack, generation, f"{entry['low']:g}–{entry['high']:g}", entry["source"]]
+        for stack, generations in intervals.table()["time"].items()
+        if stack != "default"
+        for generation, entry in generations.items()
     )
+    return [
+        *_table(("split", "sources"), splits),
+        "",
+        *_table(("stack", "constants from"), stacks),
+        "",
+        INTERVALS,
+        *_table(("stack", "generation", "factors", "from"), pairs),
+        "",
+        MEASURED,
+        *_table(("machine", "date", "driver", "PyTorch", "rows"), _machines()),
+        "",
+    ]
 
 
-def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def _machines() -> Iterable[Sequence[str]]:
+    """One row a folder of measurements: the last session's software, and how many rows its files hold."""
+    for folder, record in measurements.provenance().items():
+        last = record["sessions"][-1]  # type: ignore[index]
+        rows = sum(len(path.read_text(encoding="utf-8").splitlines()) - 1 for path in (measurements.ROOT / folder).glob("*.csv"))
+        yield [folder, last["date"], last["driver"], last["torch"], f"{rows:,}"]
+
+
+def _errors(found: Validation) -> list[str]:
+    """Errors in time by group and source, order of plans, memory."""
+    groups = (
+        [g.split, g.generation, str(g.sources), *_cells(g.errors), percent(g.median_of_medians)] for g in found.groups
+    )
+    sources = ([s.source, s.split, s.generation, *_cells(s.errors)] for s in found.sources)
+    order = ([name, str(o.pairs), str(o.agreed), percent(o.share)] for name, o in orders(found))
+    memory = (
+        [m.source, m.split, m.published, m.predicted, str(m.rows), str(m.refused), percent(m.median), percent(m.worst)]
+        for m in memory_by_source(found)
+    )
+    return [
+        "## Step time by source",
+        "",
+        *_table(("source", "split", "generation", *FIGURES), sources),
+        "",
+        "## Step time by split and device generation",
+        "",
+        *_table(("split", "generation", "sources", *FIGURES, "median of medians"), groups),
+        "",
+        "## Order of plans",
+        "",
+        "Pairs of plans for one job whose published times differ by more than 5 %, and how many are put in the right order.",
+        "",
+        *_table(("rows", "pairs", "agreed", "share, %"), order),
+        "",
+        "## Peak memory",
+        "",
+        "Errors in bytes, percent; `worst` is signed, positive predicts too much. What an allocator *reserved* is set beside",
+        "`device_memory_bytes`; *analytical* figures of a paper beside `peak_memory_bytes`.",
+        "",
+        *_table(("source", "split", "published", "predicted", "rows", "refused", "median", "worst"), memory),
+        "",
+    ]
+
+
+def _refused(found: Validation) -> list[str]:
+    """Rows the engine did not predict, and configurations that no prediction can be held to."""
+    left_out = ([row.source, str(row.configurations), row.why] for row in found.left_out)
+    return [
+        "## Refused",
+        "",
+        *([f"- {c.fact.id}: {c.refused}" for c in found.refused] or ["No row is refused."]),
+        "",
+        "## Left out",
+        "",
+        "Published configurations that a row of `dse predict` cannot state, or that say nothing a prediction could be held to.",
+        "",
+        *_table(("source", "configurations", "why"), left_out),
+        "",
+    ]
+
+
+def _cells(errors: object) -> list[str]:
+    values = (getattr(errors, name) for name in FIGURES)
+    return [str(value) if isinstance(value, int) else percent(value) for value in values]
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    return lines + [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in rows]
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.1f}" if math.isfinite(value) else "–"
-    return str(value)
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN has no place in JSON: null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} beside this module")
+    parser.add_argument("--write", action="store_true", help=f"write docs/{PAGE.name}")
     chosen = parser.parse_args()
-    results = report(read_facts())
+    found = validate("all")
     if chosen.write:
-        PAGE.write_text(page(results), encoding="utf-8")
-    print(json.dumps(_without_nan(results), allow_nan=False) if chosen.json else page(results))
+        PAGE.write_text(page(found), encoding="utf-8")
+        POINTER.write_text("See [docs/accuracy.md](../docs/accuracy.md).\n", encoding="utf-8")
+    print(to_json_text(report(found)) if chosen.json else page(found))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.accuracy import predict
 from costmodels import intervals, published
+from dse.prediction import predict_rows
 
 LEVEL = 0.9
 SINGLE_SOURCE = 2.0
@@ -27,7 +27,7 @@ TARGET = Path(intervals.__file__).parent / "data" / "intervals.yaml"
 def residuals() -> dict[tuple[str, str], dict[str, list[float]]]:
     """log(predicted / published) step time by (stack, generation) and source, calibration rows alone."""
     facts = [fact for fact in published.best_rows(published.read_facts()) if fact.split == "calibration"]
-    compared = published.compare(facts, predict([dict(fact.inputs) for fact in facts]))
+    compared = published.compare(facts, predict_rows([dict(fact.inputs) for fact in facts]))
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for fact, one in zip(facts, compared, strict=True):
         if not one.refused:

@@ -96,7 +96,8 @@ def activation_memory(
     """Activations of n plans; `combination` and `place` (n,) index the block and stage tables."""
     counts = stages.counts[:, :, place]
     kinds = counts.shape[0]
-    pipeline, virtual = np.asarray(at["pipeline"]), np.asarray(at["virtual"])
+    pipeline = np.broadcast_to(np.asarray(at["pipeline"]), combination.shape)
+    virtual = np.asarray(at["virtual"])
     microbatches = at["global_batch"] // (at["data"] * at["micro_batch"])
     kept = kept_per_stage(at, blocks, combination, counts)
     embedding, head = blocks.kept[kinds, 0][combination], blocks.kept[kinds + 1, 0][combination]
@@ -164,19 +165,18 @@ def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> M
 def kept_per_stage(at: SymbolTable, blocks: BlockMemory, combination: IntArray, counts: FloatArray) -> FloatArray:
     """Bytes kept by the layers of each stage for one microbatch through all its chunks, (3, n)."""
     kinds = counts.shape[0]
-    policy = policy_of(at)
-    rows = np.arange(len(combination))
+    policy = policy_of(at, len(combination))
     none = np.einsum("ksn,kn->sn", counts, blocks.kept[:kinds, 0][:, combination])
-    chosen = np.einsum("ksn,kn->sn", counts, blocks.kept[:kinds][:, policy[rows], combination])
+    chosen = np.einsum("ksn,kn->sn", counts, blocks.kept[:kinds][:, policy, combination])
     full = np.einsum("ksn,kn->sn", counts, blocks.kept[:kinds, 2][:, combination])
     share = first_k_share(at, counts)
     return np.where(np.asarray(at["recompute"]) == Recompute.FIRST_K, none + share * (full - none), chosen)
 
 
-def policy_of(at: SymbolTable) -> IntArray:
-    """Index of the block's recomputation policy; first-k starts from none."""
+def policy_of(at: SymbolTable, n: int) -> IntArray:
+    """Index of the block's recomputation policy, (n,); first-k starts from none."""
     code = np.asarray(at["recompute"])
-    return np.atleast_1d(np.where(code == Recompute.FIRST_K, 0, code)).astype(np.int64)
+    return np.broadcast_to(np.where(code == Recompute.FIRST_K, 0, code), (n,)).astype(np.int64)
 
 
 def first_k_share(at: SymbolTable, counts: FloatArray) -> FloatArray:

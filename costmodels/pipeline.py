@@ -47,7 +47,7 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
     pipeline = np.asarray(at["pipeline"])
     microbatches = at["global_batch"] // (at["data"] * at["micro_batch"])
     again = first_k_share(at, counts) if np.any(np.asarray(at["recompute"]) == Recompute.FIRST_K) else None
-    select = _Selector(combination, counts, pipeline, policy_of(at), again)
+    select = _Selector(combination, counts, pipeline, policy_of(at, len(place)), again)
     forward = select.plain(blocks.forward)
     backward = select.chosen(blocks.backward)
     weight = select.plain(blocks.weight)

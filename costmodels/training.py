@@ -39,7 +39,7 @@ from spaces.architecture import Architecture
 from spaces.blocks import scalars
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
 from spaces.hardware import Device
-from spaces.plan import DEFAULTS, NAMES, Recompute
+from spaces.plan import DEFAULTS, NAMES, PLAN_SYMBOLS, Recompute
 from spaces.problem import Problem
 from spaces.stages import StageTable, stage_table
 
@@ -81,8 +81,6 @@ class TrainingModel:
     @property
     def reads(self) -> frozenset[str]:
         """Symbols of plan and workload; the model's, the device's and the stack's are read as well."""
-        from spaces.plan import PLAN_SYMBOLS
-
         return frozenset({*PLAN_SYMBOLS, "sequence", "global_batch"})
 
     def bound(self, problem: Problem, points: Columns) -> Metrics:
@@ -245,10 +243,11 @@ def stages_of(problem: Problem, points: Columns, stack: Stack) -> tuple[StageTab
 
 
 def _convention(problem: Problem, points: Columns, stack: Stack) -> tuple[ConventionFlops, IntArray]:
-    reads = {name for name in points.levels if name in problem.scalars or name == "sequence"} - set(DEFAULTS)
-    reads = {name for name in reads if not name.startswith(("device", "kernel", "link", "stack"))} - {"shard_degree", "global_batch"}
-    combinations, place = distinct(points, (*reads, "precision"))
-    return convention_flops(graphs(problem.architecture, stack.traits), stack, problem.at(combinations), max(combinations.n, 1)), place
+    """Convention FLOPs of one sequence: they depend on the model's shape and the sequence, whatever the plan and the machine."""
+    machine = ("device", "generation", "kernel.", "link.", "stack.", "optimizer.", "reliability.", "workload.")
+    reads = {name for name in points.levels if name not in PLAN_SYMBOLS and not name.startswith(machine)} - {"global_batch"}
+    combinations, place = distinct(points, reads)
+    return convention_flops(graphs(problem.architecture, stack.traits), stack, problem.at(combinations), combinations.n), place
 
 
 def _metrics(problem: Problem, at: Bindings, tables: Tables, rows: slice) -> Metrics:
@@ -319,7 +318,7 @@ def _rates(at: Bindings, step: FloatArray, flops: ConventionFlops, place: IntArr
     tokens = batch * at["sequence"] / step
     per_device = batch / (step * devices)
     peak = sixteen_bit_rate(at)
-    again = flops.again[policy_of(at), place]
+    again = flops.again[policy_of(at, at.n), place]
     again = np.where(np.asarray(at["recompute"]) == Recompute.FIRST_K, recomputed * flops.again[2, place], again)
     model = 3.0 * flops.full[place] * per_device
     hardware = (3.0 * flops.full[place] + again) * per_device

@@ -99,6 +99,26 @@ def predict_command(
     typer.echo(str(predict(points, out, kind=kind)))
 
 
+@app.command("validate")
+def validate_command(
+    split: Annotated[str, typer.Option("--split", help="Published rows: held-out, calibration or all.")] = "held-out",
+    headlines: Annotated[bool, typer.Option("--headlines", help="Check the headline claims of papers instead.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare predictions with published results: error by source, interval coverage, order of plans."""
+    del debug
+    from dse.answers import to_json_text
+    from dse.validation import validate, why_no_headlines
+
+    if headlines:
+        raise ValueError(why_no_headlines())
+    found = validate(split)
+    typer.echo(str(found))
+    if as_json:
+        typer.echo(to_json_text(found.to_json()))
+
+
 @app.command("models")
 def models_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one model in full.")] = None, debug: Debug = False

@@ -704,6 +704,7 @@ def _deepseek(config: _Config) -> dict[str, Any]:
         "shared_ffn": shared * width,
         "dense_layers": config.count("first_k_dense_replace", default=0),
         "router_correction_bias": config.given("topk_method") == "noaux_tc" or config.model_type == "deepseek_v3",
+        "routing_groups": config.count("topk_group", default=0) if config.count("n_group", default=1) > 1 else 0,
     }
     return _llama(config) | latent | routed
 

@@ -5,10 +5,8 @@ Each takes pytest's monkeypatch and leaves the code as a tool that makes the mis
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -100,7 +98,7 @@ def recompute_time_many_times(patch: Patch) -> None:
 
 def gather_without_zero(patch: Patch) -> None:
     def always(original: Any, at: Any, *args: Any) -> Any:
-        found, sharded = original(at, *args), original(_Instead(at, zero_stage=np.ones_like(at["zero_stage"])), *args)
+        found, sharded = original(at, *args), original(_Instead(at, zero_stage=1, shard_degree=0), *args)
         return replace(found, reduce=found.reduce + np.where(np.asarray(at["zero_stage"]) == 0, sharded.gather, 0.0))
 
     _wrap(patch, training, "data_parallel_time", always)
@@ -174,7 +172,7 @@ def fewer_chips(patch: Patch) -> None:
     _wrap(patch, plans, "_counts", lambda original, devices, limit: original(devices, limit)[:-1] or (1,))
 
 
-def forgets_the_space(patch: Patch) -> None:
+def saves_another_model(patch: Patch) -> None:
     from dse import run_folder
 
     def without(original: Any, run: Any, folder: Any, **rest: Any) -> None:
@@ -184,9 +182,6 @@ def forgets_the_space(patch: Patch) -> None:
         saved.write_text(text.replace("llama-3.1-8b", "llama-3.2-1b"), encoding="utf-8")
 
     _wrap(patch, run_folder, "write", without)
-    runner = sys.modules.get("dse.runner")
-    if runner is not None and getattr(runner, "write", None) is not None:
-        patch.setattr(runner, "write", run_folder.write)
 
 
 def dies_on_a_bad_point(patch: Patch) -> None:
@@ -240,23 +235,27 @@ def every_row_together(patch: Patch) -> None:
 
 def remembered_by_name(patch: Patch) -> None:
     known: dict[str, Any] = {}
-
-    def by_name(original: Any, architecture: Any, traits: Any) -> Any:
-        return known.setdefault(architecture.name, original(architecture, traits))
-
     original = block_table.graphs
 
-    @lru_cache(maxsize=None)
-    def forgetful(architecture: Any, traits: Any) -> Any:
-        return by_name(original, architecture, traits)
+    def by_name(architecture: Any, traits: Any) -> Any:
+        return known.setdefault(architecture.name, original(architecture, traits))
 
-    patch.setattr(block_table, "graphs", forgetful)
-    patch.setattr(training, "graphs", forgetful)
-    patch.setattr(sys.modules["test_mistakes"], "graphs", forgetful)
+    patch.setattr(block_table, "graphs", by_name)
+    patch.setattr(training, "graphs", by_name)
+
+
+def remembered_without_the_stack(patch: Patch) -> None:
+    known: dict[Any, Any] = {}
+    original = block_table.graphs
+
+    def by_model(architecture: Any, traits: Any) -> Any:
+        return known.setdefault(architecture, original(architecture, traits))
+
+    patch.setattr(block_table, "graphs", by_model)
+    patch.setattr(training, "graphs", by_model)
 
 
 def any_measurement(patch: Patch) -> None:
-    patch.setattr(sys.modules["test_mistakes"], "refusals", lambda *_: [])
     patch.setattr(checks, "refusals", lambda *_: [])
 
 
@@ -283,14 +282,17 @@ MUTATIONS: Mapping[str, Mapping[str, Mutation]] = {
     "a_gigabyte_is_not_a_gibibyte": {"GB is GiB": gigabytes_are_gibibytes},
     "the_objective_searched_is_the_one_reported": {"memory instead": another_objective},
     "all_the_chips_are_tried": {"fewer": fewer_chips},
-    "a_saved_experiment_runs_again": {"another model": forgets_the_space},
+    "a_saved_experiment_runs_again": {"another model": saves_another_model},
     "one_bad_point_does_not_end_the_search": {"dies": dies_on_a_bad_point},
     "each_point_is_evaluated_once": {"again and again": many_evaluations, "drawn twice": the_same_points_again},
     "errors_are_reported_on_rows_nothing_was_fitted_on": {
         "splits swapped": errors_on_training_rows,
         "calibration alone": every_row_together,
     },
-    "what_is_remembered_is_keyed_by_what_it_was_made_from": {"by name": remembered_by_name},
+    "what_is_remembered_is_keyed_by_what_it_was_made_from": {
+        "by name": remembered_by_name,
+        "without the stack": remembered_without_the_stack,
+    },
     "impossible_and_copied_measurements_are_refused": {"any row": any_measurement, "copies": copies_accepted},
 }
 """Ways to make each mistake, by the check that catches it."""

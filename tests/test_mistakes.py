@@ -3,18 +3,16 @@
 Every check is a plain function, so that `mutations.py` can run it with the mistake in place. Where the same mistake is also
 held off closer to the code, the tests are:
 
-    pipeline bubble                      costmodels/test_schedule.py
-    tensor parallelism across nodes      costmodels/test_collectives.py: test_tensor_parallel_across_nodes_is_not_charged_as_nvlink
-    latency by group size                costmodels/test_collectives.py: test_latency_grows_with_the_group
-    optimizer sharding                   costmodels/test_model_state.py: test_optimizer_sharding_follows_the_data_ranks
-    memory first                         search/test_exact.py: test_memory_is_tested_before_any_time_is_computed
-    one bad point, no point twice        search/test_exact.py: test_one_bad_point_does_not_end_the_search, test_no_point_is_evaluated_twice
-    objective searched and reported      search/test_exact.py, dse/test_runs.py: test_the_objective_searched_is_the_figure_reported
-    global batch                         spaces/test_training_space.py, dse/test_runs.py: test_the_global_batch_is_never_changed
-    all the chips                        spaces/test_training_space.py: test_a_count_means_all_of_the_devices
-    gigabytes and gibibytes              spaces/test_units.py, spaces/test_hardware.py
-    a saved experiment re-runs           dse/test_runs.py: test_a_saved_experiment_runs_again_to_the_same_front
-    calibration and held-out rows        costmodels/test_published.py
+    pipeline bubble                    costmodels/test_schedule.py
+    tensor parallelism across nodes    costmodels/test_collectives.py: test_tensor_parallel_across_nodes_is_not_charged_as…
+    latency by group size              costmodels/test_collectives.py: test_latency_grows_with_the_group
+    optimizer sharding                 costmodels/test_model_state.py: test_optimizer_sharding_follows_the_data_ranks
+    memory first, one bad point,       search/test_exact.py: test_memory_is_tested_before_any_time_is_computed,
+    no point twice, objectives         test_one_bad_point_does_not_end_the_search, test_no_point_is_evaluated_twice, …
+    global batch, all the chips        spaces/test_training_space.py, dse/test_runs.py
+    gigabytes and gibibytes            spaces/test_units.py, spaces/test_hardware.py
+    a saved experiment re-runs         dse/test_runs.py: test_a_saved_experiment_runs_again_to_the_same_front
+    calibration and held-out rows      costmodels/test_published.py
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ from mutations import MUTATIONS
 from training_points import OLD, TINY, evaluate, one, plans, problem, step
 
 from costmodels import block_table, training
-from costmodels.block_table import graphs
-from costmodels.calibration.checks import limits_of, refusals
+from costmodels.calibration import checks
 from costmodels.constants import find_stack
 from costmodels.data_parallel import data_parallel_time
 from costmodels.measurements import BadMeasurements
@@ -93,11 +90,13 @@ def pipeline_seconds(metrics: Metrics) -> float:
 
 
 def check_tensor_parallelism_across_nodes_pays_the_network() -> None:
-    """Sixteen tensor ranks on nodes of eight against sixteen in one domain: the network is many times slower."""
-    within, across = (
-        one_part(evaluate(problem(OLD, device__domain=domain), {"tensor": 16}), "tensor_communication") for domain in (16, 8)
-    )
-    assert across > 2.5 * within
+    """Two tensor ranks on two nodes against two in one domain, and sixteen on two nodes against sixteen in one."""
+    for tensor, domains, least in ((2, (8, 1), 4.0), (16, (16, 8), 1.05)):
+        within, across = (
+            one_part(evaluate(problem(OLD, device__domain=domain), {"tensor": tensor}), "tensor_communication")
+            for domain in domains
+        )
+        assert across > least * within
 
 
 def check_latency_grows_with_the_group() -> None:
@@ -130,13 +129,13 @@ def check_parameters_are_gathered_under_zero_alone() -> None:
 
 
 def check_optimizer_state_is_split_by_tensor_and_data_ranks_alike() -> None:
-    """Eight tensor ranks or eight data ranks under ZeRO-1: an eighth of the moments each (norms are on every tensor rank)."""
-    whole, *eighths = (
+    """Four tensor ranks or four data ranks under ZeRO-1: a quarter of the moments each (norms are on every tensor rank)."""
+    whole, *quarters = (
         one_part(evaluate(problem(TINY), plan), "optimizer", "memory")
-        for plan in ({}, {"tensor": 8}, {"data": 8, "zero_stage": 1}, {"tensor": 4, "data": 2, "zero_stage": 1})
+        for plan in ({}, {"tensor": 4}, {"data": 4, "zero_stage": 1}, {"tensor": 2, "data": 2, "zero_stage": 1})
     )
-    for part in eighths:
-        assert part == pytest.approx(whole / 8, rel=0.01)
+    for part in quarters:
+        assert part == pytest.approx(whole / 4, rel=0.01)
 
 
 # ---- memory and units ---------------------------------------------------------------------------------------------------
@@ -160,7 +159,7 @@ class Watched:
     def evaluate(self, problem: Problem, points: Columns) -> Metrics:
         if points.n and (points["tensor"] == self.bad).any():
             raise ZeroDivisionError("no prediction")
-        self.seen += [tuple(points.row(i).values()) for i in range(points.n)]
+        self.seen.extend(tuple(points.row(i).values()) for i in range(points.n))
         return self.inner.evaluate(problem, points)
 
 
@@ -316,19 +315,23 @@ def check_what_is_remembered_is_keyed_by_what_it_was_made_from() -> None:
     wide = replace(TINY, ffn=2 * TINY.ffn)
     for _ in range(2):
         for stack in ("megatron", "torch-eager"):
-            narrow, broad = (graphs(a, find_stack(stack).traits).parameters() for a in (TINY, wide))
+            traits = find_stack(stack).traits
+            narrow, broad = (block_table.graphs(a, traits).parameters() for a in (TINY, wide))
             assert broad - narrow == 3 * TINY.layers * TINY.hidden * TINY.ffn
         assert step(problem(TINY)) < step(problem(wide))
-        kinds = {stack: len(graphs(TINY, find_stack(stack).traits).layers["dense"].operators) for stack in ("megatron", "torch-eager")}
-        assert kinds["megatron"] != kinds["torch-eager"]
+        fused, eager = (
+            len(block_table.graphs(TINY, find_stack(stack).traits).layers["dense"].operators)
+            for stack in ("megatron", "torch-eager")
+        )
+        assert fused < eager
 
 
 def check_impossible_and_copied_measurements_are_refused() -> None:
-    limits = limits_of("NVIDIA H100 80GB HBM3")
-    row = {"time_s": "1e-3", "dtype": "bf16", "flops": "5e11", "bytes": "1e9"}
-    assert refusals(row, limits) == []
+    limits = checks.limits_of("NVIDIA H100 80GB HBM3")
+    true = {"time_s": "1e-3", "dtype": "bf16", "flops": "5e11", "bytes": "1e9"}
+    assert checks.refusals(true, limits) == []
     for wrong in ({"flops": "1.2e12"}, {"bytes": "9e9"}, {"time_s": "0"}, {"time_s": "nan"}, {"link_bytes": "1e9"}):
-        assert refusals({**row, **wrong}, limits), wrong
+        assert checks.refusals({**true, **wrong}, limits), wrong
     shipped = Path(training.__file__).parent / "data" / "measurements" / "h100-80gb-sxm" / "gemm.csv"
     with tempfile.TemporaryDirectory() as folder, shipped.open(newline="") as source:
         header, *rows = list(csv.reader(source))[:60]
@@ -336,7 +339,8 @@ def check_impossible_and_copied_measurements_are_refused() -> None:
             place = Path(folder) / name / "gemm.csv"
             place.parent.mkdir()
             with place.open("w", newline="") as target:
-                csv.writer(target).writerows([header, *([gpu if cell == "H100-80GB-SXM" else cell for cell in r] for r in rows)])
+                named = [[gpu if cell == "H100-80GB-SXM" else cell for cell in row] for row in rows]
+                csv.writer(target).writerows([header, *named])
         with pytest.raises(BadMeasurements):
             read_measurements(Path(folder))
 
@@ -346,6 +350,13 @@ CHECKS: dict[str, Callable[[], None]] = {
 }
 
 
+ERRORS: dict[str, tuple[type[Exception], ...]] = {
+    "dies": (ZeroDivisionError,),
+    "drawn twice": (ValueError,),  # the certificate does not add up
+}
+"""Mistakes that show as an error rather than as a wrong figure."""
+
+
 @pytest.mark.parametrize("mistake", CHECKS)
 def test_the_mistake_is_not_made(mistake: str) -> None:
     CHECKS[mistake]()
@@ -353,13 +364,10 @@ def test_the_mistake_is_not_made(mistake: str) -> None:
 
 @pytest.mark.parametrize(("check", "name"), [(check, name) for check, ways in MUTATIONS.items() for name in ways])
 def test_every_mistake_is_caught(check: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the mistake in place its check fails, by a figure or by an error of the code itself."""
-    with monkeypatch.context() as patch:
-        MUTATIONS[check][name](patch)
-        with pytest.raises(BaseException) as caught:  # noqa: PT011 - pytest.raises inside a check fails with Failed
-            CHECKS[check]()
-    block_table.graphs.cache_clear()
-    assert not isinstance(caught.value, NameError | AttributeError | ImportError | KeyboardInterrupt), caught.value
+    """With the mistake in place its check fails: by a figure, or where the mistake is an error, by that error."""
+    MUTATIONS[check][name](monkeypatch)
+    with pytest.raises((AssertionError, pytest.fail.Exception, *ERRORS.get(name, ()))):
+        CHECKS[check]()
 
 
 def test_every_check_has_its_mistake() -> None:

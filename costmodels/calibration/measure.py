@@ -151,11 +151,11 @@ class Run:
                     count, name = len(remaining[suite.name]), suite.name
                     text = f"{count} rows left, about {wanted[name]:.0f} s; has {given[name]:.0f} s"
                     print(f"round {turn}: {name}: {text}", flush=True)
+            later = sum(given.values())
             for suite in suites:
+                later -= given[suite.name]  # a slow suite may use the slack, not what others were given
                 if remaining[suite.name] and given[suite.name] > 0:
-                    # the last round may overrun a share: only the deadline ends it
-                    end = time.perf_counter() + given[suite.name] * (1.0 if turn == 1 else 1.5)
-                    self._suite(suite, remaining[suite.name], min(end, self.deadline))
+                    self._suite(suite, remaining[suite.name], self.deadline - later)
 
     def _pace(self, suite: Suite) -> Pace:
         return self.paces.setdefault(suite.name, Pace())

@@ -3,6 +3,8 @@
 `precision` bf16: parameters, gradients and moments in bf16; amp: fp32 parameters under autocast. `mode` eager, compile
 (every block through torch.compile) or graph (the step as one CUDA graph: the device's time without the host).
 `logits_held`: a name still holds the logits during backward, as in a loop that computes the loss itself.
+`forward_s` runs to the end of the last microbatch's forward, so with several microbatches it holds the others' backward too.
+`host_s` is what the processor needs to issue a step (it waits when the queue is full); peaks are the framework allocator's.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from costmodels.kernel_models.operations import (
 from spaces.columns import FloatArray
 
 _TILES = ((64, 128), (128, 128), (128, 256), (256, 128), (64, 256), (192, 128))
-_CODE = ("operations.py", "forms.py", "features.py", "domain.py")
+_CODE = ("operations.py", "forms.py", "features.py", "domain.py", "roofline.py")
 
 Features = Mapping[str, FloatArray]
 

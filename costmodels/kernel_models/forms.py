@@ -129,9 +129,9 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
     memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
     blocks = batch * heads * np.ceil(q / _QUERY_TILE)
     if op == "attention_decode":
-        # the queries of one KV head share a block; sequences are cut so that the units are filled, to `split` parts at most
+        # sequences are cut so that the units are filled, to `split` parts at most
         parts = np.minimum(np.maximum(p["split"], 1.0), np.ceil(length / _QUERY_TILE))
-        blocks = np.minimum(batch * kv * parts, np.maximum(batch * kv, units))
+        blocks = np.minimum(batch * heads * parts, np.maximum(batch * heads, units))
     diagonal = np.where(at["causal"] == "true", 1.0 + _QUERY_TILE / length, 1.0)
     waves = blocks / units
     filled = np.where(waves > 1, waves + (np.ceil(waves) - waves) * p["tail"], 1.0) / waves

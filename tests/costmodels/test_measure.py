@@ -1,4 +1,4 @@
-"""The measurement suite without a device: what it wants to measure, what it refuses, how it resumes, and what is in the repository."""
+"""The measurement suite without a device: what it wants, what it refuses, how it resumes, and what was measured with it."""
 
 import csv
 import importlib.util
@@ -37,8 +37,8 @@ def toy(count: int = 3) -> Suite:
         key=("op", "m", "warm"),
         measured=("time_s", "flops"),
         share=1.0,
-        tasks=lambda small: [Task(key={"op": "gemm", "m": m, "warm": True}, seconds=0.1) for m in range(1, count + 1)],
-        measure=lambda bench, key: {"time_s": 1e-3},
+        tasks=lambda _: [Task(key={"op": "gemm", "m": m, "warm": True}, seconds=0.1) for m in range(1, count + 1)],
+        measure=lambda *_: {"time_s": 1e-3},
     )
 
 

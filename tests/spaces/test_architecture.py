@@ -463,6 +463,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **common(61, 7168, 128, 128, 18432, 129280, 163840),
         **LATENT,
         "n_routed_experts": 256,
+        "n_group": 8,
+        "topk_group": 4,
         "first_k_dense_replace": 3,
         "num_nextn_predict_layers": 1,
     },

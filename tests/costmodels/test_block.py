@@ -1,0 +1,148 @@
+"""Kernels and exchanges of one block: FLOPs, traffic and bytes against counts by hand, times against their rooflines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from training_points import OLD, SPARSE, TINY, problem, whole
+
+from costmodels.block import (
+    FAMILIES,
+    FORWARD,
+    INPUT_GRADIENT,
+    WEIGHT_GRADIENT,
+    BlockTime,
+    block_memory,
+    block_time,
+    kernels,
+)
+from costmodels.block_table import graphs
+from costmodels.constants import find_stack
+from spaces.architecture import Architecture
+from spaces.blocks import placement
+from spaces.graph import MATRIX_KINDS, Kind
+
+
+class Local(dict[str, Any]):
+    """Symbols of a plan with those that follow from its placement."""
+
+
+def local(architecture: Architecture, stack: str, **plan: int) -> Local:
+    at = Local(problem(architecture, stack=stack).scalars) | whole(**plan)
+    at |= {"stream_shards": at["tensor"] if at["sequence_parallel"] else 1, "activation_bytes": 2.0}
+    return Local(at | {name: at[f"stack.{name}"] for name in ("dispatch_bytes", "logits_bytes")})
+
+
+def timed(architecture: Architecture, stack: str, kind: str = "dense", fixed: Mapping[str, float] | None = None, **plan: int) -> BlockTime:
+    graph = graphs(architecture, find_stack(stack).traits).layers[kind]
+    at = {**problem(architecture, stack=stack).scalars, **whole(**plan), **(fixed or {})}
+    return block_time(graph, find_stack(stack), at, 1, sequence_parallel=bool(plan.get("sequence_parallel")))
+
+
+@pytest.mark.parametrize(("architecture", "stack"), [(OLD, "megatron-2022"), (TINY, "megatron"), (SPARSE, "megatron")])
+def test_products_execute_twice_their_weights_forward_and_four_times_backward(architecture: Architecture, stack: str) -> None:
+    """2·N·tokens forward; each gradient as much again (k of E experts of a sparse layer)."""
+    at = local(architecture, stack)
+    where = placement(sequence_parallel=False, vocab_parallel=True)
+    model = graphs(architecture, find_stack(stack).traits)
+    for graph in (*model.layers.values(), model.head):
+        owned = 0.0
+        for op in graph.operators:
+            if op.kind in MATRIX_KINDS:
+                matrices = [dims for dims in op.weights if set(op.contracted) <= set(dims)] or [("hidden", "vocab")]
+                share = architecture.experts_per_token / architecture.experts if op.kind is Kind.GROUPED_GEMM else 1.0
+                owned += share * sum(graph.elements(dims, where).evaluate(at) for dims in matrices)
+        made = list(kernels(graph, where, at))
+        for phase in (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT):
+            flops = sum(float(k.flops) for k in made if k.kind in MATRIX_KINDS and k.phase == phase)
+            assert flops == pytest.approx(2 * owned * 2048, rel=1e-12), phase
+
+
+@given(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.booleans())
+def test_devices_share_the_flops_of_a_block(tensor: int, context: int, micro: int, parallel: bool) -> None:
+    """Executed FLOPs of all tensor · context ranks together are those of one device."""
+    split = timed(TINY, "megatron", tensor=tensor, context=context, micro_batch=micro, sequence_parallel=int(parallel and tensor > 1))
+    alone = timed(TINY, "megatron", micro_batch=micro)
+    np.testing.assert_allclose(split.flops * tensor * context, alone.flops, rtol=1e-12)
+
+
+@pytest.mark.parametrize("stack", ["megatron-2022", "megatron", "torch-eager", "torch-compile", "torchtitan-eager", "llm-foundry"])
+@pytest.mark.parametrize("plan", [{}, {"tensor": 4}, {"tensor": 2, "context": 2, "sequence_parallel": 1}])
+def test_families_and_recomputation_are_all_of_the_time(stack: str, plan: dict[str, int]) -> None:
+    made = timed(OLD if stack == "megatron-2022" else TINY, stack, **plan)
+    assert made.families.shape == (3, len(FAMILIES), 1)
+    np.testing.assert_allclose(made.families.sum(axis=1) + made.recompute, made.forward + made.backward, rtol=1e-12)
+    assert (made.weight <= made.backward).all()
+    assert (made.families >= 0).all()
+
+
+@pytest.mark.parametrize(("architecture", "stack"), [(OLD, "megatron-2022"), (TINY, "megatron"), (TINY, "torchtitan-compile")])
+def test_recomputation_costs_time_and_saves_memory(architecture: Architecture, stack: str) -> None:
+    """None, selective, full: never less time, never more kept, and full at most one more forward pass."""
+    made = timed(architecture, stack)
+    assert (np.diff(made.recompute[:, 0]) >= 0).all()
+    assert made.recompute[0, 0] == 0
+    assert made.recompute[2, 0] <= made.forward[0] * (1 + 1e-12)
+    graph = graphs(architecture, find_stack(stack).traits).layers["dense"]
+    at = {**problem(architecture, stack=stack).scalars, **whole()}
+    kept = block_memory(graph, find_stack(stack), at, 1, sequence_parallel=False).kept[:, 0]
+    assert (np.diff(kept) <= 0).all()
+    assert kept[2] == 2 * 2048 * architecture.hidden
+
+
+def test_no_kernel_is_faster_than_the_datasheet_allows() -> None:
+    for architecture, stack, kind in ((OLD, "megatron-2022", "dense"), (TINY, "megatron", "dense"), (SPARSE, "megatron", "moe")):
+        at = local(architecture, stack)
+        graph = graphs(architecture, find_stack(stack).traits).layers[kind]
+        for kernel in kernels(graph, placement(sequence_parallel=False, vocab_parallel=True), at):
+            floor = max(float(kernel.flops) / at["device.matrix_flops.bf16"], float(kernel.traffic) / at["device.memory_bandwidth"])
+            if kernel.kind in MATRIX_KINDS or kernel.kind is Kind.ATTENTION:
+                floor = float(kernel.flops) / at["device.matrix_flops.bf16"]
+            assert float(kernel.time) >= floor, f"{kernel.operator} {kernel.phase}"
+
+
+def test_causal_attention_skips_the_masked_half_where_it_is_fused() -> None:
+    fused = timed(TINY, "megatron", fixed={"sequence": 8192})
+    unfused = timed(OLD, "megatron-2022", fixed={"sequence": 8192})
+    products = {"megatron": TINY, "megatron-2022": OLD}
+    for stack, made, share, backward in (("megatron", fused, 0.5, 2.5), ("megatron-2022", unfused, 1.0, 2.0)):
+        a = products[stack]
+        graph = graphs(a, find_stack(stack).traits).layers["dense"]
+        at = local(a, stack) | {"sequence": 8192}
+        dense = sum(float(k.flops) for k in kernels(graph, placement(sequence_parallel=False, vocab_parallel=True), at) if k.kind in MATRIX_KINDS)
+        scores = 4.0 * a.heads * a.head_dim * 8192**2 * share * (1 + backward)
+        assert float(made.flops[0, 0]) == pytest.approx(dense + scores, rel=2e-3)
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_small_eager_layers_wait_for_the_host(phase: str) -> None:
+    """A layer of a few tokens takes as long as launching it, whatever the device."""
+    slow = timed(TINY, "torch-eager", fixed={"sequence": 16})
+    fast = timed(TINY, "torch-eager", fixed={"sequence": 16, "device.memory_bandwidth": 1e15})
+    assert slow.families[0, -1, 0] > 0
+    assert getattr(slow, phase).ravel()[0] == pytest.approx(getattr(fast, phase).ravel()[0], rel=0.02)
+
+
+def test_experts_on_more_ranks_hold_fewer_parameters_and_exchange_more() -> None:
+    stack = find_stack("megatron")
+    graph = graphs(SPARSE, stack.traits).layers["moe"]
+    held, moved = [], []
+    for expert in (1, 2, 4, 8):
+        at = {**problem(SPARSE).scalars, **whole(data=8, expert=expert)}
+        held.append(float(block_memory(graph, stack, at, 1, sequence_parallel=False).expert[0]))
+        moved.append(float(timed(SPARSE, "megatron", "moe", data=8, expert=expert).inner_bytes[0, 0]))
+    np.testing.assert_allclose(held, 3 * 16 * SPARSE.hidden * SPARSE.moe_ffn / np.array([1, 2, 4, 8]))
+    assert moved[0] == 0
+    assert np.all(np.diff(moved) > 0)
+
+
+def test_fp8_speeds_up_linear_layers_alone() -> None:
+    half, eighth = (timed(TINY, "megatron", fixed={"sequence": 8192}, micro_batch=4, precision=p) for p in (2, 3))
+    gemm, attention = FAMILIES.index("gemm"), FAMILIES.index("attention")
+    assert 1.2 < half.families[0, gemm, 0] / eighth.families[0, gemm, 0] < 2.0
+    assert half.families[0, attention, 0] == eighth.families[0, attention, 0]
