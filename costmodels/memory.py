@@ -133,9 +133,11 @@ def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> M
     n = resident.shape[1]
     moments = np.empty((12, n))
     np.add(resident + state.gathered, at_head + live.activations + live.logits, out=moments[0:3])
-    np.add(resident + state.gathered, at_first + live.activations + live.working, out=moments[3:6])
-    np.add(resident + state.gathered, at_last + live.remaining + live.working, out=moments[6:9])
-    np.add(resident, state.gradients * (1.0 + at["stack.memory.optimizer_temporaries"]), out=moments[9:12])
+    # a training loop that names its logits holds them until the step ends
+    named = live.logits * (at["stack.memory.logits_held"] / at["stack.memory.logits_copies"])
+    np.add(resident + state.gathered, at_first + live.activations + live.working + named, out=moments[3:6])
+    np.add(resident + state.gathered, at_last + live.remaining + live.working + named, out=moments[6:9])
+    np.add(resident, state.gradients + named, out=moments[9:12])
     when = np.argmax(moments, axis=0)
     stage, moment = when % 3, when // 3
     rows = stage * n + np.arange(n)
@@ -149,10 +151,10 @@ def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> M
     nothing = np.zeros((3, n))
     parts = {
         "weights": of_stage(state.weights, copies),
-        "gradients": by_moment(at_head, at_first, at_last, state.gradients * (1.0 + at["stack.memory.optimizer_temporaries"])),
+        "gradients": by_moment(at_head, at_first, at_last, state.gradients),
         "optimizer": of_stage(state.optimizer),
         "activations": by_moment(live.activations, live.activations, live.remaining, nothing),
-        "logits": of_stage(live.logits, moment == 0),
+        "logits": by_moment(live.logits, named, named, named),
         "working": of_stage(live.working, (moment == 1) | (moment == 2)),
         "gathered": of_stage(state.gathered, moment < 3),
     }

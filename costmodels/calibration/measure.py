@@ -19,6 +19,7 @@ from typing import Any
 
 from costmodels.calibration import attention, collectives, gemm, host, parallel, pointwise, serving, steps
 from costmodels.calibration.ledger import Ledger, RefusedRowError
+from costmodels.calibration.shapes import BadShapes, read_shapes
 from costmodels.calibration.suite import Pace, Suite, Task, row_key
 from costmodels.calibration.timing import Bench
 
@@ -226,6 +227,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=480.0, help="stop after this long")
     parser.add_argument("--suite", default="", help=f"comma-separated, of {', '.join(SUITES)}")
     parser.add_argument("--small", action="store_true", help="few, tiny rows: a CPU does them in seconds")
+    parser.add_argument("--shapes", type=Path, help="measure just the products and attention calls of this CSV file")
     parser.add_argument("--plan", action="store_true", help="only say what there is to do")
     return parser.parse_args(argv)
 
@@ -242,7 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     chosen = arguments(argv)
     rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    suites = chosen_suites(chosen.suite, world)
+    try:
+        suites = chosen_suites(chosen.suite, world) if chosen.shapes is None else list(read_shapes(chosen.shapes))
+    except (BadShapes, OSError) as error:
+        print(f"--shapes: {error}", file=sys.stderr)
+        return 1
     if chosen.plan:
         plan(suites, chosen.small)
         return 0

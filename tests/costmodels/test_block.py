@@ -22,7 +22,7 @@ from costmodels.block import (
     kernels,
 )
 from costmodels.block_table import graphs
-from costmodels.constants import find_stack
+from costmodels.constants import find_stack, stack_names
 from spaces.architecture import Architecture
 from spaces.blocks import placement
 from spaces.graph import MATRIX_KINDS, Kind
@@ -38,7 +38,9 @@ def local(architecture: Architecture, stack: str, **plan: int) -> Local:
     return Local(at | {name: at[f"stack.{name}"] for name in ("dispatch_bytes", "logits_bytes")})
 
 
-def timed(architecture: Architecture, stack: str, kind: str = "dense", fixed: Mapping[str, float] | None = None, **plan: int) -> BlockTime:
+def timed(
+    architecture: Architecture, stack: str, kind: str = "dense", fixed: Mapping[str, float] | None = None, **plan: int
+) -> BlockTime:
     graph = graphs(architecture, find_stack(stack).traits).layers[kind]
     at = {**problem(architecture, stack=stack).scalars, **whole(**plan), **(fixed or {})}
     return block_time(graph, find_stack(stack), at, 1, sequence_parallel=bool(plan.get("sequence_parallel")))
@@ -66,12 +68,13 @@ def test_products_execute_twice_their_weights_forward_and_four_times_backward(ar
 @given(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.booleans())
 def test_devices_share_the_flops_of_a_block(tensor: int, context: int, micro: int, parallel: bool) -> None:
     """Executed FLOPs of all tensor · context ranks together are those of one device."""
-    split = timed(TINY, "megatron", tensor=tensor, context=context, micro_batch=micro, sequence_parallel=int(parallel and tensor > 1))
+    plan = {"tensor": tensor, "context": context, "sequence_parallel": int(parallel and tensor > 1)}
+    split = timed(TINY, "megatron", micro_batch=micro, **plan)
     alone = timed(TINY, "megatron", micro_batch=micro)
     np.testing.assert_allclose(split.flops * tensor * context, alone.flops, rtol=1e-12)
 
 
-@pytest.mark.parametrize("stack", ["megatron-2022", "megatron", "torch-eager", "torch-compile", "torchtitan-eager", "llm-foundry"])
+@pytest.mark.parametrize("stack", stack_names())
 @pytest.mark.parametrize("plan", [{}, {"tensor": 4}, {"tensor": 2, "context": 2, "sequence_parallel": 1}])
 def test_families_and_recomputation_are_all_of_the_time(stack: str, plan: dict[str, int]) -> None:
     made = timed(OLD if stack == "megatron-2022" else TINY, stack, **plan)
@@ -96,14 +99,14 @@ def test_recomputation_costs_time_and_saves_memory(architecture: Architecture, s
 
 
 def test_no_kernel_is_faster_than_the_datasheet_allows() -> None:
-    for architecture, stack, kind in ((OLD, "megatron-2022", "dense"), (TINY, "megatron", "dense"), (SPARSE, "megatron", "moe")):
+    cases = ((OLD, "megatron-2022", "dense"), (TINY, "megatron", "dense"), (SPARSE, "megatron", "moe"))
+    for architecture, stack, kind in cases:
         at = local(architecture, stack)
         graph = graphs(architecture, find_stack(stack).traits).layers[kind]
         for kernel in kernels(graph, placement(sequence_parallel=False, vocab_parallel=True), at):
-            floor = max(float(kernel.flops) / at["device.matrix_flops.bf16"], float(kernel.traffic) / at["device.memory_bandwidth"])
-            if kernel.kind in MATRIX_KINDS or kernel.kind is Kind.ATTENTION:
-                floor = float(kernel.flops) / at["device.matrix_flops.bf16"]
-            assert float(kernel.time) >= floor, f"{kernel.operator} {kernel.phase}"
+            assert kernel.time >= kernel.flops / at["device.matrix_flops.bf16"], f"{kernel.operator} {kernel.phase}"
+            if kernel.kind is not Kind.ATTENTION:  # unfused scores go through the cache
+                assert kernel.time >= kernel.traffic / at["device.memory_bandwidth"], f"{kernel.operator} {kernel.phase}"
 
 
 def test_causal_attention_skips_the_masked_half_where_it_is_fused() -> None:
@@ -114,7 +117,8 @@ def test_causal_attention_skips_the_masked_half_where_it_is_fused() -> None:
         a = products[stack]
         graph = graphs(a, find_stack(stack).traits).layers["dense"]
         at = local(a, stack) | {"sequence": 8192}
-        dense = sum(float(k.flops) for k in kernels(graph, placement(sequence_parallel=False, vocab_parallel=True), at) if k.kind in MATRIX_KINDS)
+        work = kernels(graph, placement(sequence_parallel=False, vocab_parallel=True), at)
+        dense = sum(float(k.flops) for k in work if k.kind in MATRIX_KINDS)
         scores = 4.0 * a.heads * a.head_dim * 8192**2 * share * (1 + backward)
         assert float(made.flops[0, 0]) == pytest.approx(dense + scores, rel=2e-3)
 

@@ -1,0 +1,52 @@
+"""Kernel models by name: those of the project, and those others register under the entry point `dse.kernel_models`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+from costmodels.kernel_models.calibrated import Calibrated
+from costmodels.kernel_models.learned import Learned
+from costmodels.kernel_models.protocol import KernelModel
+from costmodels.kernel_models.roofline import Roofline
+
+GROUP = "dse.kernel_models"
+DEFAULT = "learned"
+_OWN: dict[str, Callable[[], KernelModel]] = {"roofline": Roofline, "calibrated": Calibrated, "learned": Learned}
+
+
+class UnknownKernelModel(ValueError):
+    """A kernel model nobody registered; the message lists the nearest."""
+
+
+def kernel_models() -> dict[str, Callable[[], KernelModel]]:
+    """Makers of every registered model by name. Raises ValueError for a name registered twice."""
+    found = dict(_OWN)
+    for point in entry_points(group=GROUP):
+        if point.name in _OWN:
+            raise ValueError(f"the kernel model {point.name!r} is registered twice; {point.value} must take another name")
+        found[point.name] = point.load
+    return {name: make if name in _OWN else _loaded(make) for name, make in found.items()}
+
+
+def find_kernel_model(name: str = DEFAULT) -> KernelModel:
+    """A model of that name. Raises UnknownKernelModel, naming the nearest."""
+    known = kernel_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)
+        raise UnknownKernelModel(f"no kernel model is called {name!r}; did you mean {', '.join(near)}?")
+    return known[name]()
+
+
+def _loaded(load: Callable[[], object]) -> Callable[[], KernelModel]:
+    """An entry point's model: its class, made when asked for."""
+
+    def make() -> KernelModel:
+        kind = load()
+        model = kind() if callable(kind) else kind
+        if not isinstance(model, KernelModel):
+            raise TypeError(f"{kind!r} is no kernel model: it needs `reads` and `predict(op, shapes, device)`")
+        return model
+
+    return make
