@@ -55,7 +55,9 @@ def pairs() -> dict[tuple[str, str], tuple[float, int, tuple[str, ...]]]:
 def page() -> str:
     """The data file."""
     kept = intervals.table()
-    lines = ["# Factors (low, high) around a predicted time that hold 90 % of results; written by `python -m benchmarks.intervals`."]
+    lines = [
+        "# Factors (low, high) around a predicted time that hold 90 % of results; written by `python -m benchmarks.intervals`."
+    ]
     lines += ["time:", f"  default: {_entry(kept['time']['default'])}"]
     stacks: dict[str, list[str]] = defaultdict(list)
     for (stack, generation), (width, rows, sources) in sorted(pairs().items()):

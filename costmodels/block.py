@@ -258,9 +258,7 @@ def _attention(graph: Graph, op: Operator, where: Placement, at: SymbolTable) ->
     flops = 2.0 * pairs * (widths["qk_dim"] + widths["value_dim"])
     tokens = at["sequence"] * share
     query = tokens * heads * (widths["qk_dim"] + widths["value_dim"])
-    keys = at["sequence"] * at["micro_batch"] * sum(
-        graph.elements(dims[1:], where).evaluate(at) for name, dims in op.reads[1:]
-    )
+    keys = at["sequence"] * at["micro_batch"] * sum(graph.elements(dims[1:], where).evaluate(at) for name, dims in op.reads[1:])
     traffic = 2.0 * (query + keys)
     yield Kernel(op.name, op.kind, FORWARD, attention_time(at, flops, traffic, "forward"), flops, traffic)
     # backward: five products instead of two, and dQ, dK, dV, O, dO beside Q, K, V
@@ -286,16 +284,16 @@ def _unfused_attention(op: Operator, at: SymbolTable, heads: Value, widths: dict
 
 def _streams(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
     """Pointwise operators: one read of each input and one write of each output, times the stack's passes."""
-    read = sum(
-        graph.elements(dims, where).evaluate(at) * _element(graph.tensors[name].element, at) for name, dims in op.reads
-    )
+    read = sum(graph.elements(dims, where).evaluate(at) * _element(graph.tensors[name].element, at) for name, dims in op.reads)
     written = sum(graph.bytes(t, where).evaluate(at) for t in op.writes)
     kind = op.kind.value
     share = "norm" if op.kind is Kind.NORM else "bandwidth"
     forward = (read + written) * at[f"stack.traffic.forward.{kind}"]
     # backward reads the output's gradient and what was kept, and writes the inputs' gradients
     kept = sum(graph.bytes(graph.tensors[name], where).evaluate(at) for name in op.keeps)
-    backward = (read + written + (kept if op.kind in (Kind.MULTIPLY, Kind.NORM) else 0.0)) * at[f"stack.traffic.backward.{kind}"]
+    backward = (read + written + (kept if op.kind in (Kind.MULTIPLY, Kind.NORM) else 0.0)) * at[
+        f"stack.traffic.backward.{kind}"
+    ]
     yield Kernel(op.name, op.kind, FORWARD, streaming_time(at, forward, share), 0.0, forward)
     yield Kernel(op.name, op.kind, INPUT_GRADIENT, streaming_time(at, backward, share), 0.0, backward)
 
@@ -317,8 +315,10 @@ def _element(element: object, at: SymbolTable) -> Value:
 
 def exchanges(graph: Graph, where: Placement, at: SymbolTable, work: list[Kernel]) -> Iterator[Exchange]:
     """Every collective the placement implies, with the part of it that nothing hides."""
-    attention = {phase: sum((k.time for k in work if k.kind is Kind.ATTENTION and (k.phase == FORWARD) == (phase == FORWARD)), 0.0)
-                 for phase in (FORWARD, INPUT_GRADIENT)}
+    attention = {
+        phase: sum((k.time for k in work if k.kind is Kind.ATTENTION and (k.phase == FORWARD) == (phase == FORWARD)), 0.0)
+        for phase in (FORWARD, INPUT_GRADIENT)
+    }
     for phase, found in ((FORWARD, graph.forward_collectives(where)), (INPUT_GRADIENT, graph.backward_collectives(where))):
         for collective in found:
             yield _exchange(graph, where, at, collective, phase, attention[phase])
@@ -377,7 +377,8 @@ def links_of(at: SymbolTable, ranks: Value, stride: Value) -> tuple[Value, Link,
         latency=at["link.inner.latency"],
         setup=at["link.inner.setup"],
         half_size=at["link.inner.half_size"],
-        bandwidth=group_bandwidth(at["device.scale_up_bandwidth"], at["device.peer_bandwidth"], inside) * at["link.inner.share"],
+        bandwidth=group_bandwidth(at["device.scale_up_bandwidth"], at["device.peer_bandwidth"], inside)
+        * at["link.inner.share"],
     )
     outer = Link(
         latency=at["link.outer.latency"],
@@ -468,7 +469,7 @@ def working_bytes(graph: Graph, where: Placement, at: SymbolTable, *, split_copi
 
 
 def parameters(graph: Graph, where: Placement, at: SymbolTable) -> tuple[Value, Value]:
-    """(dense, expert) parameters on one device: the first are reduced over data · context ranks, the second over expert data."""
+    """(dense, expert) parameters on one device: reduced over data · context and over expert-data ranks."""
     dense: Value = 0.0
     expert: Value = 0.0
     for op in graph.operators:

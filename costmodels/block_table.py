@@ -23,12 +23,23 @@ from spaces.problem import Problem
 Cost = TypeVar("Cost", BlockTime, BlockMemory)
 
 PLAN_READS = frozenset(
-    "devices tensor context expert expert_tensor micro_batch sequence_parallel precision trainable".split()
+    {"devices", "tensor", "context", "expert", "expert_tensor", "micro_batch", "sequence_parallel", "precision", "trainable"}
 )
 """Symbols of the plan that a block's cost depends on."""
 PLAN_ONLY = frozenset(
-    "pipeline data virtual stage_layout zero_stage shard_degree recompute recompute_layers offload rank_order "
-    "global_batch".split()
+    {
+        "pipeline",
+        "data",
+        "virtual",
+        "stage_layout",
+        "zero_stage",
+        "shard_degree",
+        "recompute",
+        "recompute_layers",
+        "offload",
+        "rank_order",
+        "global_batch",
+    }
 )
 """Symbols of the plan that no block's cost depends on; whatever else is a column (device, sequence, …) does matter."""
 
@@ -69,9 +80,7 @@ def block_table(problem: Problem, points: Columns, stack: Stack, *, with_time: b
     return BlockTable(time, memory, index)
 
 
-def _split(
-    problem: Problem, points: Columns, graph: Graph, stack: Stack, cost: Callable[..., Cost], kind: type[Cost]
-) -> Cost:
+def _split(problem: Problem, points: Columns, graph: Graph, stack: Stack, cost: Callable[..., Cost], kind: type[Cost]) -> Cost:
     """Evaluate the two placements (with and without sequence parallelism) apart, and put the rows back in order."""
     at = problem.at(points)
     parallel = np.broadcast_to(np.asarray(at["sequence_parallel"]) > 0, (points.n,)) & (np.asarray(at["tensor"]) > 1)
@@ -82,7 +91,7 @@ def _split(
         rows = np.flatnonzero(parallel == value)
         part = cost(graph, stack, problem.at(points.take(rows)), len(rows), sequence_parallel=value)
         for field in fields(kind):
-            array = getattr(part, field.name)
+            array: FloatArray = getattr(part, field.name)
             whole.setdefault(field.name, np.empty((*array.shape[:-1], points.n)))[..., rows] = array
     return kind(**whole)
 

@@ -35,8 +35,8 @@ class Stack:
     `selective` names what selective recomputation drops: 'core' (core attention) or 'alternate' (every second product).
     `whole_block`: full recomputation redoes the whole block instead of stopping at the last tensor needed.
     `legal`: the values the stack can run, by axis, codes for categorical ones; an axis that is absent is open whole.
-    `default_zero`: the stage a blank `zero_stage` means; `default_sequence_parallel`: whether tensor parallelism brings sequence
-    parallelism with it. `optimizer`: its state layout (costmodels/data/optimizers.yaml).
+    `default_zero`: the stage a blank `zero_stage` means; `default_sequence_parallel`: whether tensor parallelism brings
+    sequence parallelism with it. `optimizer`: its state layout (costmodels/data/optimizers.yaml).
     """
 
     name: str
@@ -153,5 +153,7 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, float]:
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
-        merged[key] = _merge(merged[key], value) if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) else value
+        merged[key] = (
+            _merge(merged[key], value) if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) else value
+        )
     return merged

@@ -48,4 +48,4 @@ def energy(
 
 def price(at: SymbolTable, time: FloatArray) -> FloatArray:
     """US dollars of one step at the device-hour price."""
-    return at["devices"] * at["device.price_per_hour"] * time / SECONDS_PER_HOUR
+    return np.asarray(at["devices"] * at["device.price_per_hour"] * time / SECONDS_PER_HOUR, np.float64)

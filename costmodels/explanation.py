@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from spaces.expressions import SymbolTable
 from spaces.graph import MATRIX_KINDS, Graph, Placement
 from spaces.plan import Recompute
 from spaces.problem import Problem
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,12 @@ def _moves(
             )
 
 
+def _everywhere(record: Record, stage: int) -> Record:
+    """A record of (3, n) arrays in which every stage is the given one."""
+    rows = {f.name: np.repeat(getattr(record, f.name)[stage : stage + 1], 3, axis=0) for f in fields(record)}  # type: ignore[arg-type]
+    return type(record)(**rows)
+
+
 def stage_memory(problem: Problem, plan: Columns) -> tuple[tuple[str, Mapping[str, float]], ...]:
     """(stage, bytes by part) of the first, the heaviest middle and the last stage of a batch of one."""
     tables = tables_of(problem, plan, with_time=False)
@@ -116,10 +125,8 @@ def stage_memory(problem: Problem, plan: Columns) -> tuple[tuple[str, Mapping[st
     chosen = stages.get(pipeline, [("first stage", 0), ("heaviest middle stage", 1), ("last stage", 2)])
     found = []
     for name, stage in chosen:
-        alone = [
-            type(record)(**{f.name: np.repeat(getattr(record, f.name)[stage : stage + 1], 3, axis=0) for f in fields(record)})
-            for record in (live, state)
-        ]
-        use = memory_use(at, *alone)
-        found.append((name, {**{part: float(value[0]) for part, value in use.parts.items()}, "reserve": float(use.overhead[0])}))
+        use = memory_use(at, _everywhere(live, stage), _everywhere(state, stage))
+        found.append(
+            (name, {**{part: float(value[0]) for part, value in use.parts.items()}, "reserve": float(use.overhead[0])})
+        )
     return tuple(found)

@@ -66,9 +66,7 @@ class Around(Mapping[str, FloatArray]):
         return Around(value, self.time[rows], self.inverse[rows], self.memory)
 
 
-def interval(
-    problem: Problem, at: Bindings, value: Mapping[str, FloatArray]
-) -> tuple[Around, Around, NDArray[np.int8]]:
+def interval(problem: Problem, at: Bindings, value: Mapping[str, FloatArray]) -> tuple[Around, Around, NDArray[np.int8]]:
     """(low, high) sides of the 90 % intervals of every metric, and the evidence code of every point."""
     names = problem.labels.get("generation", ("unknown",))
     generation = np.broadcast_to(np.asarray(at.get("generation", 0)), (at.n,)).astype(np.int64)

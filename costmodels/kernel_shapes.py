@@ -25,7 +25,7 @@ _IMPLEMENTATION = {"flash1": "efficient", "flash2": "flash", "flash3": "cudnn"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelShape:
-    """One shape: a row of text cells, how often the busiest device runs it in a step, and for which operators."""
+    """One shape: a row of text cells, how often in a step a device of the stage that has most of it runs it, and for what."""
 
     row: Mapping[str, str]
     calls: float
@@ -33,7 +33,7 @@ class KernelShape:
 
 
 def kernel_shapes(problem: Problem, plan: Columns) -> tuple[KernelShape, ...]:
-    """Distinct shapes of the plan's busiest stage in a step, in order of execution; `plan` is a batch of one.
+    """Distinct shapes of the plan, in order of execution; `plan` is a batch of one.
 
     Rows have the columns of `dse predict --kind kernel` without `gpu`. What the suite cannot run is left out: grouped products
     in 8 bits or less and their weight gradients, formats below 8 bits, sliding windows.
@@ -71,16 +71,13 @@ def _calls(problem: Problem, plan: Columns) -> Iterator[tuple[str, dict[str, str
 
 
 def _blocks(problem: Problem, plan: Columns, stack: Stack) -> Iterator[tuple[Graph, float, frozenset[str]]]:
-    """(block, how many of it, operators it runs again) of the stage with most layers."""
-    at = problem.at(plan)
+    """(block, how many of it the stage with most of them holds, operators it runs again)."""
+    policy = _one(problem.at(plan), "recompute")
     stages, place = stages_of(problem, plan, stack)
-    counts = stages.counts[:, :, place[0]]
-    stage = int(np.argmax(counts.sum(axis=0)))
-    alone, policy = _one(at, "pipeline") == 1, _one(at, "recompute")
-    number = [*counts[:, stage].tolist(), float(alone or stage == 0), float(alone or stage == 2)]
+    layers = stages.counts[:, :, place[0]].max(axis=1).tolist()
     blocks = blocks_of(graphs(problem.architecture, stack.traits))
-    for position, (graph, count) in enumerate(zip(blocks, number, strict=True)):
-        layer = position < len(counts) and policy != Recompute.FIRST_K
+    for position, (graph, count) in enumerate(zip(blocks, [*layers, 1, 1], strict=True)):
+        layer = position < len(layers) and policy != Recompute.FIRST_K
         if count:
             yield graph, float(count), rerun_operators(graph, stack, policy) if layer else frozenset()
 

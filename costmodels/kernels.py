@@ -32,7 +32,9 @@ def smooth_max(compute: Value, memory: Value) -> Value:
 
 def sixteen_bit_rate(at: SymbolTable) -> Value:
     """FLOP/s of the 16-bit matrix units: bf16, or fp16 on devices that lack bf16."""
-    return np.where(np.asarray(at["device.matrix_flops.bf16"]) > 0, at["device.matrix_flops.bf16"], at["device.matrix_flops.fp16"])
+    return np.where(
+        np.asarray(at["device.matrix_flops.bf16"]) > 0, at["device.matrix_flops.bf16"], at["device.matrix_flops.fp16"]
+    )
 
 
 def matrix_rate(at: SymbolTable, quantised: bool) -> tuple[Value, Value, Value]:
@@ -57,7 +59,9 @@ def matrix_rate(at: SymbolTable, quantised: bool) -> tuple[Value, Value, Value]:
     return rate, share, element
 
 
-def gemm_time(at: SymbolTable, m: Value, n: Value, k: Value, groups: Value = 1, *, quantised: bool = False, output: float = 2.0) -> Value:
+def gemm_time(
+    at: SymbolTable, m: Value, n: Value, k: Value, groups: Value = 1, *, quantised: bool = False, output: float = 2.0
+) -> Value:
     """Seconds of `groups` products (m,k)·(k,n); m, n, k as one device sees them.
 
     The sustained rate is reached as the work grows past `half_flops`: small products fill few units.

@@ -68,7 +68,9 @@ class StateMemory:
     gathered: FloatArray
 
 
-def stage_parameters(blocks: BlockMemory, combination: IntArray, counts: FloatArray, tied: bool, pipeline: Value) -> tuple[FloatArray, FloatArray]:
+def stage_parameters(
+    blocks: BlockMemory, combination: IntArray, counts: FloatArray, tied: bool, pipeline: Value
+) -> tuple[FloatArray, FloatArray]:
     """(dense, expert) parameters of a device on the first, middle and last stage, each (3, n).
 
     `counts` is (kinds, 3, n). With tied embeddings and more than one stage the last stage holds a copy of the table.
@@ -161,7 +163,9 @@ def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> M
     peak = moments.ravel()[when * n + np.arange(n)] + at["stack.memory.workspace"]
     parts["working"] = parts["working"] + at["stack.memory.workspace"]
     overhead = peak * at["stack.memory.fragmentation"] + at["stack.memory.reserve"] + _buffers(at)
-    return MemoryUse(peak, parts, moments.reshape(4, 3, n).max(axis=0) + at["stack.memory.workspace"], peak + overhead, overhead)
+    return MemoryUse(
+        peak, parts, moments.reshape(4, 3, n).max(axis=0) + at["stack.memory.workspace"], peak + overhead, overhead
+    )
 
 
 def kept_per_stage(at: SymbolTable, blocks: BlockMemory, combination: IntArray, counts: FloatArray) -> FloatArray:
@@ -172,7 +176,8 @@ def kept_per_stage(at: SymbolTable, blocks: BlockMemory, combination: IntArray, 
     chosen = np.einsum("ksn,kn->sn", counts, blocks.kept[:kinds][:, policy, combination])
     full = np.einsum("ksn,kn->sn", counts, blocks.kept[:kinds, 2][:, combination])
     share = first_k_share(at, counts)
-    return np.where(np.asarray(at["recompute"]) == Recompute.FIRST_K, none + share * (full - none), chosen)
+    first_k = np.asarray(at["recompute"]) == Recompute.FIRST_K
+    return np.asarray(np.where(first_k, none + share * (full - none), chosen), np.float64)
 
 
 def policy_of(at: SymbolTable, n: int) -> IntArray:
@@ -230,7 +235,9 @@ def _logits(at: SymbolTable) -> Value:
     return at["micro_batch"] * at["sequence"] / at["context"] * vocab * at["stack.logits_bytes"]
 
 
-def _gathered(at: SymbolTable, dense: FloatArray, expert: FloatArray, layers: FloatArray, embedding_parameters: Value) -> FloatArray:
+def _gathered(
+    at: SymbolTable, dense: FloatArray, expert: FloatArray, layers: FloatArray, embedding_parameters: Value
+) -> FloatArray:
     """Bytes of parameters gathered whole at a time under ZeRO-3: two layers, one being used and one arriving, (3, n)."""
     sharded = np.asarray(at["zero_stage"]) >= 3
     per_layer = (dense + expert) / np.maximum(layers, 1.0)

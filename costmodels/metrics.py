@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from spaces.columns import Columns, FloatArray
 from spaces.problem import Problem
 
-
 MAXIMISED = frozenset(
     {
         "tokens_per_second",

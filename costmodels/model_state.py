@@ -24,7 +24,7 @@ ROLES = ("weights", "gradients", "master", "moments")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateWidths:
-    """Bytes per parameter of each role, those one update moves (`traffic`), and the lowest ZeRO stage that divides the role among data ranks."""
+    """Bytes per parameter of each role, those one update moves (`traffic`), and the ZeRO stage from which a role is divided."""
 
     name: str
     bytes: Mapping[str, float]
@@ -91,9 +91,7 @@ def model_state_parts(
         raise ValueError("zero_stage must be 0, 1, 2 or 3")
     if not (ranks >= 1).all():
         raise ValueError("data must be at least 1 rank")
-    return {
-        role: widths.bytes[role] * count / np.where(stage >= widths.sharded_from[role], ranks, 1.0) for role in ROLES
-    }
+    return {role: widths.bytes[role] * count / np.where(stage >= widths.sharded_from[role], ranks, 1.0) for role in ROLES}
 
 
 def model_state_bytes(

@@ -71,15 +71,19 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
     slowest = np.argmax(forward + backward, axis=0)
 
     def at_slowest(value: FloatArray) -> FloatArray:
-        return np.take_along_axis(value, slowest[None], axis=0)[0] * microbatches
+        return np.asarray(np.take_along_axis(value, slowest[None], axis=0)[0] * microbatches, np.float64)
 
     parts = {name: at_slowest(select.chosen(blocks.families[:, :, i])) for i, name in enumerate(FAMILIES)}
     parts["recompute"] = at_slowest(select.chosen(blocks.recompute))
     parts["pipeline_communication"] = 2.0 * send * microbatches
-    parts["bubble"] = timed.total - sum(parts.values())
+    # DualPipe's devices each host two stages, a slow and a fast one: its busy time is less than the slowest stage's
+    busy = np.asarray(sum(parts.values()), np.float64)
+    share = np.minimum(1.0, np.divide(timed.busy, busy, out=np.ones_like(busy), where=busy > 0))
+    parts = {name: part * share for name, part in parts.items()}
+    parts["bubble"] = timed.total - busy * share
 
     def mean(value: FloatArray) -> FloatArray:
-        return select.total(select.chosen(value)) / pipeline * microbatches
+        return np.asarray(select.total(select.chosen(value)) / pipeline * microbatches, np.float64)
 
     layers = counts.sum(axis=0)
     inner, outer = mean(blocks.inner_bytes), mean(blocks.outer_bytes)
@@ -89,7 +93,9 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
         backward=at_slowest(backward) / microbatches,
         compute=at_slowest(forward + backward) / microbatches,
         layers=np.maximum(layers.mean(axis=0), 1.0),
-        recomputed_share=np.zeros(len(place)) if again is None else (again * layers).sum(axis=0) / np.maximum(layers.sum(axis=0), 1.0),
+        recomputed_share=np.zeros(len(place))
+        if again is None
+        else (again * layers).sum(axis=0) / np.maximum(layers.sum(axis=0), 1.0),
         flops=mean(blocks.flops),
         traffic=mean(blocks.traffic),
         inner_bytes=inner + 2.0 * microbatches * send_inner,
@@ -122,7 +128,9 @@ class _Selector:
         place = self.policy * cost.shape[2] + self.combination
         stage = self._over_layers([cost[kind].ravel()[place] for kind in range(kinds)])
         if self.again is not None:
-            stage += self.again * self._over_layers([(cost[kind, 2] - cost[kind, 0])[self.combination] for kind in range(kinds)])
+            stage += self.again * self._over_layers(
+                [(cost[kind, 2] - cost[kind, 0])[self.combination] for kind in range(kinds)]
+            )
         return self._with_ends(stage, cost[kinds, 0][self.combination], cost[kinds + 1, 0][self.combination])
 
     def _over_layers(self, layers: Sequence[FloatArray]) -> FloatArray:
@@ -140,9 +148,8 @@ class _Selector:
 
     def total(self, stage: FloatArray) -> FloatArray:
         """Sum over all stages, from the three profiles; middle stages count as the heaviest of them."""
-        return np.where(
-            self.pipeline == 1, stage[FIRST], stage[FIRST] + stage[LAST] + np.maximum(self.pipeline - 2, 0) * stage[MIDDLE]
-        )
+        several = stage[FIRST] + stage[LAST] + np.maximum(self.pipeline - 2, 0) * stage[MIDDLE]
+        return np.asarray(np.where(self.pipeline == 1, stage[FIRST], several), np.float64)
 
 
 def _send(at: SymbolTable) -> tuple[Value, Value, Value]:

@@ -26,7 +26,7 @@ def effective_share(at: Bindings, devices: FloatArray) -> FloatArray:
     cost = _checkpoint_time(at)
     every = checkpoint_interval(at, devices)
     lost = cost / every + (every / 2.0 + at["reliability.restart_time"]) / between
-    return np.maximum(1.0 - lost, 0.01)
+    return np.asarray(np.maximum(1.0 - lost, 0.01), np.float64)
 
 
 def _between_failures(at: Bindings, devices: FloatArray) -> FloatArray:

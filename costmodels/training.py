@@ -57,7 +57,7 @@ def training_problem(
 ) -> Problem:
     """A problem with every symbol of the model, the stack's device symbols (when one device is given) and the plan's defaults.
 
-    `fixed` binds `sequence`, `global_batch` and whatever else is not an axis; SI units. Symbols that turn out to be columns win.
+    `fixed` binds `sequence`, `global_batch` and whatever else is not an axis; SI units. Columns win over them.
     `optimizer` names a state layout of costmodels/data/optimizers.yaml in place of the stack's own.
     """
     chosen = find_stack(stack)
@@ -243,7 +243,7 @@ def stages_of(problem: Problem, points: Columns, stack: Stack) -> tuple[StageTab
 
 
 def _convention(problem: Problem, points: Columns, stack: Stack) -> tuple[ConventionFlops, IntArray]:
-    """Convention FLOPs of one sequence: they depend on the model's shape and the sequence, whatever the plan and the machine."""
+    """Convention FLOPs of one sequence: a matter of the model's shape and the sequence, whatever the plan and machine."""
     machine = ("device", "generation", "kernel.", "link.", "stack.", "optimizer.", "reliability.", "workload.")
     reads = {name for name in points.levels if name not in PLAN_SYMBOLS and not name.startswith(machine)} - {"global_batch"}
     combinations, place = distinct(points, reads)
@@ -260,7 +260,12 @@ def _metrics(problem: Problem, at: Bindings, tables: Tables, rows: slice) -> Met
     data = gathered(tables.data, tables.by_data[rows])
     step, parts, often = _step(at, pipe, data)
     used = energy(
-        at, step, pipe.flops, pipe.traffic, pipe.inner_bytes + often * data.inner_bytes, pipe.outer_bytes + often * data.outer_bytes
+        at,
+        step,
+        pipe.flops,
+        pipe.traffic,
+        pipe.inner_bytes + often * data.inner_bytes,
+        pipe.outer_bytes + often * data.outer_bytes,
     )
     joules = np.asarray(sum(used.values()))
     value = _rates(at, step, tables.flops, tables.by_flops[rows], pipe.recomputed_share)
@@ -311,7 +316,9 @@ def _step(at: Bindings, pipe: PipelineTime, data: DataParallelTime) -> tuple[Flo
     return step, parts, often
 
 
-def _rates(at: Bindings, step: FloatArray, flops: ConventionFlops, place: IntArray, recomputed: FloatArray) -> dict[str, FloatArray]:
+def _rates(
+    at: Bindings, step: FloatArray, flops: ConventionFlops, place: IntArray, recomputed: FloatArray
+) -> dict[str, FloatArray]:
     """Throughput and utilisation by the published convention."""
     devices = np.asarray(at["devices"], np.float64)
     batch = np.asarray(at["global_batch"], np.float64)
@@ -345,5 +352,3 @@ def _run_length(at: Bindings, value: dict[str, FloatArray], tokens: FloatArray) 
     value["training_days"] = steps * value["step_time"] * stretch / SECONDS_PER_DAY
     value["training_price"] = steps * value["price"] * stretch
     value["training_energy"] = steps * value["energy"] * stretch
-
-

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from costmodels.constants import device_symbols, find_stack, find_stack
+from costmodels.constants import device_symbols, find_stack
 from costmodels.training import training_problem
 from dse.experiment import Experiment, mesh
 from dse.experiment_schema import coded

@@ -119,6 +119,39 @@ def validate_command(
         typer.echo(to_json_text(found.to_json()))
 
 
+@app.command("calibrate")
+def calibrate_command(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the measurements; resumed.")] = Path("calibration"),
+    suite: Annotated[str, typer.Option("--suite", metavar="A,B", help="Just these suites: gemm,attention,….")] = "",
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Stop after this long.")] = 480.0,
+    small: Annotated[bool, typer.Option("--small", help="Few, tiny rows: a CPU does them in seconds.")] = False,
+    experiment: Annotated[
+        Path | None, typer.Option("--for", metavar="FILE|RUN", help="Just the kernels that this answer hangs on.")
+    ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="How many kernels, with --for.")] = 5,
+    only_list: Annotated[bool, typer.Option("--list", help="Say what there is to measure, and measure nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure this machine, or with --for just what an experiment's answer hangs on."""
+    del debug
+    from dse.calibration import calibrate, listed, uncertain_shapes, write_shapes
+
+    if experiment is None:
+        if only_list:
+            typer.echo(listed(suite, small=small))
+            return
+        raise typer.Exit(calibrate(out, suite=suite, seconds=seconds, small=small))
+    if suite or small:
+        raise ValueError("--for says by itself what is measured: leave --suite and --small out")
+    wanted = uncertain_shapes(experiment, most)
+    typer.echo(str(wanted))
+    if only_list or not wanted.chosen:
+        return
+    write_shapes(wanted.chosen, out / "shapes.csv")
+    typer.echo(f"\n{out / 'shapes.csv'}")
+    raise typer.Exit(calibrate(out, seconds=seconds, shapes=out / "shapes.csv"))
+
+
 @app.command("models")
 def models_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one model in full.")] = None, debug: Debug = False

@@ -201,5 +201,3 @@ def _moves_text(explanation: Explanation) -> str:
         fits = "" if answer.feasible else f"; still lacks {lacking(answer)}"
         lines.append(f"  {said}: {gain}, {memory}{fits}")
     return "\n".join(["What would relieve it, in the plan:", *lines])
-
-

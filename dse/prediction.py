@@ -30,7 +30,7 @@ RESULTS: Mapping[str, tuple[str, ...]] = {
         *("evidence", "assumptions", "error"),
     ),
     "serving": ("assumptions", "error"),
-    "kernel": ("error",),
+    "kernel": ("time_s", "time_s_low", "time_s_high", "evidence", "error"),
 }
 """Columns appended, by kind; a column of the same name in the input is replaced."""
 
@@ -74,6 +74,8 @@ def predict_rows(rows: Sequence[Row], kind: str = "training") -> list[dict[str, 
         raise ValueError(f"no kind of prediction is called {kind!r}; choose one of {', '.join(RESULTS)}")
     blank: dict[str, Any] = dict.fromkeys(RESULTS[kind], "")
     answered: list[dict[str, Any]] = [{**row, **blank} for row in rows]
+    if kind == "kernel":
+        return _kernels(rows)
     if kind != "training":
         for result in answered:
             result["error"] = f"{kind} is not available yet in this version"
@@ -87,6 +89,18 @@ def predict_rows(rows: Sequence[Row], kind: str = "training") -> list[dict[str, 
     for members in _groups(questions).values():
         _answer(answered, members, [questions[i] for i in members])
     return answered
+
+
+def _kernels(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows that each name one kernel, with its time appended; seconds."""
+    from costmodels.kernel_prediction import predict_kernel_rows
+
+    found = predict_kernel_rows([{name: value or "" for name, value in row.items()} for row in rows])
+    return [{**row, **{name: _text(answer[name]) for name in RESULTS["kernel"]}} for row, answer in zip(rows, found, strict=True)]
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.9g}"
 
 
 def _groups(questions: Mapping[int, Question]) -> dict[tuple[Any, ...], list[int]]:

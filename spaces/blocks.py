@@ -52,8 +52,8 @@ class Model:
 def scalars(architecture: Architecture) -> dict[str, int]:
     """The symbols an architecture binds: every count of its table, by field name."""
     names = (
-        "layers hidden heads kv_heads head_dim ffn vocab max_positions experts experts_per_token routing_groups moe_ffn shared_ffn "
-        "q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim sliding_window"
+        "layers hidden heads kv_heads head_dim ffn vocab max_positions experts experts_per_token routing_groups moe_ffn "
+        "shared_ffn q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim sliding_window"
     )
     return {name: int(getattr(architecture, name)) for name in names.split()}
 
@@ -122,7 +122,9 @@ def _sizes(a: Architecture, window: bool) -> dict[str, Expression]:
     return sizes
 
 
-def _norm(a: Architecture, name: str, source: str, dims: tuple[str, ...], width: tuple[str, ...], bias: bool = False) -> Operator:
+def _norm(
+    a: Architecture, name: str, source: str, dims: tuple[str, ...], width: tuple[str, ...], bias: bool = False
+) -> Operator:
     weights = [width] * (1 + bias)
     statistics = [Tensor(f"{name}_rstd", dims[:-1], 4)]
     if a.norm == "layernorm":
@@ -138,7 +140,13 @@ def _norm(a: Architecture, name: str, source: str, dims: tuple[str, ...], width:
 
 
 def _linear(
-    name: str, source: str, reads: tuple[str, ...], out: tuple[Tensor, ...], contracted: tuple[str, ...], bias: bool, **more: bool
+    name: str,
+    source: str,
+    reads: tuple[str, ...],
+    out: tuple[Tensor, ...],
+    contracted: tuple[str, ...],
+    bias: bool,
+    **more: bool,
 ) -> Operator:
     """One matrix product from `source`, read under `reads`, to one or more outputs."""
     weights = []
@@ -148,14 +156,21 @@ def _linear(
         if bias:
             weights.append(width)
     return Operator(
-        name, Kind.GEMM, ((source, reads),), out, contracted, tuple(weights), keeps=(source,), quantised=more.get("quantised", True)
+        name,
+        Kind.GEMM,
+        ((source, reads),),
+        out,
+        contracted,
+        tuple(weights),
+        keeps=(source,),
+        quantised=more.get("quantised", True),
     )
 
 
 def _layer(a: Architecture, traits: GraphTraits, kind: str) -> Graph:
     ops = [_norm(a, "attention_norm", "layer_in", STREAM, ("hidden",), "norm" in a.biases)]
     ops += _attention_inputs_mla(a) if a.kv_lora_rank else _attention_inputs(a, traits)
-    ops += _attention(a, traits, window=kind.endswith("-window"))
+    ops += _attention(a, traits)
     ops += _residual(a, traits, "attention", "attention_proj", "layer_in", "attention_sum")
     ops.append(_norm(a, "mlp_norm", "attention_sum", STREAM, ("hidden",), "norm" in a.biases))
     if kind.startswith("moe"):
@@ -198,12 +213,18 @@ def _attention_inputs_mla(a: Architecture) -> list[Operator]:
     q = Tensor("q", ("tokens", "heads", "qk_dim"))
     ops = []
     if a.q_lora_rank:
-        ops.append(_linear("q_down", "attention_norm_out", STREAM, (Tensor("q_latent", ("stream", "q_lora_rank")),), ("hidden",), False))
+        ops.append(
+            _linear(
+                "q_down", "attention_norm_out", STREAM, (Tensor("q_latent", ("stream", "q_lora_rank")),), ("hidden",), False
+            )
+        )
         ops.append(_norm(a, "q_norm", "q_latent", ("stream", "q_lora_rank"), ("q_lora_rank",)))
         ops.append(_linear("q_up", "q_norm_out", ("tokens", "q_lora_rank"), (q,), ("q_lora_rank",), False))
     else:
         ops.append(_linear("q_proj", "attention_norm_out", TOKENS, (q,), ("hidden",), False))
-    ops.append(_linear("kv_down", "attention_norm_out", STREAM, (Tensor("kv_latent", ("stream", "latent")),), ("hidden",), False))
+    ops.append(
+        _linear("kv_down", "attention_norm_out", STREAM, (Tensor("kv_latent", ("stream", "latent")),), ("hidden",), False)
+    )
     ops.append(_norm(a, "kv_norm", "kv_latent", ("stream", "kv_lora_rank"), ("kv_lora_rank",)))
     up = Tensor("kv_up_out", ("tokens", "heads", "up_dim"))
     ops.append(_linear("kv_up", "kv_norm_out", ("tokens", "kv_lora_rank"), (up,), ("kv_lora_rank",), False))
@@ -222,7 +243,7 @@ def _attention_inputs_mla(a: Architecture) -> list[Operator]:
     return ops
 
 
-def _attention(a: Architecture, traits: GraphTraits, *, window: bool) -> list[Operator]:
+def _attention(a: Architecture, traits: GraphTraits) -> list[Operator]:
     rotated = a.positions == "rotary" or a.kv_lora_rank
     q, k = ("q_rotated", "k_rotated") if rotated else (("q_norm_out", "k_norm_out") if a.qk_norm else ("q", "k"))
     kv_heads = "heads" if a.kv_lora_rank else "kv_heads"
@@ -239,7 +260,15 @@ def _attention(a: Architecture, traits: GraphTraits, *, window: bool) -> list[Op
         if traits.dropout:
             made += [Tensor("scores_mask", scores, 1), Tensor("scores_dropped", scores, 2)]
         core = [
-            Operator("scores", Kind.ATTENTION, reads, tuple(made), weights=sinks, keeps=(q, k, *(t.name for t in made)), region="core"),
+            Operator(
+                "scores",
+                Kind.ATTENTION,
+                reads,
+                tuple(made),
+                weights=sinks,
+                keeps=(q, k, *(t.name for t in made)),
+                region="core",
+            ),
             Operator(
                 "attend",
                 Kind.ATTENTION,
@@ -339,8 +368,13 @@ def _experts(a: Architecture, traits: GraphTraits) -> list[Operator]:
             tuple(router_weights),
             keeps=("mlp_norm_out",),
         ),
-        Operator("route", Kind.ROUTE, (("router_out", probabilities.dims),), (Tensor("choices", ("stream", "experts_per_token"), 4),),
-                 keeps=("router_out",)),
+        Operator(
+            "route",
+            Kind.ROUTE,
+            (("router_out", probabilities.dims),),
+            (Tensor("choices", ("stream", "experts_per_token"), 4),),
+            keeps=("router_out",),
+        ),
         Operator("permute", Kind.PERMUTE, (("mlp_norm_out", STREAM), ("choices", ("stream", "experts_per_token"))), (sent,)),
         Operator("receive", Kind.PERMUTE, (("sent", grouped),), (received,)),
         Operator(
@@ -391,13 +425,26 @@ def _embedding(a: Architecture, traits: GraphTraits) -> Graph:
     """Token (and position) embedding up to the residual stream."""
     weights: list[tuple[str, ...]] = [("vocab", "hidden")]
     ops = [
-        Operator("embedding", Kind.EMBEDDING, (("token_ids", ("tokens",)),), (Tensor("embedded", TOKENS),), ("vocab",), tuple(weights),
-                 keeps=("token_ids",))
+        Operator(
+            "embedding",
+            Kind.EMBEDDING,
+            (("token_ids", ("tokens",)),),
+            (Tensor("embedded", TOKENS),),
+            ("vocab",),
+            tuple(weights),
+            keeps=("token_ids",),
+        )
     ]
     source = "embedded"
     if a.positions == "learned":
         ops.append(
-            Operator("position_add", Kind.ADD, ((source, STREAM),), (Tensor("positioned", STREAM),), weights=(("max_positions", "hidden"),))
+            Operator(
+                "position_add",
+                Kind.ADD,
+                ((source, STREAM),),
+                (Tensor("positioned", STREAM),),
+                weights=(("max_positions", "hidden"),),
+            )
         )
         source = "positioned"
     if a.embedding_norm:
@@ -406,7 +453,9 @@ def _embedding(a: Architecture, traits: GraphTraits) -> Graph:
     if traits.dropout:
         mask = Tensor("embedding_mask", STREAM, 1)
         ops.append(
-            Operator("embedding_dropout", Kind.DROPOUT, ((source, STREAM),), (Tensor("stream_in", STREAM), mask), keeps=(mask.name,))
+            Operator(
+                "embedding_dropout", Kind.DROPOUT, ((source, STREAM),), (Tensor("stream_in", STREAM), mask), keeps=(mask.name,)
+            )
         )
     return Graph(tuple(ops), (Tensor("token_ids", ("tokens",), 8),), _sizes(a, False))
 
@@ -422,10 +471,13 @@ def _head(a: Architecture) -> Graph:
             (("final_norm_out", TOKENS),),
             (logits,),
             ("hidden",),
-            () if a.tied_embeddings else ((("hidden", "vocab"), ("vocab",)) if "lm_head" in a.biases else (("hidden", "vocab"),)),
+            ()
+            if a.tied_embeddings
+            else ((("hidden", "vocab"), ("vocab",)) if "lm_head" in a.biases else (("hidden", "vocab"),)),
             keeps=("final_norm_out",),
         ),
-        Operator("loss", Kind.LOSS, (("logits", logits.dims),), (Tensor("loss_out", ("tokens",), 4),), ("vocab",), keeps=("logits",)),
+        Operator(
+            "loss", Kind.LOSS, (("logits", logits.dims),), (Tensor("loss_out", ("tokens",), 4),), ("vocab",), keeps=("logits",)
+        ),
     ]
     return Graph(tuple(ops), (Tensor("layers_out", STREAM),), _sizes(a, False))
-

@@ -117,8 +117,8 @@ def distinct(columns: Columns, reads: Iterable[str]) -> tuple[Columns, IntArray]
     levels = {symbol: entry for symbol, entry in columns.levels.items() if entry[0] in axes}
     if not axes or columns.n == 0:
         rows = min(columns.n, 1)
-        first = {axis: columns.codes[axis][:rows] for axis in axes}
-        return Columns(n=rows, codes=first, levels=levels), np.zeros(columns.n, np.int64)
+        none = {axis: columns.codes[axis][:rows] for axis in axes}
+        return Columns(n=rows, codes=none, levels=levels), np.zeros(columns.n, np.int64)
     code = np.zeros(columns.n, np.int64)
     span = 1
     for axis, size in axes.items():

@@ -131,9 +131,9 @@ class Graph:
     sizes: Mapping[str, Expression] = field(default_factory=dict)
 
     @cached_property
-    def network(self) -> nx.DiGraph:
+    def network(self) -> nx.DiGraph[str]:
         """Nodes are operators, edges carry the tensor's name. Raises ValueError on a cycle or a tensor nobody writes."""
-        graph = nx.DiGraph()
+        graph: nx.DiGraph[str] = nx.DiGraph()
         writer: dict[str, str] = {}
         for op in self.operators:
             graph.add_node(op.name, operator=op)

@@ -49,7 +49,9 @@ def chunk_sizes(layers: int, chunks: int, layout: int) -> IntArray:
     return sizes
 
 
-def stage_table(order: Sequence[str], kinds: Sequence[str], pipeline: IntArray, virtual: IntArray, layout: IntArray) -> StageTable:
+def stage_table(
+    order: Sequence[str], kinds: Sequence[str], pipeline: IntArray, virtual: IntArray, layout: IntArray
+) -> StageTable:
     """Layer counts of the three rank profiles, for arrays of shape (n,); `order` is the kind of every layer."""
     kind_of = np.array([list(kinds).index(kind) for kind in order], np.int64)
     counts = np.zeros((len(kinds), 3, len(pipeline)))

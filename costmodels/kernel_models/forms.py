@@ -242,6 +242,8 @@ def prepared(op: str, shapes: Shapes, device: DeviceSymbols) -> dict[str, NDArra
     at = complete(op, shapes)
     if family_of(op) == "attention":
         at["implementation"] = np.array([kernel_name(word, device) for word in at["implementation"].tolist()], dtype=np.str_)
+    if op == "copy":  # contiguous: only its size matters
+        at |= {"rows": np.ones_like(at["rows"]), "cols": at["rows"] * at["cols"]}
     return at
 
 

@@ -63,10 +63,10 @@ def residual(op: str, at: Shapes, fit: Fit, known: Known) -> tuple[FloatArray, N
 
 
 def collective(op: str, shapes: Shapes, device: DeviceSymbols, fit: Fit) -> KernelTime:
-    """α–β on the device's links times the measured curve over bytes a rank, which is held outside the sizes measured.
+    """α–β on the device's links; between two ranks times the measured curve over sizes, held at its ends.
 
-    Two ranks give a link's behaviour, not the algorithm of a larger group: more ranks, or another device's links, are
-    extrapolated.
+    Two ranks do not tell the algorithm of a larger group: more ranks have α–β alone, and are extrapolated as another
+    device's links are.
     """
     at = complete(op, shapes)
     prior = collective_prior(op, at, device)
@@ -76,9 +76,10 @@ def collective(op: str, shapes: Shapes, device: DeviceSymbols, fit: Fit) -> Kern
     within = at["ranks"] <= at["ranks_per_node"]
     points = np.asarray(fit.curves[op])
     each = np.log2(np.maximum(at["bytes"] / at["ranks"], 1.0))
-    value = prior * np.exp(np.where(within, np.interp(each, points[:, 0], points[:, 1]), 0.0))
+    pair = within & (at["ranks"] == 2)
+    value = prior * np.exp(np.where(pair, np.interp(each, points[:, 0], points[:, 1]), 0.0))
     inside_sizes = (each >= points[0, 0] - 0.5) & (each <= points[-1, 0] + 0.5)
-    direct = within & (at["ranks"] == 2) & inside_sizes & sibling.same
+    direct = pair & inside_sizes & sibling.same
     spread = spread_of(fit, "learned", op, at, device)
     spread = np.where(direct, spread, np.where(within & inside_sizes, 2.0, 3.0) * spread)
     floor = datasheet_bound(op, at, device)

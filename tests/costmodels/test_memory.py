@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from training_points import OLD, SPARSE, TINY, evaluate, legal_plans, one, problem
 
 from costmodels.memory import PARTS
-from costmodels.published import GIB, read_facts
+from costmodels.published import GIB, Fact, read_facts
 from spaces.architecture import find
 from spaces.plan import Recompute, Schedule
+from spaces.problem import Problem
 
 FIGURE_1 = [f for f in read_facts() if f.metric == "activation_memory" and f.id.startswith("kort22-f1")]
 
 
-def part(asked: object, name: str, **plan: int) -> float:
-    return float(evaluate(asked, plan).parts["memory"][name][0])  # type: ignore[arg-type]
+def part(asked: Problem, name: str, **plan: int) -> float:
+    return float(evaluate(asked, plan).parts["memory"][name][0])
 
 
 @given(legal_plans())
@@ -35,11 +36,8 @@ def test_sharding_more_never_needs_more_memory(plan: dict[str, int]) -> None:
     """ZeRO 0 to 3, apart from the units that stage 3 gathers whole."""
     stages = [{**plan, "zero_stage": zero, "shard_degree": plan["data"] * plan["context"]} for zero in range(4)]
     metrics = evaluate(problem(SPARSE), *stages)
-    state = sum(metrics.parts["memory"][name] for name in ("weights", "gradients", "optimizer"))
-    assert (np.diff(state[:3]) <= 1e-6).all() or (np.diff(metrics.value["memory"][:3]) <= 1e-6).all()
-    assert (np.diff(metrics.value["peak_memory"][:3]) <= 1e-6 * metrics.value["peak_memory"][0]).all()
-    without = metrics.value["peak_memory"] - metrics.parts["memory"]["gathered"]
-    assert without[3] <= without[2] * (1 + 1e-9)
+    peak = metrics.value["peak_memory"] - metrics.parts["memory"]["gathered"]
+    assert (np.diff(peak) <= 1e-9 * peak[0]).all()
 
 
 @given(legal_plans())
@@ -63,11 +61,11 @@ def test_first_k_lies_between_none_and_full(k: int) -> None:
 
 
 def test_a_split_model_has_its_share_of_weights_and_moments() -> None:
-    asked = problem(OLD, stack="megatron-2022")
+    asked = problem(TINY)
     whole = part(asked, "weights") + part(asked, "optimizer")
-    for plan in ({"tensor": 8}, {"tensor": 4, "context": 2}, {"tensor": 2, "data": 4}):
+    for plan in ({"tensor": 4}, {"tensor": 4, "context": 2}, {"tensor": 2, "data": 4}):
         split = part(asked, "weights", **plan) + part(asked, "optimizer", **plan)
-        assert split == pytest.approx(whole / plan["tensor"], rel=0.02)
+        assert split == pytest.approx(whole / plan["tensor"], rel=0.01)
 
 
 def test_the_last_stage_of_tied_embeddings_holds_the_table_again() -> None:
@@ -89,15 +87,15 @@ def test_gpipe_holds_every_microbatch_and_1f1b_one_a_stage() -> None:
 def test_interleaving_holds_more_by_korthikantis_factor() -> None:
     """1 + (p − 1)/(p·v) of the first stage's activations (Korthikanti 2022 §4.2.3)."""
     plan = {"pipeline": 4, "micro_batch": 1}
-    asked = problem(OLD, global_batch=64)
+    asked = problem(OLD.with_dimensions(vocab=512), global_batch=64)  # so that the first stage is the fullest
     plain, chunked = (part(asked, "activations", **plan, virtual=v) for v in (1, 2))
     assert chunked / plain == pytest.approx(1 + 3 / (4 * 2), rel=0.02)
 
 
 @pytest.mark.parametrize("fact", FIGURE_1, ids=lambda fact: fact.id)
-def test_activations_of_korthikanti_figure_1(fact: object) -> None:
+def test_activations_of_korthikanti_figure_1(fact: Fact) -> None:
     """Activations of the first stage, kept by the layers: within 2 % of the figure (norm statistics are left out there)."""
-    cells = fact.inputs  # type: ignore[attr-defined]
+    cells = fact.inputs
     parallel = cells["recompute"].endswith("+sp")
     plan = {
         "tensor": int(cells["tp"]), "pipeline": int(cells["pp"]), "virtual": int(cells["vpp"]),
@@ -105,10 +103,10 @@ def test_activations_of_korthikanti_figure_1(fact: object) -> None:
         "recompute": Recompute.SELECTIVE if cells["recompute"].startswith("selective") else Recompute.NONE,
         "schedule": Schedule.INTERLEAVED if int(cells["vpp"]) > 1 else Schedule.ONE_F_ONE_B,
     }  # fmt: skip
-    # a model of this size, with its 48 to 128 layers: a huge device, so that nothing else matters
-    asked = problem(find(cells["model"]), stack="megatron-2022", device="A100-80GB-SXM", global_batch=int(cells["global_batch"]))
+    model, batch = find(cells["model"]), int(cells["global_batch"])
+    asked = problem(model, stack="megatron-2022", device="A100-80GB-SXM", global_batch=batch)
     held = part(asked, "activations", **plan)
-    assert held / GIB == pytest.approx(fact.value, rel=0.03)  # type: ignore[attr-defined]
+    assert held / GIB == pytest.approx(fact.value, rel=0.03)
 
 
 def test_logits_of_a_large_vocabulary_weigh_what_they_weigh() -> None:
