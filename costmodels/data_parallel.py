@@ -38,12 +38,13 @@ class DataParallelTime:
 
 
 def shard_ranks(at: SymbolTable) -> tuple[Value, Value]:
-    """(dense, expert) ranks over which ZeRO or FSDP divides state; `shard_degree` 0 means all."""
+    """(dense, expert) ranks over which ZeRO or FSDP divides state, or a plain reduction runs; `shard_degree` 0 means all."""
     dense = at["context"] * at["data"]
     degree = np.asarray(at["shard_degree"])
-    shard = np.where(degree > 0, np.minimum(degree, dense), dense)
-    experts = at["tensor"] * dense // (at["expert_tensor"] * at["expert"])
-    return shard, np.maximum(np.minimum(experts, np.where(degree > 0, shard, experts)), 1)
+    fewer = (degree > 0) & (degree < dense) & (np.asarray(at["zero_stage"]) > 0)
+    shard = np.where(fewer, degree, dense)
+    experts = np.maximum(at["tensor"] * dense // (at["expert_tensor"] * at["expert"]), 1)
+    return shard, np.where(fewer, np.minimum(experts, shard), experts)
 
 
 def data_parallel_time(at: SymbolTable, dense: Value, expert: Value, trained: Value) -> DataParallelTime:

@@ -457,7 +457,8 @@ def _embedding(a: Architecture, traits: GraphTraits) -> Graph:
                 "embedding_dropout", Kind.DROPOUT, ((source, STREAM),), (Tensor("stream_in", STREAM), mask), keeps=(mask.name,)
             )
         )
-    return Graph(tuple(ops), (Tensor("token_ids", ("tokens",), 8),), _sizes(a, False))
+        source = "stream_in"
+    return Graph(tuple(ops), (Tensor("token_ids", ("tokens",), 8),), _sizes(a, False), ((source, STREAM),))
 
 
 def _head(a: Architecture) -> Graph:

@@ -124,11 +124,15 @@ attention and MLP, `keys` as attention reads them (the whole sequence)."""
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Operators of one block in order, as a networkx graph, with the sizes of its logical dimensions."""
+    """Operators of one block in order, as a networkx graph, with the sizes of its logical dimensions.
+
+    `outputs` are (tensor name, dimensions under which the next block reads it), where that is not how the block leaves it.
+    """
 
     operators: tuple[Operator, ...]
     inputs: tuple[Tensor, ...]
     sizes: Mapping[str, Expression] = field(default_factory=dict)
+    outputs: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @cached_property
     def network(self) -> nx.DiGraph[str]:
@@ -192,13 +196,14 @@ class Graph:
     def forward_collectives(self, placement: Placement) -> tuple[Collective, ...]:
         """Exchanges of the forward pass, in order."""
         found = []
-        for op in self.operators:
-            for name, wanted in op.reads:
-                tensor = self.tensors[name]
-                partial = self._partial(self.writer[name], placement) if name in self.writer else frozenset()
-                for kind, axis in exchange(placement.of(tensor.dims), partial, placement.of(wanted)):
-                    dims, gathered = (tensor.dims, (axis,)) if kind != "all_to_all" else (tensor.dims, ())
-                    found.append(Collective(kind, axis, name, dims, tensor.element, op.name, gathered))
+        readings = [(op.name, name, wanted) for op in self.operators for name, wanted in op.reads]
+        readings += [(self.writer[name].name, name, wanted) for name, wanted in self.outputs]
+        for cause, name, wanted in readings:
+            tensor = self.tensors[name]
+            partial = self._partial(self.writer[name], placement) if name in self.writer else frozenset()
+            for kind, axis in exchange(placement.of(tensor.dims), partial, placement.of(wanted)):
+                gathered = (axis,) if kind != "all_to_all" else ()
+                found.append(Collective(kind, axis, name, tensor.dims, tensor.element, cause, gathered))
         return tuple(_once(found))
 
     def backward_collectives(self, placement: Placement) -> tuple[Collective, ...]:
@@ -208,6 +213,11 @@ class Graph:
         sharded output dimensions leaves it a partial sum (Megatron's `f` and `g`, Shoeybi 2019 §3).
         """
         found = []
+        for name, wanted in self.outputs:  # the next block hands the gradient back as it read the value
+            tensor = self.tensors[name]
+            for kind, axis in exchange(placement.of(wanted), frozenset(), placement.of(tensor.dims)):
+                cause = self.writer[name].name
+                found.append(Collective(kind, axis, "d_" + name, tensor.dims, tensor.element, cause, (axis,)))
         for op in reversed(self.operators):
             for name, wanted in op.reads:
                 tensor = self.tensors[name]

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import accuracy
 from costmodels import block, block_table, data_parallel, measurements, pipeline, training
 from costmodels.calibration import checks
 from costmodels.metrics import Metrics
+from dse import validation
 from search import exact
 from search.front import Objective
 from spaces import training as plans
@@ -218,19 +218,15 @@ def the_same_points_again(patch: Patch) -> None:
 # ---- learning and running -----------------------------------------------------------------------------------------------
 
 
+def errors_on_every_row(patch: Patch) -> None:
+    patch.setattr(validation.Validation, "judged", property(lambda told: told.compared))
+
+
 def errors_on_training_rows(patch: Patch) -> None:
-    def swapped(original: Any, compared: Any) -> Mapping[Any, Any]:
-        other = {"held-out": "calibration", "calibration": "held-out"}
-        return original([replace(c, fact=replace(c.fact, split=other[c.fact.split])) for c in compared])
+    def swapped(original: Any, split: str = "calibration", **more: Any) -> Any:
+        return original(split, **more)
 
-    _wrap(patch, accuracy, "_splits", swapped)
-
-
-def every_row_together(patch: Patch) -> None:
-    def merged(_: Any, compared: Any) -> Mapping[Any, Any]:
-        return {("held-out", "judged"): [c for c in compared if c.fact.split == "calibration"]}
-
-    _wrap(patch, accuracy, "_splits", merged)
+    _wrap(patch, validation, "validate", swapped)
 
 
 def remembered_by_name(patch: Patch) -> None:
@@ -286,8 +282,8 @@ MUTATIONS: Mapping[str, Mapping[str, Mutation]] = {
     "one_bad_point_does_not_end_the_search": {"dies": dies_on_a_bad_point},
     "each_point_is_evaluated_once": {"again and again": many_evaluations, "drawn twice": the_same_points_again},
     "errors_are_reported_on_rows_nothing_was_fitted_on": {
-        "splits swapped": errors_on_training_rows,
-        "calibration alone": every_row_together,
+        "on all rows": errors_on_every_row,
+        "on training rows": errors_on_training_rows,
     },
     "what_is_remembered_is_keyed_by_what_it_was_made_from": {
         "by name": remembered_by_name,

@@ -37,7 +37,7 @@ from costmodels.data_parallel import data_parallel_time
 from costmodels.measurements import BadMeasurements
 from costmodels.measurements import read as read_measurements
 from costmodels.metrics import Metrics
-from costmodels.published import best_rows, predicted_flops, read_facts
+from costmodels.published import best_rows, error_statistics, median_of_source_medians, read_facts
 from costmodels.training import TrainingModel
 from search.exact import search
 from search.front import Objective
@@ -283,7 +283,7 @@ def check_each_point_is_evaluated_once() -> None:
 
 def check_errors_are_reported_on_rows_nothing_was_fitted_on() -> None:
     """A predictor that is perfect on the calibration rows and a third off elsewhere is a third off."""
-    from benchmarks import accuracy
+    from dse import validation
 
     facts = [fact for fact in best_rows(read_facts()) if fact.metric == "step_time"]
     times = {tuple(sorted(fact.inputs.items())): fact for fact in facts}
@@ -300,14 +300,16 @@ def check_errors_are_reported_on_rows_nothing_was_fitted_on() -> None:
                             "model_tflops_per_gpu": 1.0, "hw_tflops_per_gpu": 1.0, "mfu": 0.1, "mfu_causal": 0.1})  # fmt: skip
         return answers
 
-    tables = accuracy.report(facts, memorised)
-    first = tables["overall"][0]
-    assert first["split"] == "held-out"
-    assert first["median_of_source_medians"] > 25
-    seen = [row for row in tables["overall"] if row["split"] == "calibration" and row["rows"]]
-    assert seen
-    assert all(row["median"] < 1e-6 for row in seen)
-    assert predicted_flops({"step_time_s": 1.0, "model_tflops_per_gpu": 1.0, "hw_tflops_per_gpu": 1.0}, 1) is not None
+    told = validation.validate(facts=facts, predictor=memorised)
+    assert median_of_source_medians(told.judged) > 25
+    assert error_statistics(told.compared).median > 25
+    assert {c.fact.split for c in told.compared} == {"held-out"}
+    everything_told = validation.validate("all", facts=facts, predictor=memorised)
+    assert {c.fact.split for c in everything_told.judged} == {"held-out"}
+    fitted = validation.validate("calibration", facts=facts, predictor=memorised)
+    assert error_statistics(fitted.compared).median < 1e-6
+    shown = {bar.name: bar.value for bar in validation.bars(everything_told)}
+    assert shown == {bar.name: bar.value for bar in validation.bars(told)}
 
 
 def check_what_is_remembered_is_keyed_by_what_it_was_made_from() -> None:

@@ -1,0 +1,162 @@
+"""Errors of the kernel models on kernels they were not fitted on: `python -m benchmarks.kernels [--json] [--write]`.
+
+GEMM sites (n, k), kinds of attention heads, operand sizes and message sizes are left out in turn; then whole devices. Each
+line has the number of rows, and in percent the median, mean and 90th percentile of |predicted / measured − 1| for each model,
+with the coverage and median half width of `learned`'s 90 % interval, whose quantile comes from the other folds' rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.kernel_models import network
+from costmodels.kernel_models.groups import quantiles
+from costmodels.kernel_models.heldout import FOLDS, HeldOut, leave_device_out, leave_groups_out
+from costmodels.kernel_models.samples import Sample, folds, samples
+from costmodels.measurements import Measurements, read
+from spaces.columns import FloatArray
+
+PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
+Line: TypeAlias = dict[str, str | int | float]
+Mask: TypeAlias = NDArray[np.bool_]
+
+
+def summary(what: str, kind: str, time: FloatArray, seconds: Mapping[str, FloatArray], half_width: FloatArray | None = None) -> Line:
+    """One line of the table; percent. `half_width` (n,) is the interval's in log time, for the last model."""
+    line: Line = {"what": what, "left_out": kind, "rows": len(time)}
+    for model, predicted in seconds.items():
+        error = 100.0 * np.abs(predicted / time - 1.0)
+        line |= {f"{model}_median": _round(np.median(error)), f"{model}_mean": _round(error.mean())}
+        line |= {f"{model}_p90": _round(np.quantile(error, 0.9))}
+    if half_width is not None:
+        within = np.abs(np.log(list(seconds.values())[-1] / time)) <= half_width
+        line |= {"coverage": _round(100.0 * within.mean()), "half_width": _round(100.0 * np.median(np.expm1(half_width)))}
+    return line
+
+
+def _round(value: object) -> float:
+    return round(float(np.asarray(value)), 2)
+
+
+def widths(held: Sequence[HeldOut]) -> list[FloatArray]:
+    """Half width of the interval of every held-out row, from the errors of the other folds alone; shape (n,) each."""
+    fold = folds([rows.sample for rows in held], FOLDS)
+    error = [np.abs(rows.error("learned")) for rows in held]
+    half = [np.zeros(len(rows.sample)) for rows in held]
+    for turn in range(FOLDS):
+        known = quantiles(
+            np.concatenate([e[f != turn] for e, f in zip(error, fold, strict=True)]),
+            np.concatenate([rows.group[f != turn] for rows, f in zip(held, fold, strict=True)]),
+        )
+        for rows, f, own in zip(held, fold, half, strict=True):
+            own[f == turn] = [known.get(name, known[""]) for name in rows.group[f == turn].tolist()]
+    return half
+
+
+def gemm_parts(sample: Sample) -> Iterable[tuple[str, Mask]]:
+    """The rows of a GEMM sample by what the targets name."""
+    at = sample.at
+    plain = (at["layout"] == "forward") & (at["cache"] == "warm") & (at["groups"] == 1)
+    for dtype in ("bf16", "fp16", "fp8"):
+        own = plain & (at["dtype"] == dtype)
+        yield f"gemm {dtype}", own
+        yield f"gemm {dtype}, m ≤ 64", own & (at["m"] <= 64)
+        yield f"gemm {dtype}, m > 64", own & (at["m"] > 64)
+    yield "gemm cold cache", at["cache"] == "cold"
+    yield "gemm input gradient", at["layout"] == "dgrad"
+    yield "gemm weight gradient", at["layout"] == "wgrad"
+    yield "gemm grouped", at["groups"] > 1
+
+
+def variant_parts(sample: Sample) -> Iterable[tuple[str, Mask]]:
+    """The rows of a sample by operator variant."""
+    for kind in np.unique(sample.variant).tolist():
+        yield kind.replace(".", " "), sample.variant == kind
+
+
+def family_lines(data: Measurements, family: str) -> list[Line]:
+    """Groups left out, then devices left out, for one family."""
+    many = samples(data, family)
+    if not many:
+        return []
+    lines = []
+    held = leave_groups_out(many)
+    left = {"gemm": "(n, k) sites", "attention": "kinds of heads", "pointwise": "sizes"}[family]
+    for rows, half in zip(held, widths(held), strict=True):
+        lines += _parts(rows, left, half)
+    for device in data.devices:
+        for rows in leave_device_out(many, device):
+            lines += _parts(rows, "the device", None)
+    return lines
+
+
+def _parts(rows: HeldOut, left: str, half: FloatArray | None) -> list[Line]:
+    parts = gemm_parts if rows.sample.op == "gemm" else variant_parts
+    lines = []
+    for what, mask in parts(rows.sample):
+        if mask.any():
+            seconds = {model: values[mask] for model, values in rows.seconds.items()}
+            title = f"{rows.sample.device}: {what}"
+            lines.append(summary(title, left, rows.sample.time[mask], seconds, None if half is None else half[mask]))
+    return lines
+
+
+def collective_lines(data: Measurements) -> list[Line]:
+    """Message sizes left out, in a graph from 1 MiB and from Python from 64 MiB."""
+    many = network.two_ranks(samples(data, "collectives"))
+    eager = network.two_ranks(samples(data, "collectives", "eager"))
+    lines = []
+    for sample, prior, curve in network.leave_sizes_out(many) if many else []:
+        mask = sample.at["bytes"] >= 2**20
+        seconds = {"roofline": prior[mask], "learned": curve[mask]}
+        lines.append(summary(f"{sample.device}: {sample.op} in a graph, ≥ 1 MiB", "sizes", sample.time[mask], seconds))
+    for sample in eager:
+        large = sample.take(sample.at["bytes"] >= 2**26)
+        curve = network.fit_curves([own for own in many if own.op == sample.op])
+        if len(large) and sample.op in curve:
+            seconds = {"learned": network.curve_time(large, curve)}
+            lines.append(summary(f"{sample.device}: {sample.op} from Python, ≥ 64 MiB", "all eager rows", large.time, seconds))
+    return lines
+
+
+def report(data: Measurements) -> list[Line]:
+    """Every line of the table."""
+    lines = [line for family in ("gemm", "attention", "pointwise") for line in family_lines(data, family)]
+    return lines + collective_lines(data)
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Markdown: one line a row, three models of median / mean / p90."""
+    text = ["| kernels | left out | rows | roofline | calibrated | learned | 90 % interval |", "|---|---|---|---|---|---|---|"]
+    for line in lines:
+        cells = [str(line[name]) for name in ("what", "left_out", "rows")]
+        for model in ("roofline", "calibrated", "learned"):
+            figures = [line.get(f"{model}_{part}") for part in ("median", "mean", "p90")]
+            cells.append("" if figures[0] is None else " / ".join(f"{float(figure or 0.0):.1f}" for figure in figures))
+        cells.append(f"{line['coverage']} % in ± {line['half_width']} %" if "coverage" in line else "")
+        text.append("| " + " | ".join(cells) + " |")
+    return "\n".join(text) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Held-out errors of the kernel models.")
+    parser.add_argument("--json", action="store_true", help="print the lines as JSON")
+    parser.add_argument("--write", action="store_true", help=f"write the table to {PAGE.name} in docs")
+    chosen = parser.parse_args(arguments)
+    lines = report(read())
+    if chosen.write:
+        head = "# Kernel models on kernels they have not seen\n\nPercent of |predicted / measured − 1|: median / mean / 90th percentile.\n\n"
+        PAGE.write_text(head + table(lines), encoding="utf-8")
+    print(json.dumps(lines) if chosen.json else table(lines))
+
+
+if __name__ == "__main__":
+    main()
