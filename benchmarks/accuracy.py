@@ -75,9 +75,9 @@ the median width of that interval (high − low) relative to the prediction.
 FITTED = """\
 ## What was fitted on what
 
-The published rows have a fixed split. *Calibration* rows gave the constants of the stacks and the intervals; *held-out* rows
-gave nothing: no constant, no interval, no choice between formulas. A source added later is held out. There is one set of
-constants a stack and device generation, none a source or a model.
+The published rows have a fixed split. *Calibration* rows gave constants of the stacks and intervals of step times; *held-out*
+rows gave neither. A source added later is held out. There is one set of constants a stack and device generation, none a source
+or a model.
 """
 
 INTERVALS = """\
@@ -86,8 +86,8 @@ would do on a second one; a stack and generation with no result takes the defaul
 """
 
 MEASURED = """\
-Measured on real machines by the project's own suite (`dse calibrate`), and used for kernels, host cost and the plain PyTorch
-stacks:
+Measured on real machines by the project's own suite (`dse calibrate`), which gave kernel rates, host cost and the constants of
+the plain PyTorch stacks:
 """
 
 
@@ -119,6 +119,7 @@ def _fitted(found: Validation) -> list[str]:
         if stack != "default"
         for generation, entry in generations.items()
     )
+    memory = intervals.table()["memory"]
     return [
         *_table(("split", "sources"), splits),
         "",
@@ -126,6 +127,8 @@ def _fitted(found: Validation) -> list[str]:
         "",
         INTERVALS,
         *_table(("stack", "generation", "factors", "from"), pairs),
+        "",
+        f"Memory: factors {memory['low']:g}–{memory['high']:g}; {memory['source']}.",
         "",
         MEASURED,
         *_table(("machine", "date", "driver", "PyTorch", "rows"), _machines()),
@@ -137,15 +140,15 @@ def _machines() -> Iterable[Sequence[str]]:
     """One row a folder of measurements: the last session's software, and how many rows its files hold."""
     for folder, record in measurements.provenance().items():
         last = record["sessions"][-1]  # type: ignore[index]
-        rows = sum(len(path.read_text(encoding="utf-8").splitlines()) - 1 for path in (measurements.ROOT / folder).glob("*.csv"))
+        rows = sum(
+            len(path.read_text(encoding="utf-8").splitlines()) - 1 for path in (measurements.ROOT / folder).glob("*.csv")
+        )
         yield [folder, last["date"], last["driver"], last["torch"], f"{rows:,}"]
 
 
 def _errors(found: Validation) -> list[str]:
     """Errors in time by group and source, order of plans, memory."""
-    groups = (
-        [g.split, g.generation, str(g.sources), *_cells(g.errors), percent(g.median_of_medians)] for g in found.groups
-    )
+    groups = ([g.split, g.generation, str(g.sources), *_cells(g.errors), percent(g.median_of_medians)] for g in found.groups)
     sources = ([s.source, s.split, s.generation, *_cells(s.errors)] for s in found.sources)
     order = ([name, str(o.pairs), str(o.agreed), percent(o.share)] for name, o in orders(found))
     memory = (

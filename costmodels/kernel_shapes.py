@@ -96,7 +96,9 @@ def _product(kernel: Kernel, op: Operator, at: SymbolTable) -> dict[str, str]:
     return {"op": "gemm", "dtype": dtype, "layout": layout, "m": f"{m}", "n": f"{n}", "k": f"{z}", "groups": f"{groups}"}
 
 
-def _attention(graph: Graph, op: Operator, phase: str, where: Placement, at: SymbolTable, implementation: str) -> dict[str, str]:
+def _attention(
+    graph: Graph, op: Operator, phase: str, where: Placement, at: SymbolTable, implementation: str
+) -> dict[str, str]:
     """An attention call; under context parallelism one exchange of the ring, half of which are masked out whole."""
     context, length = _one(at, "context"), _one(at, "sequence")
     if np.max(graph.size("key_length").evaluate(at)) < length:

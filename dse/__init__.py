@@ -9,11 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dse.calibration import calibrate as calibrate
     from dse.explanation import explain as explain
     from dse.prediction import predict as predict
     from dse.prediction import predict_rows as predict_rows
     from dse.run_folder import read as read
     from dse.runner import run as run
+    from dse.validation import validate as validate
 
 _FUNCTIONS = {
     "run": "dse.runner",
@@ -21,9 +23,11 @@ _FUNCTIONS = {
     "explain": "dse.explanation",
     "predict": "dse.prediction",
     "predict_rows": "dse.prediction",
+    "validate": "dse.validation",
+    "calibrate": "dse.calibration",
 }
 
-__all__ = ["explain", "predict", "predict_rows", "read", "run"]
+__all__ = ["calibrate", "explain", "predict", "predict_rows", "read", "run", "validate"]
 
 
 def __getattr__(name: str) -> Any:

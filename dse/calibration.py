@@ -33,8 +33,10 @@ OUT = Path("calibration")
 SECONDS = 480.0
 """How long a whole suite is given."""
 
-_COLUMNS = ("op", "dtype", "layout", "m", "n", "k", "groups", "batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "causal",
-            "implementation")  # fmt: skip
+_COLUMNS = (
+    *("op", "dtype", "layout", "m", "n", "k", "groups"),
+    *("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "causal", "implementation"),
+)
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -86,7 +88,8 @@ class UncertainShapes:
             return f"{self.title}\nIt runs no matrix product and no attention call that the suite can measure."
         number = _NUMBERS[count - 1] if count <= len(_NUMBERS) else str(count)
         share = self.share(self.chosen)
-        held = f": {share:.0f} % of what is uncertain in its {len(self.shapes)} matrix and attention kernels" if share >= 0 else ""
+        whole = f"what is uncertain in its {len(self.shapes)} matrix and attention kernels"
+        held = f": {share:.0f} % of {whole}" if share >= 0 else ""
         said = "this shape" if count == 1 else f"these {number} shapes"
         headings = ["#", "kernel", "for", "calls", "time, ms", "interval, ms", "evidence", "% of doubt"]
         rows = [[str(i), *self._cells(shape)] for i, shape in enumerate(self.chosen, 1)]
@@ -137,7 +140,8 @@ def _shape_text(shape: KernelShape) -> str:
         return f"gemm {row['dtype']} {row['layout']} {groups}{row['m']}×{row['n']}×{row['k']}"
     lengths = f"{row['q_len']}×{row['kv_len']}"
     heads = f"heads {row['heads']}/{row['kv_heads']}"
-    return f"{row['op']} {row['dtype']} {row['implementation']} batch {row['batch']}, {heads}, {lengths}, {row['head_dim']} wide"
+    named = f"{row['op']} {row['dtype']} {row['implementation']}"
+    return f"{named} batch {row['batch']}, {heads}, {lengths}, {row['head_dim']} wide"
 
 
 def write_shapes(shapes: Sequence[UncertainShape], path: Path) -> None:
@@ -170,9 +174,10 @@ def calibrate(
     missing = [name for name in ("torch", "numpy") if not installed(name)]
     if missing:
         raise CannotMeasure(
-            f"measuring needs PyTorch and numpy on the machine that is measured, and {' and '.join(missing)} cannot be imported "
-            "here. Install a PyTorch that matches the machine's driver (pip install torch numpy; see pytorch.org) and give the "
-            f"same command again. On a machine without frontplan's other dependencies, python {' '.join(command)} does the same."
+            f"measuring needs PyTorch and numpy on the machine that is measured, and {' and '.join(missing)} cannot be "
+            "imported here. Install a PyTorch that matches the machine's driver (pip install torch numpy; see pytorch.org) and "
+            "give the same command again. On a machine without frontplan's other dependencies, "
+            f"python {' '.join(command)} does the same."
         )
     return subprocess.call([sys.executable, *command])
 

@@ -121,7 +121,7 @@ def validate_command(
 
 @app.command("calibrate")
 def calibrate_command(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the measurements; resumed.")] = Path("calibration"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where rows go; resumed.")] = Path("calibration"),
     suite: Annotated[str, typer.Option("--suite", metavar="A,B", help="Just these suites: gemm,attention,….")] = "",
     seconds: Annotated[float, typer.Option("--seconds", min=1, help="Stop after this long.")] = 480.0,
     small: Annotated[bool, typer.Option("--small", help="Few, tiny rows: a CPU does them in seconds.")] = False,

@@ -96,7 +96,8 @@ def _kernels(rows: Sequence[Row]) -> list[dict[str, Any]]:
     from costmodels.kernel_prediction import predict_kernel_rows
 
     found = predict_kernel_rows([{name: value or "" for name, value in row.items()} for row in rows])
-    return [{**row, **{name: _text(answer[name]) for name in RESULTS["kernel"]}} for row, answer in zip(rows, found, strict=True)]
+    results = [{name: _text(answer[name]) for name in RESULTS["kernel"]} for answer in found]
+    return [{**row, **result} for row, result in zip(rows, results, strict=True)]
 
 
 def _text(value: float | str) -> str:

@@ -179,7 +179,9 @@ class Validation:
         return _page(self)
 
 
-def validate(split: str = "held-out", *, facts: Sequence[Fact] | None = None, predictor: Predictor = predict_rows) -> Validation:
+def validate(
+    split: str = "held-out", *, facts: Sequence[Fact] | None = None, predictor: Predictor = predict_rows
+) -> Validation:
     """Predict published results and compare; `split` is held-out, calibration or all. Raises ValueError for any other.
 
     `facts` defaults to the packaged results; `predictor` gives one prediction row for every row of inputs, in order.
@@ -354,6 +356,6 @@ def percent(value: float) -> str:
 def why_no_headlines() -> str:
     """Why `dse validate --headlines` ends with exit code 1."""
     return (
-        "the headline claims of published papers cannot be checked yet in this version: no table of claims, with the experiments "
-        "that reproduce them, is shipped. dse validate compares step times and memory with published results."
+        "the headline claims of published papers cannot be checked yet in this version: no table of claims, with the "
+        "experiments that reproduce them, is shipped. dse validate compares step times and memory with published results."
     )

@@ -136,9 +136,49 @@ def test_no_rows_are_no_rows() -> None:
     assert predict_rows([]) == []
 
 
-@pytest.mark.parametrize("kind", ["serving", "kernel"])
-def test_kinds_that_are_not_there_yet_say_so(kind: str) -> None:
-    assert "not available yet" in predict_rows([ROW], kind)[0]["error"]
+def test_a_kind_that_is_not_there_yet_says_so() -> None:
+    assert "not available yet" in predict_rows([ROW], "serving")[0]["error"]
+
+
+KERNELS = [
+    {"id": "a", "op": "gemm", "gpu": "H100", "dtype": "bf16", "m": "4096", "n": "8192", "k": "8192"},
+    {"id": "b", "op": "gem", "gpu": "H100", "dtype": "bf16", "m": "4096", "n": "8192", "k": "8192"},
+    {"id": "c", "op": "all_reduce", "gpu": "H200", "dtype": "bf16", "bytes": "1e9", "ranks": "8", "ranks_per_node": "8"},
+    {"id": "d", "op": "gemm", "gpu": "H100", "dtype": "bf16", "m": "", "n": "8192", "k": "8192"},
+]
+
+
+def test_kernels_get_a_time_with_its_interval() -> None:
+    rows = predict_rows(KERNELS, "kernel")
+    assert [row["id"] for row in rows] == ["a", "b", "c", "d"]
+    for row in (rows[0], rows[2]):
+        assert row["error"] == ""
+        assert 0 < float(row["time_s_low"]) <= float(row["time_s"]) <= float(row["time_s_high"])
+        assert row["evidence"]
+    assert 2 * 4096 * 8192 * 8192 / float(rows[0]["time_s"]) < 989.4e12
+    for row, said in ((rows[1], "gem"), (rows[3], "m is missing")):
+        assert said in row["error"]
+        assert (row["time_s"], row["evidence"]) == ("", "")
+
+
+def test_a_file_of_kernels_keeps_its_columns_and_order(dse: Callable[..., Finished], tmp_path: Path) -> None:
+    headings = list(dict.fromkeys(name for row in KERNELS for name in row))
+    with (tmp_path / "points.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, headings, restval="")
+        writer.writeheader()
+        writer.writerows(KERNELS)
+    done = dse("predict", "points.csv", "-o", "out.csv", "--kind", "kernel")
+    assert (done.code, "2 of 4 rows predicted" in done.out) == (0, True)
+    with (tmp_path / "out.csv").open(encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        answered = list(reader)
+    assert list(reader.fieldnames or ()) == [*headings, *RESULTS["kernel"]]
+    assert [row["id"] for row in answered] == ["a", "b", "c", "d"]
+    assert [row["m"] for row in answered] == ["4096", "4096", "", ""]
+
+
+def test_no_kernels_are_no_rows() -> None:
+    assert predict_rows([], "kernel") == []
 
 
 def test_an_unknown_kind_is_refused(dse: Callable[..., Finished], tmp_path: Path) -> None:
