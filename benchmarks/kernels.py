@@ -28,7 +28,9 @@ Line: TypeAlias = dict[str, str | int | float]
 Mask: TypeAlias = NDArray[np.bool_]
 
 
-def summary(what: str, kind: str, time: FloatArray, seconds: Mapping[str, FloatArray], half_width: FloatArray | None = None) -> Line:
+def summary(
+    what: str, kind: str, time: FloatArray, seconds: Mapping[str, FloatArray], half_width: FloatArray | None = None
+) -> Line:
     """One line of the table; percent. `half_width` (n,) is the interval's in log time, for the last model."""
     line: Line = {"what": what, "left_out": kind, "rows": len(time)}
     for model, predicted in seconds.items():
@@ -119,9 +121,9 @@ def collective_lines(data: Measurements) -> list[Line]:
         lines.append(summary(f"{sample.device}: {sample.op} in a graph, ≥ 1 MiB", "sizes", sample.time[mask], seconds))
     for sample in eager:
         large = sample.take(sample.at["bytes"] >= 2**26)
-        curve = network.fit_curves([own for own in many if own.op == sample.op])
-        if len(large) and sample.op in curve:
-            seconds = {"learned": network.curve_time(large, curve)}
+        curves = network.fit_curves([own for own in many if own.op == sample.op])
+        if len(large) and sample.op in curves:
+            seconds = {"learned": network.curve_time(large, curves)}
             lines.append(summary(f"{sample.device}: {sample.op} from Python, ≥ 64 MiB", "all eager rows", large.time, seconds))
     return lines
 
@@ -153,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     lines = report(read())
     if chosen.write:
-        head = "# Kernel models on kernels they have not seen\n\nPercent of |predicted / measured − 1|: median / mean / 90th percentile.\n\n"
+        head = "# Kernel models on kernels they have not seen\n\n"
+        head += "Percent of |predicted / measured − 1|: median / mean / 90th percentile.\n\n"
         PAGE.write_text(head + table(lines), encoding="utf-8")
     print(json.dumps(lines) if chosen.json else table(lines))
 

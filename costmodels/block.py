@@ -91,7 +91,7 @@ class BlockMemory:
 
 def block_time(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_parallel: bool) -> BlockTime:
     """Time of a block for n combinations of symbols that share one placement."""
-    where, at = placed(stack, at, sequence_parallel)
+    where, at = placed(at, sequence_parallel)
     rerun = [rerun_operators(graph, stack, policy) for policy in range(3)]
     work = list(kernels(graph, where, at))
     moves = list(exchanges(graph, where, at, work))
@@ -134,7 +134,7 @@ def block_time(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_
 
 def block_memory(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_parallel: bool) -> BlockMemory:
     """Memory of a block for n combinations of symbols that share one placement; no time is computed."""
-    where, at = placed(stack, at, sequence_parallel)
+    where, at = placed(at, sequence_parallel)
 
     def rows(value: Value) -> FloatArray:
         return np.broadcast_to(value, (n,)).astype(np.float64)
@@ -148,9 +148,11 @@ def block_memory(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequenc
     )
 
 
-def placed(stack: Stack, at: SymbolTable, sequence_parallel: bool) -> tuple[Placement, SymbolTable]:
+def placed(at: SymbolTable, sequence_parallel: bool) -> tuple[Placement, SymbolTable]:
     """The placement of a stack's blocks, and the bound symbols with those that follow from it."""
-    where = placement(sequence_parallel=sequence_parallel, vocab_parallel=stack.traits.vocab_parallel)
+    where = placement(
+        sequence_parallel=sequence_parallel, vocab_parallel=bool(np.any(np.asarray(at["stack.vocab_parallel"]) > 0))
+    )
     return where, _Local(at, sequence_parallel)
 
 

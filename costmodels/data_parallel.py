@@ -66,12 +66,16 @@ def data_parallel_time(at: SymbolTable, dense: Value, expert: Value, trained: Va
         scatter = collective_time("reduce_scatter", size, ranks, *group)
         # HSDP: what is scattered is then reduced over the replicas of the shard group
         replicas = np.maximum(whole // np.maximum(ranks, 1), 1)
-        across = collective_time("all_reduce", size / ranks, replicas, *links_of(at, replicas, at["tensor"] * ranks))
+        between = np.where(np.asarray(at["rank_order"]) == RankOrder.TENSOR_CONTEXT_PIPELINE_DATA, at["pipeline"], 1)
+        replica_group = links_of(at, replicas, at["tensor"] * ranks * between)
+        across = collective_time("all_reduce", size / ranks, replicas, *replica_group)
         reduce = reduce + np.where(zero >= 1, scatter, all_reduce) + across
         gather = gather + np.where(zero >= 1, collective_time("all_gather", parameters * parameter, ranks, *group), 0.0)
         for kind, moved in (("reduce_scatter", size), ("all_gather", parameters * parameter)):
             inner, outer = collective_bytes(kind, moved, ranks, group[0])
             inner_bytes, outer_bytes = inner_bytes + inner, outer_bytes + outer
+        inner, outer = collective_bytes("all_reduce", size / ranks, replicas, replica_group[0])
+        inner_bytes, outer_bytes = inner_bytes + inner, outer_bytes + outer
     own = np.where(zero >= 1, dense / shard + expert / expert_shard, dense + expert) * trained
     bandwidth = at["device.memory_bandwidth"] * at["kernel.optimizer.bandwidth"]
     update = own * at["optimizer.traffic"] / bandwidth + 4.0 * (dense + expert) * trained / bandwidth

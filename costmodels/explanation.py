@@ -60,7 +60,7 @@ def operator_times(problem: Problem, plan: Columns) -> tuple[OperatorTime, ...]:
     for graph, count, layer in zip(blocks_of(model), [*layers, *ends], [*[True] * len(layers), False, False], strict=True):
         if not count:
             continue
-        where, local = placed(stack, at, parallel)
+        where, local = placed(at, parallel)
         again = rerun_operators(graph, stack, policy) if layer and policy != Recompute.FIRST_K else frozenset()
         work = list(kernels(graph, where, local))
         calls = count * microbatches

@@ -33,9 +33,17 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "cache": ("warm", "cold"),
     "layout": ("forward", "dgrad", "wgrad"),
     "direction": ("forward", "backward"),
-    "implementation": IMPLEMENTATIONS + ("unfused", "grouped"),
+    "implementation": IMPLEMENTATIONS,
 }
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32", "fp8_e4m3": "fp8", "e4m3": "fp8"}
+_DTYPES = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "float32": "fp32",
+    "float": "fp32",
+    "fp8_e4m3": "fp8",
+    "e4m3": "fp8",
+}
 _PER_ROW = 4096  # elements a row of an operand given by its bytes alone
 
 

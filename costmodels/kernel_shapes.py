@@ -50,7 +50,7 @@ def _calls(problem: Problem, plan: Columns) -> Iterator[tuple[str, dict[str, str
     stack, at = find_stack(problem.stack), problem.at(plan)
     attention = _implementation(problem, stack, at)
     parallel = bool(_one(at, "sequence_parallel") and _one(at, "tensor") > 1)
-    where, local = placed(stack, at, parallel)
+    where, local = placed(at, parallel)
     microbatches = _one(at, "global_batch") // (_one(at, "data") * _one(at, "micro_batch"))
     for graph, count, again in _blocks(problem, plan, stack):
         operators = {op.name: op for op in graph.operators}

@@ -35,7 +35,9 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What identifies a row of each family; the rest are readings."""
 
-_WORDS = frozenset({"op", "dtype", "layout", "fast_accumulate", "cache", "launch", "causal", "implementation", "direction", "backend"})
+_WORDS = frozenset(
+    {"op", "dtype", "layout", "fast_accumulate", "cache", "launch", "causal", "implementation", "direction", "backend"}
+)
 _NEEDED = ("gpu", "time_s")
 _MARGIN = 1.02  # clocks above the datasheet's are real, rates a fiftieth above its peak are not
 _SLOWEST = 300.0  # times the datasheet's bound (beyond 2 ms): seconds that were milliseconds
@@ -266,7 +268,12 @@ def _rates(op: str, rows: Rows, device: Device) -> list[tuple[int, str]]:
         elif speed[i] > _MARGIN * limit:
             told.append((line, f"{op} at {speed[i]:.4g} bytes/s is above the datasheet's {limit:.4g}"))
         elif seconds[i] > slowest[i]:
-            told.append((line, f"{op} takes {seconds[i]:.4g} s, more than {_SLOWEST:.0f} times the device's bound: is the unit seconds?"))
+            told.append(
+                (
+                    line,
+                    f"{op} takes {seconds[i]:.4g} s, more than {_SLOWEST:.0f} times the device's bound: is the unit seconds?",
+                )
+            )
     return told
 
 
@@ -298,7 +305,11 @@ def _copied(family: str, many: Sequence[Rows]) -> list[str]:
     for i, one in enumerate(many):
         times = dict(zip(_keys(one), one.time.tolist(), strict=True))
         for other in many[:i]:
-            common = [(key, line, t) for key, line, t in zip(_keys(other), other.line.tolist(), other.time.tolist(), strict=True) if key in times]
+            common = [
+                (key, line, t)
+                for key, line, t in zip(_keys(other), other.line.tolist(), other.time.tolist(), strict=True)
+                if key in times
+            ]
             same = [line for key, line, t in common if times[key] == t]
             if len(same) >= 5 and len(same) > _ALIKE * len(common):
                 lines = ", ".join(map(str, same[:20]))

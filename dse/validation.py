@@ -130,7 +130,7 @@ class Bar:
         return f"≤ {self.most:g} %" if math.isinf(self.least) else f"{self.least:g}–{self.most:g} %"
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.value:.1f} %, asked {self.asked}{'' if self.met else ': missed'}"
+        return f"{self.name}: {percent(self.value)} %, asked {self.asked}{'' if self.met else ': missed'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,7 @@ class GraphTraits:
 
     `unfused_attention`: scores of size s² exist. `fused_qkv`, `fused_gate_up`: one product instead of two or three.
     `dropout`: hidden and attention dropout with stored masks. `eager_activation`: silu and the product by `up` are separate
-    operators that each store their input. `vocab_parallel`: embedding and head are sharded over tensor ranks.
-    `logits_bytes`: element size of the stored logits.
+    operators that each store their input.
     """
 
     unfused_attention: bool = False
@@ -28,7 +27,6 @@ class GraphTraits:
     fused_gate_up: bool = True
     dropout: bool = False
     eager_activation: bool = False
-    vocab_parallel: bool = True
 
 
 @dataclass(frozen=True, slots=True)

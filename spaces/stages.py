@@ -33,16 +33,13 @@ class StageTable:
 def chunk_sizes(layers: int, chunks: int, layout: int) -> IntArray:
     """Layers of every global chunk in order, shape (chunks,).
 
-    Even: as equal as can be, the earlier chunks one more. Light ends: the first and the last chunk one layer less, so that
+    Even: as equal as can be, the chunks after the first one more: the first already carries the embedding. Light ends: the first and the last chunk one layer less, so that
     embedding and head have room (Llama 3 §3.3.2).
     """
     spare = 2 if layout == StageLayout.LIGHT_ENDS and chunks > 1 else 0
     base, more = divmod(layers + spare, chunks)
     sizes = np.full(chunks, base, np.int64)
-    # what is left over goes to chunks after the first: it already carries the embedding and the most microbatches
     sizes[1 : 1 + more] += 1
-    if chunks > 1 and more == chunks:
-        sizes[0] += 1
     if spare:
         sizes[0] -= 1
         sizes[-1] -= 1

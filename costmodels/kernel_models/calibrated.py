@@ -63,7 +63,9 @@ def known_device(fit: Fit, device: DeviceSymbols) -> Known | None:
     return Known(calibration=own, variants=variants, same=sibling.same)
 
 
-def answer(op: str, shapes: Shapes, device: DeviceSymbols, fit: Fit | None, model: str, residual: Residual | None) -> KernelTime:
+def answer(
+    op: str, shapes: Shapes, device: DeviceSymbols, fit: Fit | None, model: str, residual: Residual | None
+) -> KernelTime:
     """Rows of measured operator variants by the fit, the others by the roofline.
 
     `residual` corrects the form in a learned model.
@@ -86,7 +88,9 @@ def answer(op: str, shapes: Shapes, device: DeviceSymbols, fit: Fit | None, mode
     return merged(parts, len(kinds))
 
 
-def _fitted(op: str, at: Shapes, device: DeviceSymbols, fit: Fit, known: Known, model: str, residual: Residual | None) -> KernelTime:
+def _fitted(
+    op: str, at: Shapes, device: DeviceSymbols, fit: Fit, known: Known, model: str, residual: Residual | None
+) -> KernelTime:
     value = prior_time(op, at, device, known.variants)
     inside = np.ones(len(value), dtype=np.bool_)
     if residual is not None:
@@ -106,4 +110,3 @@ def with_host(op: str, value: FloatArray, at: Shapes, calibration: Calibration) 
     """Seconds with the host's where a row is launched from Python: the slower of the two, as calls queue up."""
     usual = calibration.host.get("", 15e-6)
     return np.asarray(np.where(at["launch"] == "eager", np.maximum(value, calibration.host.get(op, usual)), value))
-

@@ -58,7 +58,7 @@ def inside(domain: Domain, op: str, at: Shapes) -> NDArray[np.bool_]:
 
     logs = _logs(op, at)
     slack = 1e-3
-    boxed = np.all((logs >= domain.low - slack) & (logs <= domain.high + slack), axis=1)
+    boxed: NDArray[np.bool_] = np.all((logs >= domain.low - slack) & (logs <= domain.high + slack), axis=1)
     if not len(logs):
         return boxed
     distance, _ = cKDTree(domain.points).query(logs)

@@ -1,6 +1,6 @@
-"""What the residual sees of a kernel: sizes, intensity, tile and wave remainders, format, layout, cache. All dimensionless or log2.
+"""What the residual sees of a kernel: sizes, intensity, tile and wave remainders, format, layout, cache.
 
-Features are roofline-normalised, so that they mean the same on a device that was never measured.
+Features are dimensionless or log2, and roofline-normalised, so that they mean the same on a device that was never measured.
 """
 
 from __future__ import annotations
@@ -40,8 +40,13 @@ def names(family: str) -> tuple[str, ...]:
     """The features' names, in the order of the matrix's columns."""
     op = {"gemm": "gemm", "attention": "attention_prefill", "pointwise": "copy"}[family]
     at = {name: np.ones(1) for name in (*dimensions(op), "groups")}
-    words = {name: np.array(["bf16"]) for name in ("dtype", "layout", "cache", "implementation", "causal", "direction", "fast_accumulate")}
-    device = dict.fromkeys(("device.compute_units", "device.memory_bandwidth", "device.cache_bytes", "device.matrix_flops.bf16"), 1.0)
+    words = {
+        name: np.array(["bf16"])
+        for name in ("dtype", "layout", "cache", "implementation", "causal", "direction", "fast_accumulate")
+    }
+    device = dict.fromkeys(
+        ("device.compute_units", "device.memory_bandwidth", "device.cache_bytes", "device.matrix_flops.bf16"), 1.0
+    )
     return tuple(_FAMILIES[family](op, at | words, device, np.ones(1)))
 
 
@@ -55,7 +60,7 @@ def code_hash() -> str:
 
 
 def _general(op: str, at: Shapes, device: DeviceSymbols, prior: FloatArray) -> dict[str, FloatArray]:
-    """What every kernel has: work, traffic, intensity against the machine's balance, and how far the prior is from the bound."""
+    """What every kernel has: work, traffic, intensity against the machine's balance, and the prior over the bound."""
     work = traffic_and_work(op, at, device)
     columns = {f"log {name}": np.log2(at[name]) for name in dimensions(op)}
     columns["log traffic"] = np.log2(work.traffic)
@@ -65,14 +70,23 @@ def _general(op: str, at: Shapes, device: DeviceSymbols, prior: FloatArray) -> d
     columns["cold"] = np.asarray(at["cache"] == "cold", dtype=np.float64)
     if family_of(op) != "pointwise":
         balance = (work.flops / work.rate) / (work.traffic / device["device.memory_bandwidth"])
-        columns |= {"log flops": np.log2(work.flops), "log intensity": np.log2(work.flops / work.traffic), "log balance": np.log2(balance)}
+        columns |= {
+            "log flops": np.log2(work.flops),
+            "log intensity": np.log2(work.flops / work.traffic),
+            "log balance": np.log2(balance),
+        }
     return columns
 
 
 def _gemm(op: str, at: Shapes, device: DeviceSymbols, prior: FloatArray) -> dict[str, FloatArray]:
     m, n, k = at["m"], at["n"], at["k"]
     columns = _general(op, at, device, prior)
-    columns |= {"log n/k": np.log2(n / k), "log m/n": np.log2(m / n), "log m/k": np.log2(m / k), "log groups": np.log2(at["groups"])}
+    columns |= {
+        "log n/k": np.log2(n / k),
+        "log m/n": np.log2(m / n),
+        "log m/k": np.log2(m / k),
+        "log groups": np.log2(at["groups"]),
+    }
     for rows, cols in _TILES:
         tiles = np.ceil(m / rows) * np.ceil(n / cols) * at["groups"]
         waves = tiles / device["device.compute_units"]
@@ -93,7 +107,9 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, prior: FloatArray) ->
     blocks = at["batch"] * at["heads"] * np.ceil(at["q_len"] / 128)
     waves = blocks / device["device.compute_units"]
     columns |= {"log waves": np.log2(waves), "wave fill": waves / np.ceil(waves)}
-    columns["log key blocks"] = np.log2(at["batch"] * at["kv_heads"] * np.ceil(at["kv_len"] / 128) / device["device.compute_units"])
+    columns["log key blocks"] = np.log2(
+        at["batch"] * at["kv_heads"] * np.ceil(at["kv_len"] / 128) / device["device.compute_units"]
+    )
     columns["log share of queries"] = np.log2(at["heads"] / at["kv_heads"])
     columns["causal"] = (at["causal"] == "true").astype(np.float64)
     columns |= {phase: np.full(prior.shape, float(op == phase)) for phase in ATTENTION}

@@ -66,7 +66,9 @@ def fit_collectives(data: Measurements) -> Fit | None:
     if not many:
         return None
     eager = network.two_ranks(samples(data, "collectives", "eager"))
-    spreads = {model: quantiles(error, group) for model, (error, group) in network.errors(network.leave_sizes_out(many)).items()}
+    spreads = {
+        model: quantiles(error, group) for model, (error, group) in network.errors(network.leave_sizes_out(many)).items()
+    }
     return Fit(
         family="collectives",
         data=data.digest,
@@ -125,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if data.of(family):
             fit, text = fit_family(data, family)
             write_fit(fit, text, chosen.out)
-            print(f"{family}: {len(fit.devices)} devices, 90 % of held-out errors within {np.expm1(fit.spreads['learned']['']):.1%}")
+            within = np.expm1(fit.spreads["learned"][""])
+            print(f"{family}: {len(fit.devices)} devices, 90 % of held-out errors within {within:.1%}")
     links = fit_collectives(data)
     if links is not None:
         write_fit(links, None, chosen.out)

@@ -121,9 +121,10 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
     """Blocks of queries, one a compute unit and wave, beside the traffic; head_dim of 64 and below has a rate of its own.
 
     Causal blocks on the diagonal are computed whole. `block_ns` is paid by a block for each tile of keys, `row_ns` by a
-    unit for each query row of backward (its reduction and accumulation), `split` is how many parts a decoding sequence is cut into at most.
+    unit for each query row (its reduction and accumulation, mostly in backward), `split` is how many parts a decoding
+    sequence is cut into at most.
     """
-    batch, heads, kv, q, length, width = (at[name] for name in ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim"))
+    batch, heads, q, length, width = (at[name] for name in ("batch", "heads", "q_len", "kv_len", "head_dim"))
     units = device["device.compute_units"]
     work = traffic_and_work(op, at, device)
     memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
@@ -215,7 +216,7 @@ IMPLEMENTATIONS = (*dict.fromkeys(_KERNELS), "default")
 def kernel_name(implementation: str, device: DeviceSymbols) -> str:
     """The measured kernel an implementation's name stands for; PyTorch's default is cuDNN on devices with fp8, else flash.
 
-    flash2 is PyTorch's `flash` backend, flash3 cuDNN's kernel (the same generation of kernels), flash1 the memory-efficient one.
+    flash2 is PyTorch's `flash` backend, flash3 cuDNN's kernel (of the same generation), flash1 the memory-efficient one.
     """
     if implementation == "default":
         return "cudnn" if device.get("device.matrix_flops.fp8", 0.0) > 0 else "flash"
@@ -238,7 +239,7 @@ def variant(op: str, at: Shapes, device: DeviceSymbols) -> NDArray[Any]:
 
 
 def prepared(op: str, shapes: Shapes, device: DeviceSymbols) -> dict[str, NDArray[Any]]:
-    """Completed shapes with attention implementations under their measured kernels' names. Raises ValueError as `complete` does."""
+    """Completed shapes, attention implementations under their measured kernels' names. Raises as `complete` does."""
     at = complete(op, shapes)
     if family_of(op) == "attention":
         at["implementation"] = np.array([kernel_name(word, device) for word in at["implementation"].tolist()], dtype=np.str_)
@@ -248,7 +249,7 @@ def prepared(op: str, shapes: Shapes, device: DeviceSymbols) -> dict[str, NDArra
 
 
 def prior_time(op: str, at: Shapes, device: DeviceSymbols, variants: Mapping[str, Parameters]) -> FloatArray:
-    """Seconds by the family's form with each row's own parameters, shape (n,). Raises KeyError for a variant without parameters."""
+    """Seconds by the family's form and each row's own parameters, shape (n,). Raises KeyError for an unknown variant."""
     form, kinds = FORMS[family_of(op)], variant(op, at, device)
     result = np.zeros(len(kinds))
     for kind in np.unique(kinds).tolist():

@@ -18,6 +18,7 @@ from costmodels.kernel_models.boosting import fit_residual
 from costmodels.kernel_models.fitted import SYMBOLS, Calibration
 from costmodels.kernel_models.forms import FORMS, Parameters, prior_time
 from costmodels.kernel_models.groups import group_of
+from costmodels.kernel_models.operations import family_of
 from costmodels.kernel_models.regression import fit_parameters
 from costmodels.kernel_models.roofline import roofline_time
 from costmodels.kernel_models.samples import Sample, folds
@@ -93,7 +94,9 @@ def leave_groups_out(many: Sequence[Sample], count: int = FOLDS, seed: int = 0) 
                 some = sample.take(rows)
                 prior = prior_time(sample.op, some.at, sample.symbols, devices[sample.device])
                 predicted["calibrated"][rows] = prior
-                predicted["learned"][rows] = prior * np.exp(trees.predict(features.matrix(sample.op, some.at, sample.symbols, prior)))
+                predicted["learned"][rows] = prior * np.exp(
+                    trees.predict(features.matrix(sample.op, some.at, sample.symbols, prior))
+                )
     return [_held(sample, predicted) for sample, predicted in zip(many, seconds, strict=True)]
 
 
@@ -140,6 +143,4 @@ def calibrations(many: Sequence[Sample], devices: Mapping[str, Mapping[str, Para
 
 
 def _family(sample: Sample) -> str:
-    from costmodels.kernel_models.operations import family_of
-
     return family_of(sample.op)

@@ -41,7 +41,7 @@ def fit_link(many: Sequence[Sample]) -> dict[str, float]:
         return np.concatenate(parts)
 
     start = np.log([8e-7, 5e-6, 1e6])
-    found = least_squares(error, start, bounds=(_LOW, _HIGH), loss="soft_l1", f_scale=0.1, diff_step=1e-3)
+    found = least_squares(error, start, bounds=(_LOW, _HIGH), loss="soft_l1", f_scale=0.1, diff_step=[1e-3] * len(start))
     return {name: float(value) for name, value in zip(_NAMES, np.exp(found.x), strict=True)}
 
 

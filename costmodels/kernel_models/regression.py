@@ -30,6 +30,14 @@ def fit_parameters(
 
     origin = np.clip((first - low) / width, 1e-4, 1 - 1e-4)
     found = least_squares(
-        error, origin, bounds=(0.0, 1.0), loss="soft_l1", f_scale=_ROBUST, diff_step=1e-4, x_scale=0.1, max_nfev=40, ftol=1e-5
+        error,
+        origin,
+        bounds=(0.0, 1.0),
+        loss="soft_l1",
+        f_scale=_ROBUST,
+        diff_step=[1e-4] * len(origin),
+        x_scale=0.1,
+        max_nfev=40,
+        ftol=1e-5,
     )
     return {name: round(value, 6) for name, value in form.values(low + found.x * width).items()}

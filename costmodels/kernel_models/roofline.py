@@ -25,6 +25,7 @@ _DOUBLED = 2.0  # intervals of a device without a measurement, against errors on
 _UNKNOWN = 0.5  # log error assumed where nothing was ever measured
 _HOST = 15e-6  # s a call from Python, where the host was not measured (PHYSICS: 15 to 25 us in eager mode)
 _STEM = {"flash": "flash2", "cudnn": "flash3", "efficient": "flash1", "unfused": "unfused", "grouped": "unfused"}
+_SCORE_BYTES = {"forward": 13.0, "backward": 19.0}  # stored scores, softmax and mask (Korthikanti 2022, §4.2, and measured)
 _STREAMING = {"rms_norm": "norm", "rms_norm_composite": "norm", "layer_norm": "norm", "softmax": "norm"}
 
 
@@ -51,14 +52,18 @@ def roofline_time(op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray:
     if not family:
         raise ValueError(f"no kernel model for the operator {op!r}")
     at = complete(op, shapes)
-    value = {"gemm": _gemm, "attention": _attention, "pointwise": _pointwise, "collectives": collective_prior}[family](op, at, device)
+    value = {"gemm": _gemm, "attention": _attention, "pointwise": _pointwise, "collectives": collective_prior}[family](
+        op, at, device
+    )
     bounded = np.maximum(value, datasheet_bound(op, at, device))
     return np.asarray(np.where(at["launch"] == "eager", np.maximum(bounded, _HOST), bounded))
 
 
 def _gemm(op: str, at: Shapes, device: DeviceSymbols) -> FloatArray:
     work = traffic_and_work(op, at, device)
-    share = np.array([device.get(f"kernel.gemm.share.{word}", device["kernel.gemm.share.bf16"]) for word in at["dtype"].tolist()])
+    share = np.array(
+        [device.get(f"kernel.gemm.share.{word}", device["kernel.gemm.share.bf16"]) for word in at["dtype"].tolist()]
+    )
     ramp = work.flops / (work.flops + device["kernel.gemm.half_flops"])
     compute = work.flops / (work.rate * share * np.maximum(ramp, 0.02))
     memory = work.traffic / (device["device.memory_bandwidth"] * device["kernel.gemm.bandwidth"])
@@ -69,11 +74,16 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols) -> FloatArray:
     work = traffic_and_work(op, at, device)
     phase = "backward" if op == "attention_backward" else "forward"
     usual = device[f"kernel.attention.{phase}"]
+    words = at["implementation"].tolist()
     share = np.array(
-        [device.get(f"kernel.attention.{_STEM.get(kernel_name(word, device), word)}.{phase}", usual) for word in at["implementation"].tolist()]
+        [device.get(f"kernel.attention.{_STEM.get(kernel_name(word, device), word)}.{phase}", usual) for word in words]
     )
-    memory = work.traffic / (device["device.memory_bandwidth"] * device["kernel.pointwise.bandwidth"])
-    return np.asarray(device["kernel.gemm.overhead"] + smooth_max(work.flops / (work.rate * share), memory))
+    unfused = at["implementation"] == "unfused"
+    scores = at["batch"] * at["heads"] * at["q_len"] * at["kv_len"] * _SCORE_BYTES[phase]
+    flops = work.flops * np.where(unfused & (at["causal"] == "true"), 2.0, 1.0)  # masked products are computed all the same
+    traffic = work.traffic + np.where(unfused, scores, 0.0)
+    memory = traffic / (device["device.memory_bandwidth"] * device["kernel.pointwise.bandwidth"])
+    return np.asarray(device["kernel.gemm.overhead"] + smooth_max(flops / (work.rate * share), memory))
 
 
 def _pointwise(op: str, at: Shapes, device: DeviceSymbols) -> FloatArray:
@@ -86,7 +96,9 @@ def collective_prior(op: str, at: Shapes, device: DeviceSymbols) -> FloatArray:
     """α–β seconds of a collective on the device's links, shape (n,)."""
     inner, outer = (
         LinkConstants(
-            **{name: device[f"link.{tier}.{name}"] for name in ("latency", "setup", "share", "half_size")}, evidence="", source=""
+            **{name: device[f"link.{tier}.{name}"] for name in ("latency", "setup", "share", "half_size")},
+            evidence="",
+            source="",
         ).link(device[bandwidth])
         for tier, bandwidth in (("inner", "device.scale_up_bandwidth"), ("outer", "device.nic_bandwidth"))
     )

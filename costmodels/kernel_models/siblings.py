@@ -42,7 +42,9 @@ def sibling_of(device: DeviceSymbols, devices: Mapping[str, Calibration]) -> Sib
     return Sibling(name=name, calibration=devices[name], same=distance < 0.02)
 
 
-def transferred(variants: Mapping[str, Parameters], device: DeviceSymbols, measured: DeviceSymbols) -> dict[str, dict[str, float]]:
+def transferred(
+    variants: Mapping[str, Parameters], device: DeviceSymbols, measured: DeviceSymbols
+) -> dict[str, dict[str, float]]:
     """The sibling's parameters for this device: shares of compute follow the power there is for each datasheet FLOP/s."""
     watts = _ratio(device, measured, "device.power") / _ratio(device, measured, "device.matrix_flops.bf16")
     factor = min(max(watts**_POWER_EXPONENT, 0.5), 1.25) if abs(watts - 1.0) > 0.02 else 1.0

@@ -123,3 +123,9 @@ def test_exposed_time_is_between_what_is_left_and_all(time: float, available: fl
     seconds = float(exposed_time(time, available, share, contention))
     assert max(time - available, time * (1 - share)) - 1e-12 <= seconds <= time + 1e-12
     assert exposed_time(time, available, share, 1.0) == pytest.approx(time)
+
+
+def test_hybrid_shards_send_their_part_across_the_replicas() -> None:
+    """Shards of eight within the node, eight nodes: an eighth of the 2-byte gradients is reduced across nodes."""
+    hybrid = sync(data=64, zero_stage=3, shard_degree=8)
+    assert hybrid.outer_bytes == pytest.approx(2 * (7 / 8) * 2 * N / 8)

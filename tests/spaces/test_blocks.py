@@ -20,7 +20,7 @@ LLAMA = replace(find("llama-3.1-8b"), layers=2)
 EXPERTS = replace(find("mixtral-8x7b"), layers=2)
 KORTHIKANTI = GraphTraits(unfused_attention=True, dropout=True)
 FLASH = GraphTraits()
-EAGER = GraphTraits(eager_activation=True, vocab_parallel=False)
+EAGER = GraphTraits(eager_activation=True)
 PUBLISHED = [name for name in names() if find(name).parameters is not None]
 
 
