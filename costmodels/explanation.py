@@ -9,18 +9,19 @@ from typing import TypeVar
 import numpy as np
 
 from costmodels.block import FORWARD, Kernel, exchanges, kernels, placed, rerun_operators
-from costmodels.block_table import blocks_of, graphs
+from costmodels.block_table import block_table, blocks_of, graphs
 from costmodels.constants import find_stack
 from costmodels.factors import gathered
 from costmodels.intervals import pair
 from costmodels.kernels import matrix_rate, sixteen_bit_rate
 from costmodels.memory import memory_use
 from costmodels.training import stages_of, tables_of
-from spaces.columns import Columns
+from spaces.columns import Columns, FloatArray
 from spaces.expressions import SymbolTable
 from spaces.graph import MATRIX_KINDS, Graph, Placement
 from spaces.plan import Recompute
 from spaces.problem import Problem
+from spaces.stages import FIRST, LAST
 
 Record = TypeVar("Record")
 
@@ -46,11 +47,10 @@ def operator_times(problem: Problem, plan: Columns) -> tuple[OperatorTime, ...]:
     at = problem.at(plan)
     model = graphs(problem.architecture, stack.traits)
     stages, place = stages_of(problem, plan, stack)
-    counts = stages.counts[:, :, place[0]]
-    stage = int(np.argmax(counts.sum(axis=0)))
     pipeline = int(np.max(at["pipeline"]))
-    ends = [1.0 if pipeline == 1 or stage == 0 else 0.0, 1.0 if pipeline == 1 or stage == 2 else 0.0]
-    layers = [float(count) for count in counts[:, stage]]
+    stage = _busiest(problem, plan, stages.counts[:, :, place[0]], pipeline)
+    ends = [1.0 if pipeline == 1 or stage == FIRST else 0.0, 1.0 if pipeline == 1 or stage == LAST else 0.0]
+    layers = [float(count) for count in stages.counts[:, stage, place[0]]]
     microbatches = float(np.max(at["global_batch"] // (at["data"] * at["micro_batch"])))
     policy = int(np.max(at["recompute"]))
     names = problem.labels.get("generation", ("unknown",))
@@ -85,6 +85,18 @@ def operator_times(problem: Problem, plan: Columns) -> tuple[OperatorTime, ...]:
                     )
         found += _moves(graph, where, local, work, calls, evidence)
     return tuple(found)
+
+
+def _busiest(problem: Problem, plan: Columns, counts: FloatArray, pipeline: int) -> int:
+    """Stage profile whose microbatch takes longest; `counts` are (kinds, 3)."""
+    time = block_table(problem, plan, find_stack(problem.stack), with_time=True).time
+    if time is None or pipeline == 1:
+        return FIRST
+    each = (time.forward + time.backward[:, 0])[:, 0]
+    stages = each[: len(counts)] @ counts
+    stages[FIRST] += each[-2]
+    stages[LAST] += each[-1]
+    return int(np.argmax(stages))
 
 
 def _moves(

@@ -26,6 +26,8 @@ from dse.experiment import load
 from dse.measures import nearest, significant
 from dse.runner import answer_to, title
 from dse.tables import table
+from spaces.columns import Columns
+from spaces.problem import Problem
 
 OUT = Path("calibration")
 """Where measurements go unless told otherwise."""
@@ -116,11 +118,16 @@ def uncertain_shapes(source: str | os.PathLike[str], most: int = 5) -> Uncertain
     best = run.front[0].plan
     codes = plan_codes(experiment, best)
     single = one_device(experiment, codes.get("device"))
-    shapes = kernel_shapes(problem_of(single), point(single, codes))
-    rows = [{**shape.row, "gpu": single.devices[0].name} for shape in shapes]
+    found = doubts(problem_of(single), point(single, codes), single.devices[0].name)
+    return UncertainShapes(title=f"{title(single)}\n#1: {plan_text(best)}", shapes=found, asked=most)
+
+
+def doubts(problem: Problem, plan: Columns, device: str) -> tuple[UncertainShape, ...]:
+    """Kernels of a plan (a batch of one) on a device of the catalogue, the most uncertain first."""
+    shapes = kernel_shapes(problem, plan)
+    rows = [{**shape.row, "gpu": device} for shape in shapes]
     found = [_uncertain(shape, row) for shape, row in zip(shapes, predict_kernel_rows(rows), strict=True)]
-    ordered = sorted(found, key=lambda shape: -shape.doubt)
-    return UncertainShapes(title=f"{title(single)}\n#1: {plan_text(best)}", shapes=tuple(ordered), asked=most)
+    return tuple(sorted(found, key=lambda shape: -shape.doubt))
 
 
 def _uncertain(shape: KernelShape, answer: dict[str, float | str]) -> UncertainShape:

@@ -20,6 +20,7 @@ from costmodels.training import TrainingModel
 from dse import run_folder
 from dse.answers import PlanAnswer, answers
 from dse.asking import one_device, plan_codes, point, problem_of, space_around
+from dse.calibration import UncertainShapes, doubts
 from dse.experiment import Experiment, load
 from dse.measures import measure, significant
 from dse.runner import answer_to
@@ -45,11 +46,13 @@ _RELIEF: Mapping[str, tuple[str, ...]] = {
 class Explanation:
     """A plan taken apart.
 
-    `relief` is (what is doubled, step time then) and `moves` (what changes, the plan then), both best first.
+    `doubts` are the kernels whose own intervals are widest, `relief` is (what is doubled, step time then) and `moves` (what
+    changes, the plan then), each best first.
     """
 
     answer: PlanAnswer
     operators: tuple[OperatorTime, ...]
+    doubts: UncertainShapes
     relief: tuple[tuple[str, float], ...]
     moves: tuple[tuple[str, PlanAnswer], ...]
 
@@ -59,7 +62,7 @@ class Explanation:
             blocks.append(_stages_text(self.answer))
         if self.operators:
             blocks.append(_operators_text(self.operators, self.answer.figures["step_time"].value))
-        return "\n\n".join([*blocks, _relief_text(self), _moves_text(self)])
+        return "\n\n".join([*blocks, str(self.doubts), _relief_text(self), _moves_text(self)])
 
 
 def explain(
@@ -91,9 +94,15 @@ def explained(experiment: Experiment, codes: Mapping[str, Any]) -> Explanation:
     problem, columns = problem_of(experiment), point(experiment, codes)
     answer = answers(problem, columns, model.evaluate(problem, columns))[0]
     answer = dataclasses.replace(answer, stages=tuple(stage_memory(problem, columns)))
+    shapes = doubts(problem, columns, experiment.devices[0].name)
+    evidence = {name: one.evidence for one in shapes for name in one.shape.operators}
+    operators = [
+        dataclasses.replace(op, evidence=evidence.get(op.name, op.evidence)) for op in operator_times(problem, columns)
+    ]
     return Explanation(
         answer=answer,
-        operators=tuple(sorted(operator_times(problem, columns), key=lambda row: -row.time)),
+        operators=tuple(sorted(operators, key=lambda row: -row.time)),
+        doubts=UncertainShapes(title="What its kernels rest on:", shapes=shapes, asked=5),
         relief=_relief(model, problem, columns),
         moves=_moves(model, experiment, problem, answer, columns),
     )
@@ -168,13 +177,14 @@ def _operators_text(operators: Sequence[OperatorTime], step: float) -> str:
             f"{op.time / step * 100:.1f}",
             significant(op.roofline_time),
             f"{op.roofline_time / op.time * 100:.0f}" if op.time else "",
+            op.evidence,
         ]
         for op in operators[:LISTED]
     ]
-    headings = ["operator", "kind", "phase", "calls", "time, s", "% of step", "roofline, s", "% of bound"]
+    headings = ["operator", "kind", "phase", "calls", "time, s", "% of step", "roofline, s", "% of bound", "evidence"]
     rest = len(operators) - LISTED
     tail = f"\n  … and {rest} more" if rest > 0 else ""
-    return "Time per operator on the busiest device, a step:\n" + table(headings, rows, left=frozenset({0, 1, 2})) + tail
+    return "Time per operator on the busiest device, a step:\n" + table(headings, rows, left=frozenset({0, 1, 2, 8})) + tail
 
 
 def _relief_text(explanation: Explanation) -> str:
