@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from costmodels.constants import find_stack
 from costmodels.training import TrainingModel, training_problem
 from spaces.architecture import find
 from spaces.columns import Columns
@@ -24,26 +25,26 @@ from spaces.problem import Problem
 from spaces.space import Space
 from spaces.training import training_space
 
-BATCH = 1 << 20
+BATCH = 1 << 19
 """Plans evaluated together: large enough that tables are cheap, small enough for 1 GiB."""
+STACK = "megatron"
 CHECKED = 1000
 """Random rows compared with a batch of one."""
 
 
 def setting() -> tuple[Problem, Space]:
-    """GPT-3 175B on at most 4,096 A100, every axis open."""
+    """GPT-3 175B on 4,096 A100: every axis legal for the stack open, ZeRO 2 and 3 and every HSDP shard group beside them."""
     architecture, device = find("gpt-175b"), find_device("A100-80GB")
     every: tuple[int, ...] = ()
     space = training_space(
         architecture=architecture,
         devices=(device,),
         count=4096,
-        at_most=True,
-        global_batch=1536,
+        global_batch=4096,
         sequence=2048,
-        options={"zero_stage": every, "shard_degree": every},
+        options={**find_stack(STACK).legal, "zero_stage": every, "shard_degree": every},
     )
-    return training_problem(architecture, "megatron", device, {"sequence": 2048, "global_batch": 1536}), space
+    return training_problem(architecture, STACK, device, {"sequence": 2048, "global_batch": 4096}), space
 
 
 def measure(points: int) -> dict[str, float]:

@@ -33,8 +33,8 @@ class StageTable:
 def chunk_sizes(layers: int, chunks: int, layout: int) -> IntArray:
     """Layers of every global chunk in order, shape (chunks,).
 
-    Even: as equal as can be, the chunks after the first one more: the first already carries the embedding. Light ends: the first and the last chunk one layer less, so that
-    embedding and head have room (Llama 3 §3.3.2).
+    Even: as equal as can be, the chunks after the first one more: the first already carries the embedding. Light ends: the
+    first and the last chunk one layer less, so that embedding and head have room (Llama 3 §3.3.2).
     """
     spare = 2 if layout == StageLayout.LIGHT_ENDS and chunks > 1 else 0
     base, more = divmod(layers + spare, chunks)
