@@ -99,7 +99,8 @@ class CostModel(Protocol):
     """Predicts metrics for a batch of design points.
 
     Contract: pure (same problem and columns, same bytes out); accepts n = 0; never raises for an infeasible point (says so
-    in `violation`); every symbol it looks at is in `reads`, and whether a symbol is a scalar or a column changes nothing.
+    in `violation`); every symbol of plan and workload it looks at is in `reads` (those of model, device and stack go without
+    saying), and whether a symbol is a scalar or a column changes nothing.
     """
 
     @property
