@@ -230,6 +230,9 @@ def _products(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> 
             yield Kernel(op.name, op.kind, phase, time * trained, flops * trained, traffic * trained, (groups, *shape))
         else:
             yield Kernel(op.name, op.kind, phase, time, flops, traffic, (groups, *shape))
+    if len(op.writes) > 1:  # the gradients of a fused product's outputs are concatenated before its own gradients
+        joined = at["stack.split_passes"] * 2.0 * groups * m * n
+        yield Kernel(op.name, Kind.MULTIPLY, INPUT_GRADIENT, np.where(joined > 0, streaming_time(at, joined), 0.0), 0.0, joined)
     if op.quantised:  # quantising and transposing the operands: input forward, output gradient backward
         cast_in = np.where(low, at["stack.cast_bytes"] * groups * m * k, 0.0)
         cast_out = np.where(low, at["stack.cast_bytes"] * groups * m * n, 0.0)
@@ -293,7 +296,7 @@ def _streams(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> I
     forward = (read + written) * at[f"stack.traffic.forward.{kind}"]
     # backward reads the output's gradient and what was kept, and writes the inputs' gradients
     kept = sum(graph.bytes(graph.tensors[name], where).evaluate(at) for name in op.keeps)
-    backward = (read + written + (kept if op.kind in (Kind.MULTIPLY, Kind.NORM) else 0.0)) * at[
+    backward = (read + written + (kept if op.kind in (Kind.MULTIPLY, Kind.NORM, Kind.ACTIVATION) else 0.0)) * at[
         f"stack.traffic.backward.{kind}"
     ]
     yield Kernel(op.name, op.kind, FORWARD, streaming_time(at, forward, share), 0.0, forward)
