@@ -43,13 +43,21 @@ def training_shapes() -> list[tuple[int, int, int, int, int]]:
     return list(dict.fromkeys(shapes))
 
 
-def decode_shapes() -> list[tuple[int, int, int, int, int]]:
+DECODE_HEADS = ((32, 8, 128), (8, 1, 128), (64, 8, 128), (16, 2, 128), (4, 1, 128), (32, 32, 128), (16, 16, 64), (32, 8, 64))
+MORE_HEADS = (
+    *((24, 8, 128), (40, 8, 128), (32, 4, 128), (16, 16, 128), (48, 8, 128), (12, 2, 64), (64, 64, 128), (20, 20, 64)),
+    *((28, 4, 128), (6, 1, 128), (5, 1, 128), (8, 8, 128), (14, 2, 64), (2, 2, 128), (64, 8, 64), (16, 1, 128)),
+)
+
+
+def decode_shapes(
+    kinds: tuple[tuple[int, int, int], ...] = DECODE_HEADS, turns: int = 14
+) -> list[tuple[int, int, int, int, int]]:
     """(batch, heads, KV heads, cached length, head_dim), at most 6 GB of cache."""
-    kinds = ((32, 8, 128), (8, 1, 128), (64, 8, 128), (16, 2, 128), (4, 1, 128), (32, 32, 128), (16, 16, 64), (32, 8, 64))
     lengths = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
     batches = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     shapes = []
-    for turn in range(14):
+    for turn in range(turns):
         for which, (heads, kv_heads, head_dim) in enumerate(kinds):
             batch = batches[(turn + 3 * which) % 9]
             length = lengths[(2 * turn + 5 * which + turn // 9) % 9]
@@ -91,6 +99,10 @@ def tasks(small: bool) -> list[Task]:
     groups.append([_task("attention_decode", s, "flash", causal=False) for s in decode])
     groups.append([_task("attention_decode", s, "cudnn", causal=False) for s in decode[::2]])
     groups.append([_task("attention_decode", s, "grouped", causal=False) for s in decode[::4]])
+    more = decode_shapes(MORE_HEADS, 9)
+    groups.append([_task("attention_decode", s, "flash", causal=False) for s in more])
+    groups.append([_task("attention_decode", s, "default", causal=False) for s in more[::2]])
+    groups.append([_task("attention_decode", s, "grouped", causal=False) for s in more[1::4]])
     cold = [s for s in decode if s[0] * s[2] * s[3] * s[4] * 4 < 1e8]
     groups.append([_task("attention_decode", s, "default", causal=False, cache="cold") for s in cold])
     chunks = [(1, h, kv, 8192, d) for h, kv, d in HEADS[:6]]

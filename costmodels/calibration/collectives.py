@@ -42,6 +42,11 @@ def tasks(small: bool) -> list[Task]:
             groups.append([_task(op, 2**p, launch) for p in powers])
             if op in ("all_reduce", "all_gather") and not small and launch == "graph":
                 groups.append([_task(op, 3 * 2**p, launch) for p in range(16, 29, 3)])
+    if not small:  # sizes between powers of two, and the odd powers of the kinds that had every second
+        for op in KINDS[2:5]:
+            groups.append([_task(op, 3 * 2**p, launch) for launch in ("graph", "eager") for p in range(15, 29)])
+        for op in KINDS[3:5]:
+            groups.append([_task(op, 2**p, launch) for launch in ("graph", "eager") for p in range(13, 30, 2)])
     return interleave(groups)
 
 

@@ -129,6 +129,19 @@ def tasks(small: bool) -> list[Task]:
         for m in (16, 64, 256, 1024, 4096)
         if groups * m <= 32768
     ]
+    grouped += [
+        _task(m, n, k, groups=groups)
+        for groups, n, k in (
+            (4, 28672, 4096),
+            (16, 2816, 2048),
+            (64, 2816, 2048),
+            (64, 2048, 1408),
+            (16, 5120, 8192),
+            (32, 2880, 2880),
+        )
+        for m in (32, 128, 512, 2048)
+        if groups * m <= 65536
+    ]
     single = [_task(m, n, k, launch=launch) for m, n, k in warm_shapes() for launch in ("eager", "single")]
     held = [
         _task(m, n, k, dtype=dtype, cache="sustained")

@@ -117,9 +117,9 @@ def note_session(folder: Path, facts: dict[str, Any], rows: dict[str, int], seco
     """Add this run to the folder's provenance."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "provenance.json"
-    sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-    sessions.append(facts | {"rows": rows, "seconds": round(seconds, 1)})
-    path.write_text(json.dumps({"sessions": sessions}, indent=1) + "\n")
+    told = json.loads(path.read_text()) if path.exists() else {"sessions": []}
+    told["sessions"].append(facts | {"rows": rows, "seconds": round(seconds, 1)})
+    path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 class Run:

@@ -90,7 +90,29 @@ def tasks(small: bool) -> list[Task]:
             *((0, 0, 2), (5, 0, 8)),
         )
     ]
-    return interleave([ddp, fsdp, tensor, pipeline])
+    later = [
+        _task("fsdp", 30, rotary=True, fused=False),
+        _task("ddp", 30, mode="compile"),
+        _task("fsdp", 20, precision="mixed"),
+        _task("tensor", 30, 0, "sequence"),
+        _task("pipeline", 30, 1, microbatches=8),
+        _task("fsdp", 30, mode="compile", precision="mixed"),
+        _task("tensor", 37, 0, "none"),
+        _task("fsdp", 8, precision="mixed", recompute="full"),
+        _task("ddp", 32, precision="amp"),
+        _task("fsdp", 32),
+        _task("tensor", 0, 0, "sequence", recompute="full"),
+        _task("ddp", 31),
+        _task("pipeline", 32, 1, microbatches=8, recompute="full"),
+        _task("fsdp", 32, mode="compile"),
+        _task("tensor", 33, 0, "none", rotary=True, fused=True),
+        _task("fsdp", 12, precision="mixed", microbatches=2),
+        _task("fsdp", 35),
+        _task("ddp", 36),
+        _task("tensor", 36, 0, "vocab"),
+        _task("fsdp", 3, precision="mixed", loss_dtype="fp32"),
+    ]
+    return interleave([ddp, fsdp, tensor, pipeline, later])
 
 
 def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
@@ -106,6 +128,8 @@ def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
     finally:
         del step
         bench.release()
+        if key["mode"] == "compile":
+            torch.compiler.reset()
     own = [row.get("peak_allocated", 0), row.get("peak_reserved", 0), parameters, row["time_s"]]
     table = torch.zeros(bench.world, len(own), dtype=torch.float64, device=bench.device)
     mine = torch.tensor([own], dtype=torch.float64, device=bench.device)
@@ -132,7 +156,12 @@ def _model(bench: Any, key: Mapping[str, Cell], degree: int = 1) -> Any:
     from costmodels.calibration.network import Architecture, build
 
     dtype = bench.torch.bfloat16 if key["precision"] == "bf16" else bench.torch.float32
-    return build(Architecture.of(key, degree), bench.device, dtype, recompute=key["recompute"] == "full")
+    model = build(Architecture.of(key, degree), bench.device, dtype, recompute=key["recompute"] == "full")
+    if key["mode"] == "compile":
+        bench.torch.compiler.reset()
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    return model
 
 
 def _size(model: Any) -> int:

@@ -40,6 +40,9 @@ OPTIMIZERS = ("adamw_fused", "adamw_foreach", "clip_grad_norm", "sgd_fused")
 
 ROWS = (1, 8, 64, 256, 1024, 4096, 8192, 16384, 32768)
 COLS = (1024, 2048, 4096, 5120, 8192, 14336, 16384, 28672)
+WIDTHS = (128, 512, 768, 1024, 1536, 2048, 3072, 3584, 4096, 5120, 6144, 7168, 8192, 12288, 16384, 28672, 32768, 65536, 131072)
+"""Rows of these operators are as long as heads, hidden sizes, sequences or vocabularies; kernels change between them."""
+WIDE = ("softmax", "rms_norm", "layer_norm", "rms_norm_composite")
 
 
 def _task(
@@ -74,6 +77,8 @@ def tasks(small: bool) -> list[Task]:
             if back is not None:
                 group.append(_task(op, rows, cols, backward=True))
         groups.append(group)
+    groups += [_wide(op) for op in WIDE]
+    groups += [_more(op, which) for which, op in enumerate(PASSES) if op not in WIDE and not op.startswith("cross_entropy")]
     sizes = [2**p for p in range(10, 32)]
     groups.append(
         [_task("copy", 1, size // 2) for size in sizes] + [_task("copy", 1, 2**p // 2, cache="cold") for p in range(16, 28)]
@@ -88,6 +93,32 @@ def tasks(small: bool) -> list[Task]:
         ]
     )
     return interleave(groups)
+
+
+def _wide(op: str) -> list[Task]:
+    """Every width with a few counts of rows, others at the next; a third of them backward too."""
+    found = []
+    for which, cols in enumerate(WIDTHS):
+        for turn in range(4):
+            rows = (1, 16, 64, 256, 1024, 4096, 8192, 16384, 65536)[(2 * turn + which + turn // 3) % 9]
+            if rows * cols > 6e8:
+                continue
+            found.append(_task(op, rows, cols))
+            if (turn + which) % 3 == 0:
+                found.append(_task(op, rows, cols, backward=True))
+    return found
+
+
+def _more(op: str, which: int) -> list[Task]:
+    """Sizes of real models' operands beside the round ones."""
+    found = []
+    for turn in range(6):
+        rows = (16, 128, 512, 2048, 6144, 12288)[(turn + which) % 6]
+        cols = (896, 1536, 3072, 3584, 6144, 7168, 11008, 12288, 18944)[(2 * turn + which) % 9]
+        found.append(_task(op, rows, cols))
+        if PASSES[op][1] is not None:
+            found.append(_task(op, rows, cols, backward=True))
+    return found
 
 
 def _composite(torch: Any, x: Any, weight: Any) -> Any:

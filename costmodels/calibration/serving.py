@@ -22,6 +22,15 @@ MODELS: tuple[tuple[str, int, int, int, int, int, int, int], ...] = (
     ("gpt", 4096, 8, 32, 32, 128, 16384, 50304),
     ("llama", 8192, 8, 64, 8, 128, 28672, 128256),
 )
+# Widths, head counts and vocabularies between those above, over sizes of their own
+MORE_MODELS: tuple[tuple[str, int, int, int, int, int, int, int], ...] = (
+    ("llama", 4096, 12, 32, 8, 128, 12288, 151936),
+    ("llama", 5120, 12, 32, 4, 128, 12800, 75968),
+    ("llama", 8192, 10, 16, 2, 128, 7168, 32064),
+    ("llama", 896, 24, 14, 2, 64, 4864, 151936),
+    ("llama", 5120, 10, 40, 40, 128, 13824, 32000),
+    ("llama", 2048, 24, 4, 1, 128, 2816, 32000),
+)
 DECODE = (
     (1, 512),
     (1, 8192),
@@ -36,11 +45,26 @@ DECODE = (
     (1, 32768),
     (8, 16384),
 )
+MORE_DECODE = (
+    (1, 1024),
+    (2, 4096),
+    (4, 512),
+    (16, 1024),
+    (24, 3000),
+    (48, 1500),
+    (64, 512),
+    (96, 4096),
+    (192, 1024),
+    (256, 256),
+    (512, 512),
+    (32, 8192),
+)
 PREFILL = ((1, 128), (1, 512), (1, 2048), (1, 8192), (4, 1024), (8, 512), (2, 4096), (16, 128))
+MORE_PREFILL = ((1, 256), (1, 1024), (1, 4096), (2, 1024), (3, 700), (8, 2048), (1, 16384), (32, 64))
 
 
-def _task(op: str, which: int, batch: int, seq: int, launch: str = "graph") -> Task:
-    key: dict[str, Cell] = {"op": op, **dict(zip(SIZES, MODELS[which], strict=True))}
+def _task(op: str, model: tuple[Cell, ...], batch: int, seq: int, launch: str = "graph") -> Task:
+    key: dict[str, Cell] = {"op": op, **dict(zip(SIZES, model, strict=True))}
     key |= {"batch": batch, "seq": seq, "dtype": "bf16", "launch": launch}
     return Task(key=key, seconds=0.35 + (batch * seq / 2e4 if op == "prefill" else 0.05))
 
@@ -52,14 +76,22 @@ def tasks(small: bool) -> list[Task]:
         sizes = dict(zip(SIZES, tiny, strict=True))
         common: dict[str, Cell] = {"batch": 2, "seq": 16, "dtype": "fp32", "launch": "eager"}
         return [Task(key={"op": op, **sizes, **common}, seconds=0.05) for op in ("prefill", "decode")]
-    groups = []
-    for which, (_, _, layers, _, kv_heads, head_dim, *_) in enumerate(MODELS):
-        room = 20e9 / (4.0 * layers * kv_heads * head_dim)
-        decode = [_task("decode", which, b, s) for b, s in DECODE if b * s <= room]
-        decode += [_task("decode", which, b, s, "eager") for b, s in DECODE[:5:2] if b * s <= room]
-        prefill = [_task("prefill", which, b, s) for b, s in PREFILL]
-        groups.append(interleave([decode, prefill]))
+    groups = [_steps(model, DECODE, PREFILL) for model in MODELS]
+    groups += [_steps(model, MORE_DECODE, MORE_PREFILL) for model in MORE_MODELS]
     return [task for group in groups for task in group]
+
+
+def _steps(
+    model: tuple[str, int, int, int, int, int, int, int],
+    decode: tuple[tuple[int, int], ...],
+    prefill: tuple[tuple[int, int], ...],
+) -> list[Task]:
+    """The steps of one model whose cache fits; a few decode steps from Python, call by call."""
+    _, _, layers, _, kv_heads, head_dim, *_ = model
+    fitting = [(b, s) for b, s in decode if b * s <= 20e9 / (4.0 * layers * kv_heads * head_dim)]
+    alone = [(b, s) for b, s in decode[:5:2] if (b, s) in fitting]
+    found = [_task("decode", model, b, s) for b, s in fitting] + [_task("decode", model, b, s, "eager") for b, s in alone]
+    return interleave([found, [_task("prefill", model, b, s) for b, s in prefill]])
 
 
 class Server:

@@ -67,6 +67,14 @@ ARCHITECTURES: tuple[tuple[str, int, int, int, int, int, int, int, tuple[tuple[i
     ("llama", 1024, 8, 16, 4, 64, 4096, 128256, ((4096, 4),)),
     ("llama", 4096, 8, 32, 4, 128, 11008, 64000, ((4096, 2), (1024, 1))),
     ("gpt", 5120, 3, 40, 40, 128, 20480, 51200, ((2048, 2),)),
+    ("llama", 4096, 6, 32, 8, 128, 12288, 151936, ((4096, 1), (2048, 2))),
+    ("gpt", 2560, 8, 32, 32, 80, 10240, 50304, ((2048, 2), (1024, 4))),
+    ("llama", 2048, 20, 32, 4, 64, 5632, 32000, ((2048, 4), (4096, 1))),
+    ("llama", 6656, 2, 52, 52, 128, 17920, 32000, ((2048, 2),)),
+    ("llama", 3072, 6, 24, 24, 128, 24576, 256000, ((2048, 1),)),
+    ("gpt", 1280, 20, 20, 20, 64, 5120, 50304, ((1024, 8),)),
+    ("llama", 5120, 5, 40, 10, 128, 17920, 100352, ((4096, 1),)),
+    ("llama", 8192, 2, 64, 8, 128, 22016, 32000, ((4096, 2),)),
 )
 
 
@@ -119,11 +127,29 @@ def tasks(small: bool) -> list[Task]:
         _task(3, 1, microbatches=4),
         _task(0, 0, recompute="full", precision="amp"),
     ]
+    later = [
+        _task(30, 0, precision="amp", rotary=True, fused=False),
+        _task(32, 0, precision="amp"),
+        _task(31, 0, precision="amp"),
+        _task(30, 1, loss_dtype="fp32", logits_held=False, rotary=True, fused=False),
+        _task(32, 0, precision="amp", recompute="full"),
+        _task(37, 0, rotary=True, fused=False),
+        _task(35, 0, precision="amp", microbatches=2),
+        _task(31, 0, loss_dtype="fp32"),
+        _task(36, 0, mode="compile"),
+        _task(32, 1, precision="amp", mode="compile"),
+        _task(33, 0, precision="amp", logits_held=False),
+        _task(30, 0, loss_dtype="fp32", recompute="full"),
+        _task(34, 0, precision="amp"),
+        _task(35, 0, mode="compile"),
+        _task(32, 1, norm="composite", rotary=True, fused=False),
+        _task(30, 0, mode="compile", loss_dtype="fp32"),
+    ]
     graph = [_task(which, 0, mode="graph") for which in (0, 5, 17, 18, 1, 11, 3)]
     compiled = [_task(which, 0, mode="compile") for which in (0, 2, 3, 10, 5, 12, 8)]
     compiled += [_task(0, 1, mode="compile"), _task(3, 0, mode="compile", recompute="full")]
     compiled += [_task(1, 0, mode="compile", rotary=True, fused=False)]
-    return interleave([eager, recompute, amp, wide, variants, graph, compiled])
+    return interleave([eager, recompute, amp, wide, variants, later, graph, compiled])
 
 
 def training_step(
