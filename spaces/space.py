@@ -153,7 +153,7 @@ class _Count:
 @lru_cache(maxsize=16)  # a search asks for the size, the removals and the batches of one space
 def _count(axes: tuple[Axis, ...]) -> _Count:
     """Count legal points by carrying each distinct context (levels that later rules read) with its multiplicity."""
-    needs = _needs(axes)
+    needs = contexts_read(axes)
     number = np.int64 if np.prod([float(len(axis.values)) for axis in axes]) < _KEY_SPAN else np.object_
     count = _Count([0] * (len(axes) + 1), [0] * (len(axes) + 1), {})
     waiting: list[tuple[int, CodeArray, NDArray[Any]]] = [(0, np.zeros((0, 1), np.int32), np.ones(1, number))]
@@ -167,7 +167,7 @@ def _count(axes: tuple[Axis, ...]) -> _Count:
         count.contexts[depth] += len(times)
         if depth < len(axes) and len(times):
             chosen = dict(zip(needs[depth], states, strict=True))
-            parent, choice = _legal(axes, depth, chosen, len(times), count.removed, times)
+            parent, choice = legal_extensions(axes, depth, chosen, len(times), count.removed, times)
             grown = {i: codes[parent] for i, codes in chosen.items()} | {depth: choice}
             kept = needs[depth + 1]
             matrix = np.array([grown[i] for i in kept], np.int32).reshape(len(kept), len(parent))
@@ -179,13 +179,13 @@ def _merged(states: CodeArray, times: NDArray[Any], sizes: list[int]) -> tuple[C
     """Equal columns of `states` made one, with the sum of their multiplicities."""
     if not len(times):
         return states, times
-    keys, _ = _keys(states, sizes)
+    keys, _ = combination_keys(states, sizes)
     order = np.argsort(keys, kind="stable")
     first = np.flatnonzero(np.r_[True, np.diff(keys[order]) != 0])
     return states[:, order[first]], np.add.reduceat(times[order], first)
 
 
-def _keys(codes: CodeArray, sizes: list[int]) -> tuple[IntArray, bool]:
+def combination_keys(codes: CodeArray, sizes: list[int]) -> tuple[IntArray, bool]:
     """One integer per column of `codes`, equal exactly where the columns are; and whether it means the same elsewhere.
 
     A mixed-radix number; where that would overflow, what there is so far is renumbered, and then the keys of two calls
@@ -202,7 +202,7 @@ def _keys(codes: CodeArray, sizes: list[int]) -> tuple[IntArray, bool]:
     return keys, absolute
 
 
-def _legal(
+def legal_extensions(
     axes: tuple[Axis, ...],
     depth: int,
     chosen: Mapping[int, CodeArray],
@@ -236,7 +236,7 @@ def _legal(
     return (np.concatenate(parents), np.concatenate(choices)) if parents else (np.empty(0, np.int64),) * 2
 
 
-def _needs(axes: tuple[Axis, ...]) -> list[tuple[int, ...]]:
+def contexts_read(axes: tuple[Axis, ...]) -> list[tuple[int, ...]]:
     """For each depth the earlier axes that the rules from there on read."""
     needs: list[tuple[int, ...]] = [()] * (len(axes) + 1)
     later: set[int] = set()
@@ -301,7 +301,7 @@ def _prefixes(axes: tuple[Axis, ...], codes: CodeArray, depth: int, rows: int) -
     step = max(1, rows // max(len(axes[at].values), 1))
     for start in range(0, codes.shape[1], step):
         part = codes[:, start : start + step]
-        parent, choice = _legal(axes, at, dict(enumerate(part)), part.shape[1])
+        parent, choice = legal_extensions(axes, at, dict(enumerate(part)), part.shape[1])
         if len(parent):
             yield from _prefixes(axes, np.concatenate([part[:, parent], choice[None].astype(part.dtype)]), depth, rows)
 
@@ -312,7 +312,7 @@ class _Completions:
     def __init__(self, axes: tuple[Axis, ...], split: int) -> None:
         self._axes = axes
         self._split = split
-        self._reads = _needs(axes)[split]
+        self._reads = contexts_read(axes)[split]
         self._sizes = [len(axes[i].values) for i in self._reads]
         self._known: dict[int, int] = {}
         self._clear()
@@ -326,7 +326,7 @@ class _Completions:
     def of(self, prefixes: CodeArray) -> tuple[IntArray, IntArray, CodeArray]:
         """For each prefix how many completions it has and the column where they start; and all completions."""
         contexts = prefixes[list(self._reads)]
-        keys, absolute = _keys(contexts, self._sizes)
+        keys, absolute = combination_keys(contexts, self._sizes)
         distinct, first, index = np.unique(keys, return_index=True, return_inverse=True)
         if not absolute or self._tails.shape[1] > _REMEMBERED:
             self._clear()
@@ -341,7 +341,7 @@ class _Completions:
         chosen: dict[int, CodeArray] = dict(zip(self._reads, contexts, strict=True))
         root = np.arange(len(keys))
         for depth in range(self._split, len(self._axes)):
-            parent, choice = _legal(self._axes, depth, chosen, len(root))
+            parent, choice = legal_extensions(self._axes, depth, chosen, len(root))
             root = root[parent]
             chosen = {i: codes[parent] for i, codes in chosen.items()} | {depth: choice.astype(np.int32)}
         counts = np.bincount(root, minlength=len(keys))
