@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.metrics import Evidence, Metrics
+from dse.kinds.registry import Kind, find
 from dse.measures import measure
 from spaces.columns import Columns
-from spaces.plan import PLAN_SYMBOLS, spell
 from spaces.problem import Problem
 
 TIE = 0.02
@@ -38,12 +38,13 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanAnswer:
-    """One plan: its choices by name, its figures, and the parts that sum to them.
+    """One plan of a kind of experiment: its choices by name, its figures, and the parts that sum to them.
 
     `parts[metric][name]` sum to `figures[metric].value`; `violation[constraint]` is use / limit − 1, at most 0 when kept;
     `stages` is the memory of each distinct pipeline stage in bytes by part; `ties` are ranks (from 1) of plans it ties with.
     """
 
+    kind: str
     plan: Mapping[str, Any]
     figures: Mapping[str, Figure]
     parts: Mapping[str, Mapping[str, float]]
@@ -57,9 +58,15 @@ class PlanAnswer:
         """Whether every constraint is kept."""
         return all(value <= 0 for value in self.violation.values())
 
+    @property
+    def text(self) -> str:
+        """The plan in one line, choices that rest left out."""
+        return find(self.kind).text(self.plan)
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
         return {
+            "kind": self.kind,
             "plan": dict(self.plan),
             "metrics": {name: dataclasses.asdict(figure) for name, figure in self.figures.items()},
             "parts": {name: dict(parts) for name, parts in self.parts.items()},
@@ -73,6 +80,7 @@ class PlanAnswer:
     def from_json(cls, data: Mapping[str, Any]) -> PlanAnswer:
         """The inverse of `to_json`."""
         return cls(
+            kind=data["kind"],
             plan=data["plan"],
             figures={name: Figure(**figure) for name, figure in data["metrics"].items()},
             parts=data["parts"],
@@ -97,6 +105,7 @@ class Run:
     `certificate` is space = Σ pruned + evaluated + failed + unvisited.
     """
 
+    kind: str
     name: str
     folder: Path | None
     experiment: str
@@ -158,80 +167,25 @@ def row(answer: PlanAnswer) -> dict[str, Any]:
     return flat | {"evidence": answer.evidence}
 
 
-_RESTING: Mapping[str, Any] = {
-    "context": 1,
-    "expert": 1,
-    "expert_tensor": 1,
-    "virtual": 1,
-    "sequence_parallel": 0,
-    "stage_layout": "even",
-    "recompute": "none",
-    "recompute_layers": 0,
-    "offload": "none",
-    "rank_order": "tensor-context-data-pipeline",
-    "trainable": "all",
-}
-_SPELLING: Mapping[str, str] = {
-    "tensor": "tp{}",
-    "context": "cp{}",
-    "pipeline": "pp{}",
-    "data": "dp{}",
-    "expert": "ep{}",
-    "expert_tensor": "etp{}",
-    "virtual": "vpp{}",
-    "micro_batch": "micro{}",
-    "zero_stage": "zero{}",
-    "shard_degree": "shard{}",
-    "sequence_parallel": "sp",
-    "recompute": "recompute-{}",
-    "recompute_layers": "k{}",
-    "offload": "offload-{}",
-    "domain": "domain{}",
-}
-
-
-def plan_text(plan: Mapping[str, Any]) -> str:
-    """A plan in one line: `tp8 pp4 dp2 interleaved micro1 zero1 recompute-full bf16`, resting choices left out."""
-    hidden = {"devices", "device"}
-    if plan.get("pipeline") == 1:
-        hidden.add("schedule")
-    if plan.get("shard_degree") in (0, 1, plan.get("data", 1) * plan.get("context", 1)):
-        hidden.add("shard_degree")
-    shown = ((symbol, value) for symbol, value in plan.items() if symbol not in hidden)
-    return " ".join(_SPELLING.get(s, "{}").format(v) for s, v in shown if s not in _RESTING or v != _RESTING[s])
-
-
-def answers(problem: Problem, points: Columns, metrics: Metrics) -> tuple[PlanAnswer, ...]:
+def answers(kind: Kind[Any], problem: Problem, points: Columns, metrics: Metrics) -> tuple[PlanAnswer, ...]:
     """Plans and figures of n design points, in order."""
-    return tuple(_answer(problem, points, metrics, i) for i in range(points.n))
+    return tuple(_answer(kind, problem, points, metrics, i) for i in range(points.n))
 
 
-def _answer(problem: Problem, points: Columns, metrics: Metrics, i: int) -> PlanAnswer:
+def _answer(kind: Kind[Any], problem: Problem, points: Columns, metrics: Metrics, i: int) -> PlanAnswer:
     figures = {}
     for name, values in metrics.value.items():
         low, high = metrics.low.get(name, values), metrics.high.get(name, values)
         figures[name] = Figure(float(values[i]), float(low[i]), float(high[i]))
     evidence = Evidence.FIRST_PRINCIPLES if metrics.evidence is None else Evidence(int(metrics.evidence[i]))
     return PlanAnswer(
-        plan=spelled(problem, points.row(i)),
+        kind=kind.name,
+        plan=kind.spelled(problem, points.row(i)),
         figures=figures,
         parts={m: {name: float(v[i]) for name, v in parts.items()} for m, parts in metrics.parts.items()},
         violation={name: float(v[i]) for name, v in metrics.violation.items()},
         evidence=evidence.name.lower().replace("_", "-"),
     )
-
-
-def spelled(problem: Problem, point: Mapping[str, Any]) -> dict[str, Any]:
-    """A design point by name, in reading order: device, devices, then the plan's choices."""
-    bound = {**problem.scalars, **point}
-    named: dict[str, Any] = {}
-    if "device.domain" in point:
-        named["domain"] = int(point["device.domain"])
-    for symbol in ("device", *PLAN_SYMBOLS):
-        if symbol in bound:
-            value = problem.label(symbol, bound[symbol]) if symbol in problem.labels else spell(symbol, bound[symbol])
-            named[symbol] = int(value) if isinstance(value, float) and value == int(value) else value
-    return named
 
 
 def with_ties(front: Sequence[PlanAnswer], objectives: Iterable[tuple[str, bool]]) -> tuple[PlanAnswer, ...]:

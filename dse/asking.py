@@ -1,228 +1,42 @@
-"""From an experiment to what the engine takes: a problem, a space of plans, objectives, and single plans as points of it."""
+"""From an experiment to what the engine takes, whatever its kind: a problem, a space, cost models, and single plans."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import yaml
-from numpy.typing import NDArray
-
-from costmodels.constants import device_symbols, find_stack
-from costmodels.training import training_problem
-from dse.experiment import Experiment, mesh
-from dse.experiment_schema import coded
-from dse.measures import nearest
+from costmodels.metrics import CostModel
+from dse.experiment import Experiment
+from dse.kinds.registry import find
 from spaces.columns import Columns
-from spaces.hardware import Device
-from spaces.plan import DEFAULTS, NAMES, PLAN_SYMBOLS, spell
 from spaces.problem import Problem
-from spaces.space import Axis, Space
-from spaces.training import training_space
+from spaces.space import Space
 
 
 class ImpossiblePlan(ValueError):
-    """A plan that structure rules out; the message says by which rule."""
+    """A plan that structure rules out, or a choice that cannot be read; the message says by which rule."""
 
 
-def problem_of(experiment: Experiment) -> Problem:
+def problem_of(experiment: Experiment[Any]) -> Problem:
     """Everything that does not vary: model, workload, stack, and the device when there is only one."""
-    fixed: dict[str, float] = {"sequence": experiment.sequence, "global_batch": experiment.global_batch}
-    if experiment.tokens is not None:
-        fixed["workload.tokens"] = experiment.tokens
-    if experiment.failures is not None:
-        fixed["reliability.failures_per_device_hour"] = experiment.failures.per_device_hour
-        fixed["reliability.checkpoint_bandwidth"] = experiment.failures.checkpoint_bandwidth
-        fixed["reliability.restart_time"] = experiment.failures.restart_time
-    one = experiment.devices[0] if len(experiment.devices) == 1 else None
-    problem = training_problem(experiment.architecture, experiment.stack, one, fixed, experiment.optimizer)
-    if one is not None:
-        return problem
-    names = {"device": tuple(device.name for device in experiment.devices), "generation": generations(experiment.devices)}
-    shared = {name: float(values[0]) for name, values in _device_values(experiment).items() if _same(values)}
-    return dataclasses.replace(problem, labels={**problem.labels, **names}, scalars={**problem.scalars, **shared})
+    return find(experiment.kind).problem(experiment.job)
 
 
-def generations(devices: Sequence[Device]) -> tuple[str, ...]:
-    """The distinct generations of some devices, in order; the position is the code."""
-    return tuple(dict.fromkeys(device.generation for device in devices))
-
-
-def _device_values(experiment: Experiment) -> dict[str, NDArray[Any]]:
-    """Every symbol that choosing one of the devices binds, shape (devices,); a rate that one lacks is 0 there."""
-    figures = [device_symbols(device, experiment.stack) for device in experiment.devices]
-    names = sorted({name for figure in figures for name in figure} - ({"device.domain"} if experiment.domains else set()))
-    values = {name: np.array([figure.get(name, 0.0) for figure in figures], np.float64) for name in names}
-    known = generations(experiment.devices)
-    return values | {"generation": np.array([known.index(device.generation) for device in experiment.devices])}
-
-
-def _same(values: NDArray[Any]) -> bool:
-    """Whether a symbol does not depend on the device: the problem binds it then, not the axis."""
-    return bool((values == values[0]).all())
-
-
-def space_of(experiment: Experiment) -> Space:
+def space_of(experiment: Experiment[Any]) -> Space:
     """Every legal plan that the experiment asks about."""
-    legal = find_stack(experiment.stack).legal
-    options = {**legal, **experiment.options, **_precision(experiment)}
-    return _space(experiment, experiment.devices, experiment.count, options)
+    return find(experiment.kind).space(experiment.job)
 
 
-def _precision(experiment: Experiment) -> dict[str, tuple[int, ...]]:
-    return {"precision": experiment.precisions}
+def models_of(experiment: Experiment[Any]) -> tuple[CostModel, ...]:
+    """The cost models that answer, cheapest first: each screens for the next, and the last one's figures are reported."""
+    return find(experiment.kind).models(experiment.job)
 
 
-def _space(experiment: Experiment, devices: tuple[Device, ...], count: int, options: Mapping[str, tuple[int, ...]]) -> Space:
-    space = training_space(
-        architecture=experiment.architecture,
-        devices=devices,
-        count=count,
-        at_most=experiment.at_most is not None and count == experiment.at_most,
-        global_batch=experiment.global_batch,
-        sequence=experiment.sequence,
-        options=options,
-        domains=experiment.domains or None,
-    )
-    return Space(tuple(_with_constants(axis, experiment) for axis in space.axes), space.labels)
+def point(experiment: Experiment[Any], plan: Mapping[str, Any]) -> Columns:
+    """One plan as a batch of one; `plan` holds codes, choices left out take their resting value. Raises ImpossiblePlan."""
+    return find(experiment.kind).point(experiment.job, plan)
 
 
-def _with_constants(axis: Axis, experiment: Experiment) -> Axis:
-    """The device axis binds the kernel and link constants that differ between the devices too."""
-    if axis.name != "device":
-        return axis
-    values = {name: array for name, array in _device_values(experiment).items() if not _same(array)}
-    return dataclasses.replace(axis, symbols={"device": axis.values, **values})
-
-
-def point(experiment: Experiment, plan: Mapping[str, Any]) -> Columns:
-    """One plan as a batch of one; choices left out take their resting value.
-
-    `plan` holds codes; `device` is a name. Raises ImpossiblePlan, with the rule that rules it out.
-    """
-    given = {symbol: int(value) for symbol, value in plan.items() if symbol in PLAN_SYMBOLS}
-    device = _device(experiment, plan.get("device"))
-    devices = given.get("devices") or _devices(experiment, given)
-    options = {s: (v,) for s, v in _filled(experiment, given).items() if s not in ("devices", "data")}
-    single = dataclasses.replace(experiment, at_most=None, count=devices, domains=_domain(experiment, plan))
-    space = _space(single, (device,), devices, options)
-    found = next(iter(space.batches()), None)
-    if found is None:
-        raise ImpossiblePlan(_why(space, {**DEFAULTS, **given, "devices": devices}))
-    return _on_device(experiment, found.take(slice(0, 1)), device)
-
-
-def _devices(experiment: Experiment, given: Mapping[str, int]) -> int:
-    """Devices of a plan that does not say: all of them, or as many as its degrees multiply to."""
-    return experiment.count if experiment.at_most is None else mesh(given) * given.get("data", 1)
-
-
-def _domain(experiment: Experiment, plan: Mapping[str, Any]) -> tuple[int, ...]:
-    """The domain a plan names, or the first asked about."""
-    named = plan.get("domain", plan.get("device.domain"))
-    if named is not None and experiment.domains:
-        return (int(named),)
-    return experiment.domains[:1]
-
-
-def _device(experiment: Experiment, name: object) -> Device:
-    """The experiment's device of that name, or its first."""
-    for device in experiment.devices:
-        if name in (None, device.name, *device.aliases):
-            return device
-    known = ", ".join(device.name for device in experiment.devices)
-    raise ImpossiblePlan(f"the experiment has no device {name!r}; it has {known}")
-
-
-def _filled(experiment: Experiment, given: Mapping[str, int]) -> dict[str, int]:
-    """The plan with defaults where structure does not decide; what decides itself is left open."""
-    full: dict[str, int] = {**DEFAULTS, "precision": experiment.precisions[0], **given}
-    if full["virtual"] > 1 and "schedule" not in given:
-        full["schedule"] = NAMES["schedule"].index("interleaved")
-    along = find_stack(experiment.stack).default_sequence_parallel or experiment.architecture.experts
-    if full["tensor"] > 1 and along and "sequence_parallel" not in given:
-        full["sequence_parallel"] = 1
-    if "stage_layout" not in given:
-        del full["stage_layout"]
-    return full
-
-
-def _why(space: Space, plan: Mapping[str, int]) -> str:
-    """Which rules left nothing."""
-    text = ", ".join(f"{symbol}={spell(symbol, plan[symbol])}" for symbol in ("devices", "tensor", "context", "pipeline"))
-    reasons = dict.fromkeys(reason for _, reason in space.removed())
-    return f"no legal plan ({text}): {'; '.join(reasons) or 'structure leaves nothing'}"
-
-
-def _on_device(experiment: Experiment, columns: Columns, device: Device) -> Columns:
-    """The point with its device bound as the experiment binds it: in the columns when the device is an axis."""
-    values = {symbol: columns[symbol] for symbol in columns.levels}
-    if len(experiment.devices) > 1:
-        index = experiment.devices.index(device)
-        own = {name: array[[index]] for name, array in _device_values(experiment).items() if not _same(array)}
-        values = {**own, "device": np.array([index]), **values}
-    return Columns.from_values(values)
-
-
-_SHORT = {"tp": "tensor", "cp": "context", "pp": "pipeline", "dp": "data", "ep": "expert", "vpp": "virtual"}
-
-
-def plan_codes(experiment: Experiment, plan: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A plan as codes, from `tensor=8,schedule=1f1b` (or tp=8) or from names by symbol; `device` stays a name.
-
-    Raises ImpossiblePlan with every choice that cannot be read.
-    """
-    given = plan if isinstance(plan, Mapping) else _split(plan)
-    codes: dict[str, Any] = {}
-    faults = []
-    for name, value in given.items():
-        symbol = _SHORT.get(name, name)
-        if symbol in ("device", "domain"):
-            codes[symbol] = _device(experiment, value).name if symbol == "device" else int(value)
-            continue
-        if symbol not in PLAN_SYMBOLS:
-            faults.append(f"a plan has no choice {name!r}{nearest(name, PLAN_SYMBOLS)}")
-            continue
-        try:
-            codes[symbol] = coded(symbol)(value)
-        except ValueError as error:
-            faults.append(f"{name}: {error}")
-    if faults:
-        raise ImpossiblePlan("; ".join(faults))
-    return codes
-
-
-def _split(text: str) -> dict[str, Any]:
-    """`tensor=8,recompute=full` as a mapping; numbers and true/false as YAML reads them, words as they are."""
-    pairs: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ImpossiblePlan(f"expected choices like tensor=8,pipeline=4, got {part!r}")
-        symbol = _SHORT.get(name.strip(), name.strip())
-        pairs[symbol] = value.strip() if symbol in (*NAMES, "device") else yaml.safe_load(value)
-    return pairs
-
-
-def one_device(experiment: Experiment, name: object) -> Experiment:
-    """The experiment with the device of that name (or its first) alone."""
-    return dataclasses.replace(experiment, devices=(_device(experiment, name),))
-
-
-def space_around(experiment: Experiment, here: Mapping[str, Any], axis: str) -> Space:
-    """The plans that differ from `here` (codes by symbol) in one axis, on as many devices, and in what follows from it."""
-    follows = {"data", "shard_degree", axis}
-    if axis in ("virtual", "schedule", "pipeline"):
-        follows |= {"schedule", "virtual", "stage_layout"}
-    if axis in ("recompute", "recompute_layers"):
-        follows |= {"recompute", "recompute_layers"}
-    fixed = [symbol for symbol in PLAN_SYMBOLS if symbol in here and symbol not in {*follows, "devices"}]
-    options = {**find_stack(experiment.stack).legal, **{symbol: (int(here[symbol]),) for symbol in fixed}}
-    if here.get("recompute_layers") == 0:
-        options.pop("recompute_layers", None)
-    if axis == "precision":
-        options["precision"] = experiment.precisions
-    single = dataclasses.replace(experiment, at_most=None, domains=_domain(experiment, here))
-    return _space(single, experiment.devices, int(here["devices"]), options)
+def plan_codes(experiment: Experiment[Any], plan: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A plan as codes, from `tensor=8,pipeline=2` or from names by symbol. Raises ImpossiblePlan with every fault."""
+    return find(experiment.kind).codes(experiment.job, plan)

@@ -20,11 +20,12 @@ from costmodels.calibration.suite import Suite
 from costmodels.kernel_prediction import predict_kernel_rows
 from costmodels.kernel_shapes import KernelShape, kernel_shapes
 from dse import run_folder
-from dse.answers import plan_text
-from dse.asking import one_device, plan_codes, point, problem_of
+from dse.asking import plan_codes
 from dse.experiment import load
+from dse.kinds.training.plans import one_device, point, problem_of
+from dse.kinds.training.words import title
 from dse.measures import nearest, significant
-from dse.runner import answer_to, title
+from dse.runner import answer_to
 from dse.tables import table
 from spaces.columns import Columns
 from spaces.problem import Problem
@@ -112,14 +113,16 @@ def uncertain_shapes(source: str | os.PathLike[str], most: int = 5) -> Uncertain
     """
     folder = Path(source) if Path(source).is_dir() else None
     experiment = load(source if folder is None else folder / "experiment.yaml")
+    if experiment.kind != "training":
+        raise ValueError(f"{source} is a {experiment.kind} experiment; --for takes a training experiment")
     run = answer_to(experiment)[0] if folder is None else run_folder.read(folder)
     if not run.front:
         raise ValueError(f"no plan of {source} is feasible, so there is no plan to measure for")
-    best = run.front[0].plan
-    codes = plan_codes(experiment, best)
-    single = one_device(experiment, codes.get("device"))
+    best = run.front[0]
+    codes = plan_codes(experiment, best.plan)
+    single = one_device(experiment.job, codes.get("device"))
     found = doubts(problem_of(single), point(single, codes), single.devices[0].name)
-    return UncertainShapes(title=f"{title(single)}\n#1: {plan_text(best)}", shapes=found, asked=most)
+    return UncertainShapes(title=f"{title(single)}\n#1: {best.text}", shapes=found, asked=most)
 
 
 def doubts(problem: Problem, plan: Columns, device: str) -> tuple[UncertainShape, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -74,7 +74,10 @@ _MEASURES = (
 )  # fmt: skip
 
 MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _MEASURES})
-"""Every metric an objective or a constraint may name."""
+"""Every metric that has a title and a unit of its own."""
+
+TRAINING = frozenset(MEASURES)
+"""Metrics of training experiments."""
 
 NEED_TOKENS = frozenset({"training_days", "training_price", "training_energy"})
 """Metrics of a whole run: they exist only when `workload.tokens` says how long it is."""
@@ -91,16 +94,16 @@ def measure(name: str) -> Measure:
     return MEASURES.get(name) or Measure(name=name, title=name.replace("_", " "), unit="")
 
 
-def require(name: str) -> Measure:
-    """The metric of that name. Raises ValueError with the nearest names when there is none."""
-    if name not in MEASURES:
-        raise ValueError(f"no metric is called {name!r}{nearest(name, MEASURES)}")
-    return MEASURES[name]
+def require(name: str, known: Collection[str]) -> Measure:
+    """The metric of that name among the known ones. Raises ValueError with the nearest names when there is none."""
+    if name not in known:
+        raise ValueError(f"no metric is called {name!r}{nearest(name, sorted(known))}")
+    return measure(name)
 
 
 def limit(name: str, text: object) -> float:
     """A limit on the metric, as written ("70 GiB", 90), in SI. Raises ValueError."""
-    return quantity(text, require(name).dimension)
+    return quantity(text, measure(name).dimension)
 
 
 def nearest(wanted: object, known: Mapping[str, object] | tuple[str, ...] | frozenset[str] | list[str]) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 
 from dse.answers import PlanAnswer, Run, row, to_json_text
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the folder's layout; a reader refuses any other."""
 
 _LIBRARIES = ("frontplan", "numpy", "scipy", "networkx", "pyyaml", "pydantic", "moocore")
@@ -65,6 +65,7 @@ def write(run: Run, folder: Path, *, seed: int, model_file: Path | None, ledger:
     _write_csv(folder / "top.csv", top)
     manifest = {
         "schema": SCHEMA,
+        "kind": run.kind,
         "name": run.name,
         "title": run.title,
         "seed": seed,
@@ -139,6 +140,7 @@ def _write_store(run: Run, path: Path, ledger: Sequence[Mapping[str, Any]]) -> N
     plans += [(name, 1, a) for name, a in (("baseline", run.baseline), ("closest", run.closest)) if a is not None]
     meta = {
         "schema": SCHEMA,
+        "kind": run.kind,
         "name": run.name,
         "title": run.title,
         "objectives": run.objectives,
@@ -187,6 +189,7 @@ def _read(store: sqlite3.Connection, folder: Path) -> Run:
     for name, answer in store.execute("SELECT list, answer FROM plan ORDER BY rowid"):
         lists.setdefault(name, []).append(PlanAnswer.from_json(_whole(json.loads(answer))))
     return Run(
+        kind=meta["kind"],
         name=meta["name"],
         folder=folder,
         experiment=(folder / "experiment.yaml").read_text(encoding="utf-8"),

@@ -15,23 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.explanation import stage_memory
 from costmodels.metrics import CostModel, Metrics
-from costmodels.training import TrainingModel
 from dse import run_folder
 from dse.answers import PlanAnswer, Run, answers, with_ties
-from dse.asking import ImpossiblePlan, point, problem_of, space_of
+from dse.asking import ImpossiblePlan, models_of, point, problem_of, space_of
 from dse.experiment import Experiment, load
+from dse.kinds.registry import find
 from search.exact import Constraint, Result, search
 from search.front import Objective, Points
-from spaces.plan import PLAN_SYMBOLS
 from spaces.problem import Problem
 
 RUNS = Path("runs")
 """Where run folders go unless told otherwise."""
-
-SAMPLED = frozenset({"device", "device.domain", *PLAN_SYMBOLS})
-"""Symbols kept of the sampled points."""
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -54,14 +49,14 @@ def run(
 
 
 def answer_to(
-    experiment: Experiment,
+    experiment: Experiment[Any],
     *,
     model: CostModel | None = None,
     progress: Callable[..., None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> tuple[Run, Sequence[Mapping[str, Any]]]:
     """The run without a folder, and the search's ledger by chunk."""
-    model = model or TrainingModel()
+    model = model or models_of(experiment)[-1]
     problem, space = problem_of(experiment), space_of(experiment)
     baseline = _baseline(experiment, problem, model)
     result = search(
@@ -83,12 +78,12 @@ def _with_stages(answer: Run, problem: Problem, result: Result) -> Run:
     """The winner told how its memory lies on each distinct pipeline stage."""
     if not answer.front:
         return answer
-    stages = stage_memory(problem, result.front.points.columns.take(slice(0, 1)))
+    stages = find(answer.kind).stages(problem, result.front.points.columns.take(slice(0, 1)))
     first = dataclasses.replace(answer.front[0], stages=stages)
     return dataclasses.replace(answer, front=(first, *answer.front[1:]))
 
 
-def _baseline(experiment: Experiment, problem: Problem, model: CostModel) -> PlanAnswer | None:
+def _baseline(experiment: Experiment[Any], problem: Problem, model: CostModel) -> PlanAnswer | None:
     """The plan run today under the same model."""
     if experiment.baseline is None:
         return None
@@ -96,30 +91,32 @@ def _baseline(experiment: Experiment, problem: Problem, model: CostModel) -> Pla
         columns = point(experiment, experiment.baseline)
     except ImpossiblePlan as error:
         raise ImpossiblePlan(f"baseline: {error}") from None
-    return answers(problem, columns, _limited(experiment, model.evaluate(problem, columns)))[0]
+    return answers(find(experiment.kind), problem, columns, _limited(experiment, model.evaluate(problem, columns)))[0]
 
 
-def _constraints(experiment: Experiment) -> list[Constraint]:
+def _constraints(experiment: Experiment[Any]) -> list[Constraint]:
     return [Constraint(metric=limit.metric, limit=limit.value, upper=limit.at_most) for limit in experiment.limits]
 
 
-def _limited(experiment: Experiment, metrics: Metrics) -> Metrics:
+def _limited(experiment: Experiment[Any], metrics: Metrics) -> Metrics:
     """The metrics with the violations of the experiment's own limits."""
     own = {limit.name: limit.violation(metrics.value[limit.metric]) for limit in _constraints(experiment)}
     return dataclasses.replace(metrics, violation={**metrics.violation, **own})
 
 
-def _run_of(experiment: Experiment, problem: Problem, result: Result, baseline: PlanAnswer | None) -> Run:
+def _run_of(experiment: Experiment[Any], problem: Problem, result: Result, baseline: PlanAnswer | None) -> Run:
+    kind = find(experiment.kind)
     objectives = tuple((choice.metric, choice.maximise) for choice in experiment.objectives)
 
     def plans(points: Points) -> tuple[PlanAnswer, ...]:
-        return answers(problem, points.columns, _limited(experiment, points.metrics))
+        return answers(kind, problem, points.columns, _limited(experiment, points.metrics))
 
     return Run(
+        kind=kind.name,
         name=experiment.name,
         folder=None,
         experiment=experiment.to_yaml(),
-        title=title(experiment),
+        title=kind.title(experiment.job),
         objectives=objectives,
         front=with_ties(plans(result.front.points), objectives),
         top={name: plans(found) for name, found in result.top.items()},
@@ -127,10 +124,10 @@ def _run_of(experiment: Experiment, problem: Problem, result: Result, baseline: 
         closest=None if result.closest is None else plans(result.closest.points)[0],
         certificate=_certificate(result),
         removed=tuple((rule.axis, rule.reason, rule.count) for rule in result.removed),
-        assumptions=assumptions(experiment),
+        assumptions=kind.assumptions(experiment.job),
         wall_s=result.wall_s,
         cpu_s=result.cpu_s,
-        sample=_sample(result),
+        sample=_sample(result, kind.sampled),
     )
 
 
@@ -140,47 +137,17 @@ def _certificate(result: Result) -> dict[str, Any]:
     return dataclasses.asdict(result.certificate) | proved | {"failed_by_reason": dict(result.failed_by_reason)}
 
 
-def _sample(result: Result) -> dict[str, NDArray[Any]]:
-    """Plan symbols and objectives of the sampled points, one column each, and whether each is feasible."""
+def _sample(result: Result, symbols: frozenset[str]) -> dict[str, NDArray[Any]]:
+    """The given symbols and the objectives of the sampled points, one column each, and whether each is feasible."""
     columns = result.sample.columns
-    plain = {symbol: columns[symbol] for symbol in columns.levels if symbol in SAMPLED}
+    plain = {symbol: columns[symbol] for symbol in columns.levels if symbol in symbols}
     values = {f"metric.{o.name}": result.sample.values[:, i] for i, o in enumerate(result.objectives)}
     return {**plain, **values, "feasible": result.sample.feasible.astype(np.int64)}
 
 
-def title(experiment: Experiment) -> str:
-    """The question in one line."""
-    devices = " or ".join(device.name for device in experiment.devices)
-    count = f"{experiment.count:,}" if experiment.at_most is None else f"at most {experiment.count:,}"
-    return (
-        f"{experiment.architecture.name} on {count} × {devices}; sequences of {experiment.sequence:,}, "
-        f"global batch {experiment.global_batch:,}; {experiment.stack}"
-    )
-
-
-def assumptions(experiment: Experiment) -> tuple[str, ...]:
-    """What the figures take for granted, in words."""
-    said = [
-        f"The global batch is {experiment.global_batch:,} sequences in every plan; it is never changed.",
-        "MFU counts three times the forward matrix FLOPs over the full sequence, head included, recomputation excluded; "
-        "times use executed FLOPs.",
-        "Device memory adds fragmentation, context and communication buffers to the allocator's peak; it must fit what the "
-        "driver reports, not the nameplate.",
-        f"Constants are those of the stack {experiment.stack}; peaks are dense.",
-    ]
-    for device in experiment.devices:
-        low, high = device.price_range
-        price = f"{device.price_per_hour:.2f} USD a device-hour (offers {low:.2f}–{high:.2f})"
-        said.append(f"{device.name}: {price}; {device.source}.")
-        if device.estimated:
-            said.append(f"{device.name}: no source states {', '.join(device.estimated)}; estimated.")
-    restricted = ", ".join(experiment.options)
-    if restricted:
-        said.append(f"The experiment restricts {restricted}; every other axis holds every legal value.")
-    return tuple(said)
-
-
-def _kept(answer: Run, experiment: Experiment, ledger: Sequence[Mapping[str, Any]], out: str | os.PathLike[str] | None) -> Run:
+def _kept(
+    answer: Run, experiment: Experiment[Any], ledger: Sequence[Mapping[str, Any]], out: str | os.PathLike[str] | None
+) -> Run:
     """The run in a new folder, or with `trouble` when the disk does not take it."""
     folder: Path | None = None
     try:

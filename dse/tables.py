@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dse.answers import Figure, PlanAnswer, compared, plan_text
+from dse.answers import Figure, PlanAnswer, compared
+from dse.kinds.registry import find
 from dse.measures import MEASURES, Measure, measure, significant
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def interval(figure: Figure, shown: Measure) -> str:
 def shown_metrics(run: Run) -> list[Measure]:
     """The objectives, then the figures everybody asks for."""
     wanted = [metric for metric, _ in run.objectives]
-    wanted += [m for m in ("step_time", "memory", "mfu", "tokens_per_second_per_device") if m not in wanted]
+    wanted += [metric for metric in find(run.kind).shown if metric not in wanted]
     return [measure(metric) for metric in wanted if run.front and metric in run.front[0].figures]
 
 
@@ -66,7 +67,7 @@ def front_table(run: Run, most: int = SHOWN) -> str:
     metrics = shown_metrics(run)
     headings = ["#", *(m.heading for m in metrics), "tie", "plan"]
     rows = [
-        [str(rank), *(interval(a.figures[m.name], m) for m in metrics), tied(a), place(a) + plan_text(a.plan)]
+        [str(rank), *(interval(a.figures[m.name], m) for m in metrics), tied(a), place(a) + a.text]
         for rank, a in enumerate(run.front[:most], 1)
     ]
     text = table(headings, rows, left=frozenset({len(headings) - 1}))
@@ -91,7 +92,7 @@ def run_page(run: Run) -> str:
     blocks = [f"{run.name}\n{run.title}"]
     if run.front:
         blocks += [_front_heading(run), front_table(run)]
-        blocks += [f"#1: {place(run.front[0])}{plan_text(run.front[0].plan)}\n{breakdown(run.front[0])}"]
+        blocks += [f"#1: {place(run.front[0])}{run.front[0].text}\n{breakdown(run.front[0])}"]
     else:
         blocks += [nothing_fits(run)]
     if run.baseline is not None:
@@ -109,9 +110,9 @@ def _front_heading(run: Run) -> str:
 
 
 def breakdown(answer: PlanAnswer) -> str:
-    """Where the step time and the memory go."""
+    """Where the plan's time and memory go."""
     blocks = []
-    for metric in ("step_time", "memory"):
+    for metric, _ in find(answer.kind).breakdowns:
         if metric in answer.figures and answer.parts.get(metric):
             shown = measure(metric)
             total = interval(answer.figures[metric], shown)
@@ -127,7 +128,7 @@ def plan_page(answer: PlanAnswer) -> str:
         for m, figure in sorted(answer.figures.items(), key=lambda item: _order(item[0]))
     ]
     verdict = "" if answer.feasible else "\nDoes not fit: " + lacking(answer)
-    head = f"{place(answer)}{plan_text(answer.plan)}\nevidence: {answer.evidence}{verdict}"
+    head = f"{place(answer)}{answer.text}\nevidence: {answer.evidence}{verdict}"
     return "\n".join([head, *lines, "", breakdown(answer)]).rstrip()
 
 
@@ -162,7 +163,7 @@ def nothing_fits(run: Run) -> str:
     closest = run.closest
     return (
         "No plan is feasible. The closest:\n"
-        f"  {place(closest)}{plan_text(closest.plan)}\n"
+        f"  {place(closest)}{closest.text}\n"
         f"  {lacking(closest)}\n{breakdown(closest)}"
     )
 
@@ -173,7 +174,7 @@ def baseline_text(run: Run) -> str:
         return ""
     base = run.baseline
     fits = "" if base.feasible else f"\n  does not fit: {lacking(base)}"
-    lines = [f"Baseline: {place(base)}{plan_text(base.plan)}{fits}"]
+    lines = [f"Baseline: {place(base)}{base.text}{fits}"]
     for m, _ in run.objectives:
         lines.append(f"  {measure(m).title}: {interval(base.figures[m], measure(m))} {measure(m).unit}".rstrip())
     lines += [f"  #{i} against it: {compared(a, base, run.objectives)}" for i, a in enumerate(run.front[:3], 1)]

@@ -7,7 +7,8 @@ from importlib.resources import files
 
 import numpy as np
 
-from dse.answers import PlanAnswer, Run, plan_text
+from dse.answers import PlanAnswer, Run
+from dse.kinds.registry import find
 from dse.measures import measure
 from dse.report import drawing, words
 from dse.report.drawing import Mark
@@ -73,7 +74,7 @@ def _scatter(run: Run, across: str, up: str) -> str:
 def _mark(answer: PlanAnswer, across: str, up: str, kind: str, lead: str) -> Mark:
     x, y = answer.figures[across].value, answer.figures[up].value
     said = f"{measure(up).show(y, with_unit=True)}, {measure(across).show(x, with_unit=True)}"
-    return Mark(x=x, y=y, title=f"{lead}{place(answer)}{plan_text(answer.plan)}\n{said}", kind=kind)
+    return Mark(x=x, y=y, title=f"{lead}{place(answer)}{answer.text}\n{said}", kind=kind)
 
 
 def _sample_marks(run: Run, across: str, up: str) -> list[Mark]:
@@ -95,23 +96,33 @@ def _sample_marks(run: Run, across: str, up: str) -> list[Mark]:
 
 def _winner(run: Run) -> list[str]:
     best = run.front[0]
-    time, memory = measure("step_time"), measure("memory")
-    blocks = [f"<h2>Plan 1</h2><p class=lead>{escape(place(best) + plan_text(best.plan))}</p>"]
-    if best.parts.get("step_time"):
-        rows = [("plan 1", best.parts["step_time"])]
-        if run.baseline is not None and run.baseline.parts.get("step_time"):
-            rows.append(("baseline", run.baseline.parts["step_time"]))
-        blocks += ["<h3>Where the step goes</h3>", f"<figure>{drawing.stacked(rows, time, 'step time by part')}</figure>"]
-        blocks.append(_table(words.parts_sheet(best, "step_time")))
-    if best.parts.get("memory"):
-        stages = list(best.stages) or [("fullest stage", best.parts["memory"])]
-        limit = _capacity(best)
-        blocks.append("<h3>Where the memory goes</h3>")
-        blocks.append(f"<figure>{drawing.stacked(stages, memory, 'device memory by part', limit)}</figure>")
-        if limit is not None:
-            blocks.append(f"<p class=note>The dashed line is what the device holds: {memory.show(limit, with_unit=True)}.</p>")
-        blocks.append(_table(words.parts_sheet(best, "memory")))
+    blocks = [f"<h2>Plan 1</h2><p class=lead>{escape(place(best) + best.text)}</p>"]
+    for metric, heading in find(run.kind).breakdowns:
+        if best.parts.get(metric):
+            blocks.append(f"<h3>{escape(heading)}</h3>")
+            blocks += _memory(best) if metric == "memory" else _parts(run, metric)
+            blocks.append(_table(words.parts_sheet(best, metric)))
     return [*blocks, "<h3>All figures</h3>", _table(words.figures_sheet(best))]
+
+
+def _parts(run: Run, metric: str) -> list[str]:
+    """The winner's parts of a metric, above those of the plan run today."""
+    shown = measure(metric)
+    rows = [("plan 1", run.front[0].parts[metric])]
+    if run.baseline is not None and run.baseline.parts.get(metric):
+        rows.append(("baseline", run.baseline.parts[metric]))
+    return [f"<figure>{drawing.stacked(rows, shown, f'{shown.title} by part')}</figure>"]
+
+
+def _memory(best: PlanAnswer) -> list[str]:
+    """Memory by stage beside what the device holds."""
+    memory = measure("memory")
+    stages = list(best.stages) or [("fullest stage", best.parts["memory"])]
+    limit = _capacity(best)
+    blocks = [f"<figure>{drawing.stacked(stages, memory, 'device memory by part', limit)}</figure>"]
+    if limit is not None:
+        blocks.append(f"<p class=note>The dashed line is what the device holds: {memory.show(limit, with_unit=True)}.</p>")
+    return blocks
 
 
 def _capacity(answer: PlanAnswer) -> float | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dse.answers import Run, plan_text
+from dse.answers import Run
+from dse.kinds.registry import find
 from dse.report import words
 from dse.report.words import Sheet
 from dse.tables import baseline_text, certificate_text, nothing_fits, place
@@ -29,8 +30,8 @@ def page(run: Run) -> str:
 
 def _winner(run: Run) -> list[str]:
     best = run.front[0]
-    blocks = [f"## Plan 1: {place(best)}{plan_text(best.plan)}", _table(words.figures_sheet(best))]
-    for metric, heading in (("step_time", "Where the step goes"), ("memory", "Where the memory goes")):
+    blocks = [f"## Plan 1: {place(best)}{best.text}", _table(words.figures_sheet(best))]
+    for metric, heading in find(run.kind).breakdowns:
         if best.parts.get(metric):
             blocks += [f"### {heading}", _table(words.parts_sheet(best, metric))]
     return blocks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dse.answers import PlanAnswer, Run, plan_text
+from dse.answers import PlanAnswer, Run
 from dse.measures import measure
 from dse.tables import interval, place, shown_metrics, tied
 
@@ -27,7 +27,7 @@ def front_sheet(run: Run) -> Sheet:
     metrics = shown_metrics(run)
     headings = ["#", "plan", *(m.heading for m in metrics), "ties with", "evidence"]
     rows = [
-        [str(i), place(a) + plan_text(a.plan), *(interval(a.figures[m.name], m) for m in metrics), tied(a, 5), a.evidence]
+        [str(i), place(a) + a.text, *(interval(a.figures[m.name], m) for m in metrics), tied(a, 5), a.evidence]
         for i, a in enumerate(run.front[:LISTED], 1)
     ]
     return Sheet(headings=headings, rows=rows, left=frozenset({1, len(headings) - 1}))

@@ -147,9 +147,9 @@ def test_parts_sum_to_what_they_are_parts_of(small: Path, tmp_path: Path) -> Non
 def test_the_global_batch_is_never_changed(small: Path) -> None:
     experiment = load(small, ["space={}"])
     for batch in space_of(experiment).batches():
-        assert np.all(experiment.global_batch % (batch["data"] * batch["micro_batch"]) == 0)
-        microbatches = experiment.global_batch // (batch["data"] * batch["micro_batch"])
-        assert np.all(microbatches * batch["data"] * batch["micro_batch"] == experiment.global_batch)
+        assert np.all(experiment.job.global_batch % (batch["data"] * batch["micro_batch"]) == 0)
+        microbatches = experiment.job.global_batch // (batch["data"] * batch["micro_batch"])
+        assert np.all(microbatches * batch["data"] * batch["micro_batch"] == experiment.job.global_batch)
         assert "global_batch" not in batch
 
 

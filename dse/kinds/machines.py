@@ -1,0 +1,57 @@
+"""The machines of an experiment: devices with the networks asked for, and clusters that nobody can build."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dse.locations import Fault
+from spaces.hardware import Device, cluster
+
+if TYPE_CHECKING:
+    from dse.schema.sections import Hardware
+
+
+def fabrics(hardware: Hardware) -> tuple[Device, ...]:
+    """Every device with every network asked for, as devices of their own names."""
+    changes: dict[str, Any] = {}
+    if hardware.devices_per_node is not None:
+        changes["devices_per_node"] = hardware.devices_per_node
+    if hardware.price_per_hour is not None:
+        changes |= {"price_per_hour": hardware.price_per_hour, "price_range": (hardware.price_per_hour,) * 2}
+    devices = [dataclasses.replace(device, **changes) if changes else device for device in hardware.device]
+    if hardware.nic is None:
+        return tuple(devices)
+    several = len(hardware.nic) > 1
+    return tuple(
+        dataclasses.replace(
+            device,
+            nic_bandwidth=rate,
+            name=f"{device.name}, NIC {rate * 8 / 1e9:g} Gb/s" if several else device.name,
+        )
+        for device in devices
+        for rate in hardware.nic
+    )
+
+
+def cluster_faults(hardware: Hardware, at: tuple[str | int, ...] = ("hardware",)) -> Iterable[Fault]:
+    """Clusters nobody can build; `at` is where the section stands."""
+    how, count = hardware.devices
+    domains: Sequence[int | None] = hardware.domain or [None]
+    several = len(hardware.device) > 1
+    for device in hardware.device:
+        for j, domain in enumerate(domains):
+            try:
+                cluster(device, count if how == "exactly" else 1, domain, hardware.devices_per_node)
+            except ValueError as error:
+                path = (*at, "devices") if domain is None else (*at, "domain", j)
+                yield Fault(path=path, message=f"{device.name}: {error}" if several else str(error))
+
+
+def named_devices(value: Mapping[str, Any], hardware: Hardware) -> dict[str, Any]:
+    """The section as it was written, its devices by the names that the catalogue has for them."""
+    named = dict(value)
+    asked = named["device"] if isinstance(named["device"], list) else [named["device"]]
+    names = [device.name if isinstance(item, str) else item for item, device in zip(asked, hardware.device, strict=True)]
+    return named | {"device": names[0] if len(names) == 1 else names}

@@ -1,0 +1,84 @@
+"""Sections and field types that every kind of experiment shares. Nothing here looks across sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, InstanceOf
+
+from dse.schema.fields import (
+    Limit,
+    ObjectiveChoice,
+    as_list,
+    one_of,
+    positive,
+    read_constraints,
+    read_count,
+    read_degree,
+    read_device,
+    read_device_count,
+    read_model,
+    read_objective,
+    read_text,
+)
+from spaces.architecture import Architecture
+from spaces.hardware import Device
+
+METHODS = ("exact",)
+
+Count: TypeAlias = Annotated[int, BeforeValidator(read_count)]
+Counts: TypeAlias = Annotated[list[Count], BeforeValidator(as_list)]
+Natural: TypeAlias = Annotated[int, BeforeValidator(read_degree)]
+Devices: TypeAlias = Annotated[list[Annotated[InstanceOf[Device], BeforeValidator(read_device)]], BeforeValidator(as_list)]
+Number: TypeAlias = Annotated[float, BeforeValidator(positive(""))]
+Rate: TypeAlias = Annotated[float, BeforeValidator(positive("B/s"))]
+Rates: TypeAlias = Annotated[list[Rate], BeforeValidator(as_list)]
+Seconds: TypeAlias = Annotated[float, BeforeValidator(positive("s"))]
+Price: TypeAlias = Annotated[float, BeforeValidator(positive("USD/h"))]
+Text: TypeAlias = Annotated[str, BeforeValidator(read_text)]
+Model: TypeAlias = Annotated[InstanceOf[Architecture], BeforeValidator(read_model)]
+Objective: TypeAlias = Annotated[InstanceOf[ObjectiveChoice], BeforeValidator(read_objective)]
+Objectives: TypeAlias = Annotated[list[Objective], BeforeValidator(as_list)]
+Limits: TypeAlias = Annotated[tuple[InstanceOf[Limit], ...], BeforeValidator(read_constraints)]
+
+
+class Section(BaseModel):
+    """A mapping whose keys are all known."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    def given(self) -> dict[str, Any]:
+        """The keys that were given, with what became of them."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+
+
+class Hardware(Section):
+    """What it runs on; `device`, `domain` and `nic` may be lists, and are axes then."""
+
+    device: Devices
+    devices: Annotated[tuple[str, int], BeforeValidator(read_device_count)]
+    domain: Counts | None = None
+    devices_per_node: Count | None = None
+    nic: Rates | None = None
+    price_per_hour: Price | None = None
+
+
+class Search(Section):
+    """How to look."""
+
+    method: Annotated[str, BeforeValidator(one_of("search method", lambda: METHODS))] = "exact"
+    top: Count = 10
+    seed: Natural = 0
+    sample: Natural = 100_000
+
+
+class Question(Section):
+    """What every experiment file may say, whatever its kind."""
+
+    kind: Text
+    name: Text | None = None
+    description: Text | None = None
+    model: Model
+    objectives: Objectives | None = None
+    constraints: Limits = ()
+    search: Search = Search()
