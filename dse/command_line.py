@@ -85,6 +85,21 @@ def explain_command(
     typer.echo(str(explain(source, plan=plan, rank=rank, overrides=tuple(settings or ()))))
 
 
+@app.command("export")
+def export_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    to: Annotated[str, typer.Option("--to", metavar="FRAMEWORK", help="vllm, sglang, trtllm, megatron or torchtitan.")],
+    rank: Annotated[int, typer.Option("--rank", min=1, help="A front member by its number.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where it goes (default: the run).")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write the file that starts a plan in a real framework."""
+    del debug
+    from dse.launch.registry import export
+
+    typer.echo(str(export(folder, to, rank, out)))
+
+
 @app.command("predict")
 def predict_command(
     points: Annotated[Path, typer.Argument(metavar="POINTS.csv", help="One design point a row.")],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -51,7 +53,15 @@ def significant(value: float, digits: int = 4) -> str:
 
 _RATE: Mapping[str, Any] = {"unit": "TFLOP/s", "scale": 1e12, "dimension": "FLOP/s", "maximise": True}
 
-_MEASURES = (
+_LATENCIES = (
+    Measure(name="ttft", title="TTFT", unit="ms", scale=1e-3, dimension="s"),
+    Measure(name="tpot", title="TPOT", unit="ms", scale=1e-3, dimension="s"),
+    Measure(name="inter_token", title="gap between tokens", unit="ms", scale=1e-3, dimension="s"),
+    Measure(name="request_latency", title="request latency", unit="s", dimension="s"),
+)
+"""Times of single requests: the name is their mean, the name with `_p95` a percentile (any from 0 to 100)."""
+
+_TRAINING = (
     Measure(name="step_time", title="step time", unit="s", dimension="s"),
     Measure(name="memory", title="device memory", unit="GiB", scale=GIB, dimension="B"),
     Measure(name="peak_memory", title="allocated at peak", unit="GiB", scale=GIB, dimension="B"),
@@ -73,10 +83,44 @@ _MEASURES = (
     Measure(name="training_energy", title="training energy", unit="MWh", scale=3.6e9, dimension="J"),
 )  # fmt: skip
 
-MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _MEASURES})
+_SERVING = (
+    Measure(name="tokens_per_second_per_user", title="speed a user", unit="tokens/s", maximise=True),
+    Measure(name="requests_per_second", title="requests", unit="1/s", dimension="1/s", maximise=True),
+    Measure(name="goodput", title="goodput", unit="requests/s", dimension="1/s", maximise=True),
+    Measure(name="goodput_per_device", title="goodput a device", unit="requests/s", dimension="1/s", maximise=True),
+    Measure(name="slo_attainment", title="requests within the SLO", unit="%", scale=0.01, maximise=True),
+    Measure(name="kv_headroom", title="KV cache left at peak", unit="%", scale=0.01, maximise=True),
+    Measure(name="utilisation", title="load", unit="%", scale=0.01),
+    Measure(name="power", title="power", unit="kW", scale=1e3, dimension="W"),
+    Measure(name="price_per_hour", title="price an hour", unit="USD"),
+    *_LATENCIES,
+)  # fmt: skip
+
+MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in (*_TRAINING, *_SERVING)})
 """Every metric that has a title and a unit of its own."""
 
-TRAINING = frozenset(MEASURES)
+LATENCIES = frozenset(latency.name for latency in _LATENCIES)
+"""Metrics that have percentiles."""
+
+SERVING = LATENCIES | {
+    "tokens_per_second",
+    "tokens_per_second_per_device",
+    "tokens_per_second_per_user",
+    "requests_per_second",
+    "goodput",
+    "goodput_per_device",
+    "slo_attainment",
+    "price_per_million_tokens",
+    "price_per_hour",
+    "energy_per_token",
+    "power",
+    "kv_headroom",
+    "memory",
+    "devices",
+}
+"""Metrics of serving experiments."""
+
+TRAINING = frozenset(measure.name for measure in _TRAINING)
 """Metrics of training experiments."""
 
 NEED_TOKENS = frozenset({"training_days", "training_price", "training_energy"})
@@ -85,19 +129,34 @@ NEED_TOKENS = frozenset({"training_days", "training_price", "training_energy"})
 NEED_RELIABILITY = frozenset({"effective_tokens_per_second"})
 """Metrics that exist only when `reliability` says how often devices fail."""
 
-if len(MEASURES) != len(_MEASURES):
+if len(MEASURES) != len(_TRAINING) + len(_SERVING):
     raise ValueError("two measures share a name")
+
+
+_PERCENTILE = re.compile(r"(\w+)_p(\d{1,2}(?:\.\d+)?|100)")
+
+
+def percentile(name: str) -> tuple[str, float] | None:
+    """(`ttft`, 95.0) for `ttft_p95`; None for a name that is no percentile of a latency."""
+    found = _PERCENTILE.fullmatch(name)
+    return (found[1], float(found[2])) if found and found[1] in LATENCIES else None
 
 
 def measure(name: str) -> Measure:
     """The metric of that name; a metric without an entry is shown as it is, in SI."""
+    part = percentile(name)
+    if part is not None:
+        whole = MEASURES[part[0]]
+        return dataclasses.replace(whole, name=name, title=f"{whole.title} p{part[1]:g}")
     return MEASURES.get(name) or Measure(name=name, title=name.replace("_", " "), unit="")
 
 
 def require(name: str, known: Collection[str]) -> Measure:
     """The metric of that name among the known ones. Raises ValueError with the nearest names when there is none."""
-    if name not in known:
-        raise ValueError(f"no metric is called {name!r}{nearest(name, sorted(known))}")
+    part = percentile(name)
+    if (name if part is None else part[0]) not in known:
+        some = [f"{latency}_p95" for latency in LATENCIES if latency in known]
+        raise ValueError(f"no metric is called {name!r}{nearest(name, sorted([*known, *some]))}")
     return measure(name)
 
 
