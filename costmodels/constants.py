@@ -52,9 +52,11 @@ class Stack:
     source: str
 
 
+@cache
 def stack_names() -> tuple[str, ...]:
-    """Every stack there is, sorted."""
-    return tuple(sorted(path.stem for path in (DATA / "stacks").glob("*.yaml")))
+    """Every training stack there is, sorted; those that serve are costmodels.serving.stack's."""
+    paths = sorted((DATA / "stacks").glob("*.yaml"))
+    return tuple(path.stem for path in paths if not path.read_text(encoding="utf-8").startswith("kind: serving"))
 
 
 @cache
@@ -73,7 +75,7 @@ def find_stack(name: str) -> Stack:
         default_zero=facts["default_zero"],
         default_sequence_parallel=facts["default_sequence_parallel"],
         optimizer=facts["optimizer"],
-        numbers=_flat(facts["numbers"], "stack"),
+        numbers=flat(facts["numbers"], "stack"),
         generations=facts.get("generations", {}),
         source=facts["source"],
     )
@@ -84,7 +86,7 @@ def device_symbols(device: Device, stack: str) -> dict[str, float]:
     chosen = find_stack(stack)
     kernels = generation_constants(device.generation)
     meeting = {**chosen.generations.get("default", {}), **chosen.generations.get(device.generation, {})}
-    symbols = device.symbols() | _flat(kernels["kernel"], "kernel") | link_symbols(device.generation) | dict(chosen.numbers)
+    symbols = device.symbols() | flat(kernels["kernel"], "kernel") | link_symbols(device.generation) | dict(chosen.numbers)
     family = meeting.get("attention", kernels["attention_default"])
     for phase, share in kernels["attention"][family].items():
         symbols[f"kernel.attention.{phase}"] = float(share)
@@ -141,13 +143,13 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
-def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, float]:
+def flat(tree: Mapping[str, Any], prefix: str) -> dict[str, float]:
     """{'gemm': {'bf16': 0.8}} as {'kernel.gemm.bf16': 0.8}."""
-    flat: dict[str, float] = {}
+    found: dict[str, float] = {}
     for key, value in tree.items():
         name = f"{prefix}.{key}"
-        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: float(value)}
-    return flat
+        found |= flat(value, name) if isinstance(value, Mapping) else {name: float(value)}
+    return found
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

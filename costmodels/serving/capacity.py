@@ -1,0 +1,122 @@
+"""Memory of a replica's devices: weights, the activations of the largest step, graphs, and what is left for the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodels.block import parameters
+from costmodels.block_table import graphs
+from costmodels.serving.formats import cache_bytes, weight_bytes
+from costmodels.serving.stack import ServingStack
+from costmodels.serving.step_graph import PLACEMENT, Local, column, layer_graphs, values_per_token
+from spaces.architecture import Architecture
+from spaces.columns import Bindings, FloatArray, Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Capacity:
+    """Bytes on the fullest device and what they leave; arrays (n,).
+
+    `room` is what weights, activations, graphs and cache may use together. `token` is the bytes one cached token takes on one
+    device; `tokens` the cached tokens that fit on ONE attention group of a replica (0 where not even the weights fit).
+    """
+
+    weights: FloatArray
+    activations: FloatArray
+    graphs: FloatArray
+    reserve: FloatArray
+    room: FloatArray
+    token: FloatArray
+    tokens: FloatArray
+
+    @property
+    def fixed(self) -> FloatArray:
+        """All but the cache, bytes."""
+        return self.weights + self.activations + self.graphs + self.reserve
+
+
+def capacity(architecture: Architecture, stack: ServingStack, at: Bindings) -> Capacity:
+    """What fits, for n design points. Stages are the fullest: ⌈layers / pipeline⌉ layers and the larger end."""
+    n = at.n
+
+    def rows(value: Value) -> FloatArray:
+        return np.broadcast_to(np.asarray(value, np.float64), (n,)).copy()
+
+    layers = np.ceil(rows(at["layers"]) / rows(at["pipeline"]))
+    local = Local(at, 1)
+    weights = rows(_weights(architecture, stack, local).reshape(-1) if n else 0.0)
+    activations = rows(_activations(architecture, at))
+    fixed = weights + activations + rows(at["stack.graph_bytes"]) * rows(at["cuda_graphs"]) + rows(at["stack.reserve"])
+    memory, fraction = rows(at["device.memory_capacity"]), rows(at["kv_fraction"])
+    of_free = rows(at["stack.kv_fraction_of_free"]) > 0
+    room = np.where(of_free, fixed + (memory - fixed) * fraction, memory * fraction)
+    token = layers * rows(_token_bytes(architecture, stack, local))
+    free = np.maximum(room - fixed, 0.0)
+    block = np.maximum(rows(at["stack.block_tokens"]), 1.0)
+    tokens = np.floor(free / token / block) * block
+    return Capacity(
+        weights=weights,
+        activations=activations,
+        graphs=rows(at["stack.graph_bytes"]) * rows(at["cuda_graphs"]),
+        reserve=rows(at["stack.reserve"]),
+        room=room,
+        token=token,
+        tokens=tokens,
+    )
+
+
+def _weights(architecture: Architecture, stack: ServingStack, local: Local) -> FloatArray:
+    """Bytes of weights on the device that holds most: linear layers in the plan's format, the rest in 16 bits; (n, 1)."""
+    model = graphs(architecture, stack.traits)
+    sixteen = np.where(np.asarray(local["precision"]) == 0, 4.0, 2.0)
+    narrow = weight_bytes(local["precision"])
+    total: Value = 0.0
+    for _, graph, count in layer_graphs(architecture, stack):
+        dense, expert = parameters(graph, PLACEMENT, local)
+        total = total + (np.asarray(dense, np.float64) + expert) * count * narrow
+    total = total * np.ceil(np.asarray(local["layers"]) / local["pipeline"]) / local["layers"]
+    ends = [
+        sum(np.asarray(p, np.float64) for p in parameters(graph, PLACEMENT, local)) for graph in (model.embedding, model.head)
+    ]
+    # an embedding shared with the head is held once on one stage, and on both ends of a pipeline
+    both = ends[0] + ends[1]
+    larger = np.where(np.asarray(local["pipeline"]) > 1, np.maximum(ends[0], ends[1]), both)
+    return np.asarray(np.broadcast_to(total + larger * sixteen, (local.at.n, 1)), np.float64)
+
+
+def _activations(architecture: Architecture, at: Bindings) -> Value:
+    """Bytes of the largest step: its tokens' widest layer twice over, and the logits of the sequences it samples."""
+    tokens = np.minimum(
+        np.asarray(at["token_budget"], np.float64), np.asarray(at["max_batch"], np.float64) * at["input_tokens"]
+    )
+    tokens = np.minimum(tokens, 65536.0)
+    hidden, tensor = np.asarray(at["hidden"], np.float64), np.asarray(at["tensor"], np.float64)
+    wide = at["ffn"] / (tensor * at["attention_data"])
+    if architecture.experts:
+        experts = at["moe_ffn"] / np.asarray(at["expert_tensor"], np.float64) + 2.0 * hidden
+        copies = np.asarray(at["experts_per_token"]) * np.asarray(at["attention_data"], np.float64)
+        wide = np.maximum(wide, experts * np.maximum(copies / at["expert"], 1.0))
+    sampled = np.minimum(np.asarray(at["max_batch"], np.float64), 1024.0)
+    return 2.0 * tokens * (4.0 * hidden + 3.0 * wide) + 4.0 * sampled * at["vocab"]
+
+
+def _token_bytes(architecture: Architecture, stack: ServingStack, local: Local) -> FloatArray:
+    """Mean bytes a cached token takes in one layer of one device, (n,).
+
+    Windowed layers keep no more than their window where the stack frees the rest: of a request of the workload's length.
+    """
+    full = np.asarray(values_per_token(architecture, local) * cache_bytes(local["kv_precision"]), np.float64)
+    total: Value = 0.0
+    length = np.asarray(local["input_tokens"] + local["output_tokens"], np.float64)
+    for kind, _, count in layer_graphs(architecture, stack):
+        kept: Value = 1.0
+        if kind.endswith("-window"):
+            kept = np.where(np.asarray(local["stack.hybrid_cache"]) > 0, np.minimum(local["sliding_window"] / length, 1.0), 1.0)
+        total = total + full * kept * count
+    each = np.asarray(total / local["layers"], np.float64)
+    return np.asarray(np.broadcast_to(each, (local.at.n, 1)).reshape(-1), np.float64)
+
+
+__all__ = ["Capacity", "capacity", "column"]

@@ -1,0 +1,120 @@
+"""Step-time tables of the distinct engines of some plans, and the tokens their caches hold.
+
+An engine is one replica. Plans that differ in replicas, batch limits or workload share its tables; each is filled once per
+distinct combination of the symbols it reads, kernels once per distinct shape.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from costmodels.kernel_models.protocol import KernelModel
+from costmodels.kernel_models.registry import find_kernel_model
+from costmodels.serving.calls import total_time
+from costmodels.serving.capacity import capacity
+from costmodels.serving.stack import ServingStack, find_serving_stack
+from costmodels.serving.step_graph import decode_calls, layer_graphs, prefill_calls, sequence_calls, token_calls
+from costmodels.step_tables import StepTables
+from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
+from spaces.problem import Problem
+
+OUTSIDE = frozenset(
+    {
+        "devices",
+        "data",
+        "max_batch",
+        "token_budget",
+        "kv_fraction",
+        "speculation",
+        "acceptance",
+        "input_tokens",
+        "output_tokens",
+        "request_rate",
+        "concurrency",
+        "prefix_hit",
+    }
+)
+"""Symbols that no step table depends on; whatever else is a column does matter."""
+
+TOKENS = np.unique(np.round(np.concatenate([np.arange(1, 9), 2.0 ** np.arange(3, 14.01, 0.5)])))
+SEQUENCES = np.unique(np.round(2.0 ** np.arange(0, 11.01, 1.0)))
+REQUESTS = np.unique(np.round(2.0 ** np.arange(0, 11.01, 1.0)))
+CACHED = np.concatenate([[0.0], 2.0 ** np.arange(7, 25.01, 1.0)])
+QUERIES = 2.0 ** np.arange(4, 15.01, 1.0)
+PAIRS = np.concatenate([[0.0], 2.0 ** np.arange(7, 31.01, 1.0)])
+_DEVICE = ("device.", "kernel.", "link.")
+
+
+def engines(problem: Problem, columns: Columns, model: KernelModel | None = None) -> tuple[StepTables, IntArray]:
+    """(tables of c distinct engines, engine of every point (n,)); `model` is the kernel model, the learned one if None."""
+    stack = find_serving_stack(problem.stack)
+    combinations, index = distinct(columns, frozenset(columns.levels) - OUTSIDE)
+    return _tables(problem, stack, problem.at(combinations), model or find_kernel_model()), index
+
+
+def kv_capacity(problem: Problem, columns: Columns) -> FloatArray:
+    """Tokens that the cache of one replica holds, all its attention groups together, (n,); 0 where the weights do not fit."""
+    stack = find_serving_stack(problem.stack)
+    combinations, index = distinct(columns, frozenset(columns.levels) - {"data", "devices", "request_rate", "concurrency"})
+    at = problem.at(combinations)
+    groups = np.asarray(at["attention_data"], np.float64)
+    return np.asarray((capacity(problem.architecture, stack, at).tokens * groups)[index])
+
+
+def _tables(problem: Problem, stack: ServingStack, at: Bindings, model: KernelModel) -> StepTables:
+    architecture, c = problem.architecture, at.n
+    devices, device = _devices(problem, at)
+
+    def rows(value: object) -> FloatArray:
+        return np.broadcast_to(np.asarray(value, np.float64), (c,)).copy()
+
+    def seconds(calls: object, *grid: int) -> FloatArray:
+        return total_time(calls, grid, devices, device, model)  # type: ignore[arg-type]
+
+    requests, cached = REQUESTS[None, :, None], CACHED[None, None, :]
+    queries, pairs = QUERIES[None, :, None], PAIRS[None, None, :]
+    token_time = seconds(token_calls(architecture, stack, at, TOKENS[None, :]), len(TOKENS))
+    sequence_time = seconds(sequence_calls(architecture, stack, at, SEQUENCES[None, :]), len(SEQUENCES))
+    decode = seconds(decode_calls(architecture, stack, at, requests, cached), len(REQUESTS), len(CACHED))
+    prefill = seconds(prefill_calls(architecture, stack, at, queries, pairs), len(QUERIES), len(PAIRS))
+    layers, pipeline = rows(at["layers"]), rows(at["pipeline"])
+    graphed = rows(at["cuda_graphs"]) > 0
+    return StepTables(
+        tokens=TOKENS,
+        token_time=np.maximum.accumulate(token_time, axis=1),
+        sequences=SEQUENCES,
+        sequence_time=np.maximum.accumulate(sequence_time, axis=1),
+        requests=REQUESTS,
+        decode_kv=CACHED,
+        decode_time=np.maximum.accumulate(decode, axis=2),
+        queries=QUERIES,
+        pairs=PAIRS,
+        prefill_time=np.maximum.accumulate(prefill, axis=2),
+        host=rows(at["stack.host"]),
+        host_per_sequence=rows(at["stack.host_per_sequence"]),
+        host_overlap=rows(at["stack.host_overlap"]),
+        launch=_kernels(problem, stack) * rows(at["stack.host_per_kernel"]),
+        graph_sequences=np.where(graphed, rows(at["stack.graph_sequences"]), 0.0),
+        stages=pipeline,
+        slowest_share=np.where(pipeline > 1, np.ceil(layers / pipeline) / layers, 1.0),
+    )
+
+
+def _kernels(problem: Problem, stack: ServingStack) -> float:
+    """Kernels that a step launches one by one: every operator of every layer that is not fused away."""
+    fused = sum(stream.op == "none" for stream in stack.streams.values())
+    return float(
+        sum(max(len(graph.operators) - fused, 4) * count for _, graph, count in layer_graphs(problem.architecture, stack))
+    )
+
+
+def _devices(problem: Problem, at: Bindings) -> tuple[list[dict[str, float]], IntArray]:
+    """The distinct devices among the combinations as symbols of their own, and each combination's device (c,)."""
+    names = [name for name in {**problem.scalars, **at.columns.levels} if name.startswith(_DEVICE)]
+    combinations, index = distinct(at.columns, [name for name in names if name in at.columns.levels])
+    own = problem.at(combinations)
+    found = [
+        {name: float(np.asarray(own[name]).reshape(-1)[i if np.ndim(own[name]) else 0]) for name in names}
+        for i in range(max(combinations.n, 1))
+    ]
+    return found, np.asarray(index, np.int64)

@@ -1,0 +1,101 @@
+"""Collectives of a serving step: reductions of tensor ranks, and how tokens reach experts on other devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from costmodels.collectives import collective_bytes
+from costmodels.serving.calls import Call
+from spaces.columns import Value
+from spaces.expressions import SymbolTable
+from spaces.mesh import worst_group
+
+
+def reduction(
+    local: SymbolTable, ranks: Value, size: Value, stride: Value = 1, kind: str = "all_reduce", times: Value = 1.0
+) -> Call:
+    """A collective of `size` bytes (nccl-tests' size) over `ranks` devices, `stride` apart; nothing for one rank.
+
+    Servers sum small messages with a kernel of their own that reads every peer's buffer over NVLink; a step takes the faster
+    way.
+    """
+    ranks = np.asarray(ranks, np.float64)
+    inside = _inside(local, ranks, stride)
+    cap: Value = np.inf
+    if kind == "all_reduce":
+        own = local["stack.custom_all_reduce.setup"] + local["stack.custom_all_reduce.hop"] * ranks
+        # one read of all peers while that is quick, else a reduce-scatter and an all-gather
+        moved = np.minimum((ranks - 1.0) * size, 2.0 * (ranks - 1.0) / ranks * size + 1e5)
+        moved = moved / (local["device.scale_up_bandwidth"] * local["link.inner.share"])
+        fits = (size <= local["stack.custom_all_reduce.limit"]) & (inside >= ranks) & (ranks <= 8)
+        cap = np.where(fits, own + moved, np.inf)
+    shape = {"bytes": np.maximum(size, 1.0), "ranks": np.maximum(ranks, 1.0), "ranks_per_node": np.maximum(inside, 1.0)}
+    return Call(op=kind, shape=shape, times=np.where(ranks > 1, times, 0.0), cap=cap)
+
+
+def send(local: SymbolTable, size: Value, hops: Value) -> Call:
+    """`size` bytes from each pipeline stage to the next."""
+    stride = np.asarray(local["tensor"]) * local["attention_data"]
+    inside = _inside(local, np.full_like(np.asarray(hops, np.float64), 2.0), stride)
+    shape = {"bytes": np.maximum(size, 1.0), "ranks": 2.0, "ranks_per_node": inside}
+    return Call(op="send_recv", shape=shape, times=np.asarray(hops, np.float64))
+
+
+def expert_exchange(local: SymbolTable, tokens: Value, *, experts: bool) -> Iterator[Call]:
+    """What joins the feed-forward part: a sum over its ranks where all of them hold the tokens, else tokens move.
+
+    Under attention-data parallelism the tokens are gathered before and scattered after; to experts they may instead be sent
+    one by one (an all-to-all each way), and the quicker of the two is taken.
+    """
+    width = 2.0 * np.asarray(local["hidden"])
+    groups = np.asarray(local["attention_data"], np.float64)
+    ranks = np.asarray(local["tensor"] * groups, np.float64)
+    if experts:
+        ranks = np.maximum(ranks, np.asarray(local["expert_tensor"] * local["expert"], np.float64))
+    alone = np.where(groups == 1, 1.0, 0.0)
+    yield reduction(local, ranks, tokens * width, times=alone)
+    if not np.any(groups > 1):
+        return
+    together = np.where(groups > 1, 1.0, 0.0)
+    gather = reduction(local, groups, tokens * groups * width, local["tensor"], "all_gather", together)
+    scatter = reduction(local, ranks, tokens * groups * width, 1, "reduce_scatter", together)
+    if not experts:
+        yield gather
+        yield scatter
+        return
+    copies = tokens * np.asarray(local["experts_per_token"]) / local["tensor"] * local["hidden"]
+    sent = _dispatch_time(local, ranks, copies * (local["stack.dispatch_bytes"] + 2.0))
+    for call in (gather, scatter):
+        yield Call(op=call.op, shape=call.shape, times=call.times, cap=sent / 2.0)
+
+
+def _dispatch_time(local: SymbolTable, ranks: Value, size: Value) -> Value:
+    """Seconds to dispatch and combine `size` bytes of a rank, both ways: an α–β all-to-all on the worst-placed ranks.
+
+    A token goes to a node once, whatever experts it meets there (DeepEP), at most `routing_groups` of them.
+    """
+    inside = _inside(local, ranks, 1)
+    inner, outer = collective_bytes("all_to_all", np.asarray(size, np.float64), *np.broadcast_arrays(ranks, inside))
+    nodes = np.minimum(np.maximum(ranks / inside, 1.0), np.where(local["routing_groups"] > 0, local["routing_groups"], np.inf))
+    once = np.minimum(nodes / np.maximum(local["experts_per_token"], 1), 1.0)
+    latency = 2.0 * np.where(ranks > inside, 3.0 * local["link.outer.latency"], 2.0 * local["link.inner.setup"])
+    fast = inner / (local["device.scale_up_bandwidth"] * local["link.inner.share"])
+    slow = outer * once / (local["device.nic_bandwidth"] * local["link.outer.share"])
+    return latency + np.maximum(fast, slow)
+
+
+def _inside(local: SymbolTable, ranks: Value, stride: Value) -> Value:
+    """Ranks of the worst-placed group within one domain."""
+    domain = np.asarray(local["device.domain"], np.int64)
+    inside, _ = worst_group(np.asarray(ranks, np.int64), np.asarray(stride, np.int64), domain, _replica(local))
+    return np.asarray(inside, np.float64)
+
+
+def _replica(local: SymbolTable) -> Value:
+    """Devices of one replica: the smallest cluster its groups can lie in."""
+    stage = np.maximum(
+        np.asarray(local["tensor"]) * local["attention_data"], np.asarray(local["expert_tensor"]) * local["expert"]
+    )
+    return np.asarray(stage * local["pipeline"], np.int64)

@@ -1,0 +1,59 @@
+"""Number formats of weights and caches: bytes a value, and the format products run in (costmodels/data/formats.yaml)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from costmodels.constants import DATA
+from spaces.columns import FloatArray, Value
+from spaces.expressions import SymbolTable
+from spaces.serving import SERVING_NAMES
+
+
+@cache
+def _facts() -> dict[str, Any]:
+    with (DATA / "formats.yaml").open(encoding="utf-8") as file:
+        return dict(yaml.safe_load(file))
+
+
+def weight_bytes(precision: Value) -> FloatArray:
+    """Bytes a weight of a linear layer takes, scales included; shape of `precision` (codes of WeightFormat)."""
+    each = np.array([_facts()["weights"][name]["bytes"] for name in SERVING_NAMES["precision"]])
+    return np.asarray(each[np.asarray(precision, np.int64)])
+
+
+def cache_bytes(kv_precision: Value) -> FloatArray:
+    """Bytes of a cached value, scales included; shape of `kv_precision` (codes of CacheFormat)."""
+    each = np.array([_facts()["cache"][name]["bytes"] for name in SERVING_NAMES["kv_precision"]])
+    return np.asarray(each[np.asarray(kv_precision, np.int64)])
+
+
+def dequantised_share() -> float:
+    """Share of the 16-bit rate that products with narrow weights and 16-bit activations reach."""
+    return float(_facts()["dequantise"]["value"])
+
+
+def compute_format(precision: Value, at: SymbolTable) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
+    """(format the linear layers' products run in, whether weights alone are narrow), shapes of `precision`.
+
+    A format that the device's matrix units lack is stored narrow and computed in 16 bits.
+    """
+    code = np.asarray(precision, np.int64)
+    names = SERVING_NAMES["precision"]
+    wanted = np.array([_facts()["weights"][name]["compute"] for name in names])[code]
+    words = np.array([_facts()["weights"][name]["compute"] for name in names])
+    sixteen = np.where(np.asarray(at["device.matrix_flops.bf16"]) > 0, "bf16", "fp16")
+    found = np.broadcast_to(wanted, np.broadcast_shapes(wanted.shape, sixteen.shape)).astype("<U8")
+    for word in np.unique(words).tolist():
+        if word not in ("fp32", "fp16", "bf16"):
+            lacking = (wanted == word) & (np.asarray(at[f"device.matrix_flops.{word}"]) <= 0)
+            found = np.where(lacking, "bf16", found)
+    found = np.where(found == "bf16", sixteen, found)
+    found = np.where(found == "fp4", "nvfp4", found)
+    narrow = (weight_bytes(code) < 2.0) & np.isin(found, ("bf16", "fp16"))
+    return found.astype(np.str_), np.asarray(narrow)

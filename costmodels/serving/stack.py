@@ -1,0 +1,80 @@
+"""Serving stacks: how a server runs a model's step, from `costmodels/data/stacks/<stack>.yaml` of `kind: serving`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from costmodels.constants import DATA, UnknownStack, flat
+from spaces.blocks import GraphTraits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Streams:
+    """How a class of pointwise operators runs: a measured operator's name, or a plain copy of so many passes; none: fused."""
+
+    op: str
+    passes: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServingStack:
+    """A server plus mode. Structure here; its numbers are the symbols `stack.*` (SI units).
+
+    `streams` maps a class of pointwise operators (norm, activation, multiply, add, rotary, cache, route, permute, embedding,
+    sample) to the kernel that runs it. `attention` names the kernels of prefill and decode. `default` holds the choices a
+    person leaves out.
+    """
+
+    name: str
+    traits: GraphTraits
+    streams: Mapping[str, Streams]
+    attention: Mapping[str, str]
+    numbers: Mapping[str, float]
+    default: Mapping[str, float]
+    source: str
+
+
+@cache
+def serving_stack_names() -> tuple[str, ...]:
+    """Every serving stack there is, sorted."""
+    return tuple(sorted(path.stem for path in (DATA / "stacks").glob("*.yaml") if _read(path.stem).get("kind") == "serving"))
+
+
+_ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "tensorrtllm": "tensorrt-llm", "torch": "torch-graph"}
+
+
+@cache
+def find_serving_stack(name: str) -> ServingStack:
+    """The stack of that name or alias; raises `UnknownStack` listing the nearest."""
+    word = name.strip().lower().replace("_", "-")
+    word = _ALIASES.get(word, word)
+    known = serving_stack_names()
+    if word not in known:
+        near = difflib.get_close_matches(word, known, n=3, cutoff=0.4) or known
+        raise UnknownStack(f"serving stack '{name}' does not exist; did you mean {', '.join(near)}?")
+    facts = _read(word)
+    return ServingStack(
+        name=word,
+        traits=GraphTraits(**facts["traits"]),
+        streams={kind: _streams(entry) for kind, entry in facts["streams"].items()},
+        attention=facts["attention"],
+        numbers=flat(facts["numbers"], "stack"),
+        default={symbol: float(value) for symbol, value in facts["default"].items()},
+        source=facts["source"],
+    )
+
+
+def _streams(entry: str | Mapping[str, Any]) -> Streams:
+    return Streams(op=entry) if isinstance(entry, str) else Streams(op="copy", passes=float(entry["passes"]))
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    with (DATA / "stacks" / f"{name}.yaml").open(encoding="utf-8") as file:
+        return dict(yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))

@@ -1,0 +1,350 @@
+"""Kernels of one serving step, from the same block graphs that training reads, at the local shapes of an engine.
+
+Four groups, each a function of one or two totals of the batch: what grows with new tokens, with sampled sequences, decode
+attention, prefill attention. Multi-head latent attention is expanded in prefill and absorbed in decode (DeepSeek-V2 §2.1.2):
+the projections around it are the same work either way, attention itself is not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import yaml
+
+from costmodels.block_table import graphs
+from costmodels.constants import DATA
+from costmodels.serving.calls import Call
+from costmodels.serving.exchanges import expert_exchange, reduction, send
+from costmodels.serving.formats import cache_bytes, compute_format, dequantised_share, weight_bytes
+from costmodels.serving.stack import ServingStack
+from spaces.architecture import Architecture
+from spaces.columns import Bindings, Value
+from spaces.graph import Graph, Kind, Operator, Placement
+
+PLACEMENT = Placement(
+    {
+        "heads": ("tensor",),
+        "kv_heads": ("tensor",),
+        "ffn": ("tensor", "attention_data"),
+        "shared_ffn": ("tensor", "attention_data"),
+        "vocab": ("tensor",),
+        "experts": ("expert",),
+        "moe_ffn": ("expert_tensor",),
+    }
+)
+"""Which mesh axes shard a dimension of a served model."""
+_DENSE_WIDTHS = frozenset({"ffn", "shared_ffn"})
+_FIXED = {
+    "micro_batch": 1,
+    "context": 1,
+    "stream_shards": 1,
+    "activation_bytes": 2.0,
+    "dispatch_bytes": 2.0,
+    "logits_bytes": 2.0,
+}
+_CLASS = {
+    Kind.NORM: "norm",
+    Kind.ACTIVATION: "activation",
+    Kind.MULTIPLY: "multiply",
+    Kind.ADD: "add",
+    Kind.ROTARY: "rotary",
+    Kind.ROUTE: "route",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Local:
+    """Symbols of c engines as (c, 1) columns beside a grid of step totals; `tokens` stand for the sequence of a graph."""
+
+    at: Bindings
+    tokens: Value
+
+    def __getitem__(self, symbol: str) -> Value:
+        if symbol == "sequence":
+            return self.tokens
+        if symbol in _FIXED:
+            return _FIXED[symbol]
+        return column(self.at[symbol])
+
+
+def column(value: Value) -> Value:
+    """A scalar as it is, an array (c,) as (c, 1)."""
+    return value[:, None] if isinstance(value, np.ndarray) and value.ndim == 1 else value
+
+
+def layer_graphs(architecture: Architecture, stack: ServingStack) -> tuple[tuple[str, Graph, int], ...]:
+    """(kind, block graph, how many layers are of it), in order of first appearance."""
+    model = graphs(architecture, stack.traits)
+    count = Counter(model.order)
+    return tuple((kind, graph, count[kind]) for kind, graph in model.layers.items())
+
+
+# ---- what grows with new tokens ----------------------------------------------------------------------------------------
+
+
+def token_calls(architecture: Architecture, stack: ServingStack, at: Bindings, tokens: Value) -> Iterator[Call]:
+    """Linear layers, experts, pointwise operators and collectives of all layers, and the embedding; grid (T,)."""
+    local = Local(at, tokens)
+    for _, graph, count in layer_graphs(architecture, stack):
+        for op in graph.operators:
+            for call in _operator(op, graph, stack, local):
+                yield _repeated(call, count)
+        for call in _cache_write(architecture, stack, local):
+            yield _repeated(call, count)
+        yield _repeated(reduction(local, local["tensor"], tokens * 2.0 * local["hidden"]), count)
+        yield from (_repeated(call, count) for call in expert_exchange(local, tokens, experts=_has_experts(graph)))
+    yield from _stream(stack, "embedding", tokens, local["hidden"])
+    yield reduction(local, local["tensor"], tokens * 2.0 * local["hidden"])
+    yield send(local, tokens * 2.0 * local["hidden"], local["pipeline"] - 1)
+
+
+def _has_experts(graph: Graph) -> bool:
+    return any(op.kind is Kind.GROUPED_GEMM for op in graph.operators)
+
+
+def _repeated(call: Call, count: float) -> Call:
+    return Call(op=call.op, shape=call.shape, times=call.times * count, floor=call.floor, cap=call.cap)
+
+
+def _operator(op: Operator, graph: Graph, stack: ServingStack, local: Local) -> Iterator[Call]:
+    """The kernels of one operator of a layer."""
+    dims = {dim for _, wanted in op.reads for dim in wanted} | {dim for t in op.writes for dim in t.dims}
+    gathered = bool(dims & _DENSE_WIDTHS)
+    here = Local(local.at, local.tokens * local["attention_data"]) if gathered else local
+    routed = "per_expert" in dims
+    if op.kind is Kind.GEMM:
+        reads = op.reads[0][1]
+        m = graph.elements([d for d in reads if d not in op.contracted], PLACEMENT).evaluate(here)
+        n = sum(graph.elements([d for d in t.dims if d not in reads], PLACEMENT).evaluate(here) for t in op.writes)
+        k = graph.elements(op.contracted, PLACEMENT).evaluate(here)
+        yield from product(here, m, n, k, quantised=op.quantised)
+    elif op.kind is Kind.GROUPED_GEMM:
+        yield from _grouped(op, graph, local)
+    elif op.kind is Kind.PERMUTE:
+        if op.name in ("permute", "combine"):
+            yield from _stream(stack, "permute", assignments(local), local["hidden"])
+    elif routed and op.kind in _CLASS:
+        yield from _stream(stack, _CLASS[op.kind], assignments(local), graph.local("moe_ffn", PLACEMENT).evaluate(local))
+    elif op.kind in _CLASS:
+        wide = [dim for dim in op.reads[0][1] if dim not in ("stream", "tokens", "keys")]
+        rows: Value = here.tokens
+        if op.kind is Kind.NORM and "heads" in "".join(wide):
+            rows, wide = rows * graph.elements(wide[:1], PLACEMENT).evaluate(here), wide[1:]
+        named = "layer_norm" if op.kind is Kind.NORM and len(op.writes) > 2 else _CLASS[op.kind]
+        if op.kind is Kind.ROTARY:
+            width = sum(graph.elements(d[1:], PLACEMENT).evaluate(here) for _, d in op.reads)
+        else:
+            width = graph.elements(wide, PLACEMENT).evaluate(here)
+        yield from _stream(stack, named, rows, width)
+
+
+def product(local: Local, m: Value, n: Value, k: Value, *, quantised: bool) -> Iterator[Call]:
+    """One linear layer in the plan's format, with its quantisation kernels and the adapters' two thin products."""
+    yield _product(local, m, n, k, 1.0, quantised)
+    if quantised:
+        rank = np.asarray(local["lora_rank"], np.float64)
+        if np.any(rank > 0):
+            thin = np.maximum(rank, 1.0)
+            yield Call(op="gemm", shape={"m": m, "n": thin, "k": k, "cache": "cold"}, times=np.where(rank > 0, 1.0, 0.0))
+            yield Call(op="gemm", shape={"m": m, "n": n, "k": thin, "cache": "cold"}, times=np.where(rank > 0, 1.0, 0.0))
+
+
+def _product(local: Local, m: Value, n: Value, k: Value, groups: Value, quantised: bool, slower: Value = 1.0) -> Call:
+    """A (grouped) product; narrow weights with 16-bit activations move fewer bytes and pay to be widened.
+
+    Such a product is as slow as the cubic norm of one whose contraction is shortened to the narrow weights' bytes and of its
+    own work at the share of the 16-bit rate that kernels like Marlin reach.
+    """
+    precision = local["precision"] if quantised else np.where(np.asarray(local["precision"]) == 0, 0, 2)
+    words, narrow = compute_format(precision, local)
+    share = np.where(narrow, weight_bytes(precision) / 2.0, 1.0)
+    rate = np.maximum(local["device.matrix_flops.bf16"], local["device.matrix_flops.fp16"]) * local["kernel.gemm.share.bf16"]
+    floor = np.where(narrow, 2.0 * m * n * k * groups / (rate * dequantised_share()), 0.0)
+    shape = {"m": m, "n": n, "k": np.maximum(k * share, 1.0), "groups": groups, "dtype": words, "cache": "cold"}
+    return Call(op="gemm", shape=shape, times=slower, floor=floor)
+
+
+def assignments(local: Local) -> Value:
+    """Tokens that the experts of one device take, all their copies counted, on the busiest rank; (c, T).
+
+    With attention-data parallelism every rank's tokens come together. Routing at random, the busiest of `expert` ranks is
+    above the mean by about √(2 ln ranks / mean); `stack.imbalance` is what skewed routing adds.
+    """
+    ranks = np.asarray(local["expert"], np.float64)
+    mean = local.tokens * local["attention_data"] * local["experts_per_token"] / ranks
+    busiest = 1.0 + np.sqrt(2.0 * np.log(np.maximum(ranks, 1.0)) / np.maximum(mean, 1.0))
+    skew = np.where(ranks > 1, local["stack.imbalance"], 1.0)
+    return np.minimum(mean * busiest * skew, local.tokens * local["attention_data"] * local["experts_per_token"])
+
+
+def experts_touched(local: Local) -> Value:
+    """Experts of one device that a step's tokens reach: E·(1 − (1 − k/E)^B), of E on all devices; (c, T), at least 1."""
+    experts = np.asarray(local["experts"], np.float64)
+    tokens = local.tokens * local["attention_data"]
+    touched = experts * -np.expm1(tokens * np.log1p(-np.minimum(local["experts_per_token"] / experts, 1.0 - 1e-12)))
+    return np.maximum(touched / local["expert"], np.minimum(1.0, touched))
+
+
+def _grouped(op: Operator, graph: Graph, local: Local) -> Iterator[Call]:
+    """The products of the routed experts: one group an expert touched, its share of the tokens as rows."""
+    reads = op.reads[0][1]
+    n = sum(graph.elements([d for d in t.dims if d not in reads], PLACEMENT).evaluate(local) for t in op.writes)
+    k = graph.elements(op.contracted, PLACEMENT).evaluate(local)
+    groups = np.maximum(experts_touched(local), 1.0)
+    rows = np.maximum(assignments(local) / groups, 1.0)
+    yield _product(local, rows, n, k, groups, quantised=True, slower=local["stack.expert_time"])
+
+
+def _stream(stack: ServingStack, named: str, rows: Value, width: Value) -> Iterator[Call]:
+    """A pointwise kernel over (rows, width), as the stack runs that class."""
+    kernel = stack.streams[named]
+    if kernel.op == "none":
+        return
+    if kernel.op == "two_copies":
+        yield Call(op="copy", shape={"rows": rows, "cols": width / 2.0}, times=2.0)
+    elif kernel.op == "copy":
+        yield Call(op="copy", shape={"rows": rows, "cols": np.maximum(width * kernel.passes / 2.0, 1.0)})
+    else:
+        yield Call(op=kernel.op, shape={"rows": rows, "cols": width})
+
+
+def _cache_write(architecture: Architecture, stack: ServingStack, local: Local) -> Iterator[Call]:
+    """New keys and values into the cache, and what the stack spends to quantise activations for narrow products."""
+    yield from _stream(stack, "cache", local.tokens, values_per_token(architecture, local))
+    words, _ = compute_format(local["precision"], local)
+    narrow = np.isin(words, ("fp8", "int8", "nvfp4"))
+    if np.any(narrow) and np.any(np.asarray(local["stack.quantise_kernels"]) > 0):
+        times = np.where(narrow, local["stack.quantise_kernels"], 0.0)
+        yield Call(op="quantise_fp8", shape={"rows": local.tokens, "cols": local["hidden"]}, times=times)
+
+
+def values_per_token(architecture: Architecture, local: Local) -> Value:
+    """Values that one layer caches for a token on one device.
+
+    Key and value heads are divided among tensor ranks and replicated when there are fewer; the latent of multi-head latent
+    attention is held whole by each.
+    """
+    if architecture.kv_lora_rank:
+        return np.asarray(local["kv_lora_rank"] + local["qk_rope_head_dim"], np.float64)
+    return 2.0 * -(-np.asarray(local["kv_heads"]) // local["tensor"]) * local["head_dim"]
+
+
+# ---- what grows with sampled sequences ---------------------------------------------------------------------------------
+
+
+def sequence_calls(architecture: Architecture, stack: ServingStack, at: Bindings, sequences: Value) -> Iterator[Call]:
+    """Last norm, head, collection of its logits and the choice of a token; grid (S,)."""
+    local = Local(at, sequences)
+    vocab = -(-np.asarray(local["vocab"]) // local["tensor"])
+    named = "layer_norm" if architecture.norm == "layernorm" else "norm"
+    yield from _stream(stack, named, sequences, local["hidden"])
+    yield _product(local, sequences, vocab, local["hidden"], 1.0, quantised=False)
+    ranks = np.asarray(local["tensor"], np.float64)
+    collected = np.where((ranks > 1) & (np.asarray(local["stack.gather_logits"]) > 0), 1.0, 0.0)
+    yield reduction(local, ranks, sequences * 2.0 * local["vocab"], kind="all_gather", times=collected)
+    kernel = stack.streams["sample"]
+    if kernel.op != "none":
+        yield Call(op=kernel.op, shape={"rows": sequences, "cols": local["vocab"]})
+    else:
+        yield Call(op="copy", shape={"rows": sequences, "cols": local["vocab"] * local["stack.sample_passes"] / 2.0})
+
+
+# ---- attention ---------------------------------------------------------------------------------------------------------
+
+
+def decode_calls(
+    architecture: Architecture, stack: ServingStack, at: Bindings, requests: Value, cached: Value
+) -> Iterator[Call]:
+    """Attention of one new token of each request over its cache, all layers; grid (R, K), `cached` tokens in all."""
+    wide = _Wide(at)
+    length = np.maximum(cached / requests, 1.0)
+    for kind, _, count in layer_graphs(architecture, stack):
+        seen = np.minimum(length, wide["sliding_window"]) if kind.endswith("-window") else length
+        if architecture.kv_lora_rank:
+            yield _repeated(_latent(wide, requests, seen), count)
+            continue
+        heads, kv_heads = (-(-np.asarray(wide[name]) // wide["tensor"]) for name in ("heads", "kv_heads"))
+        share = cache_bytes(wide["kv_precision"]) / 2.0
+        rate = np.maximum(wide["device.matrix_flops.bf16"], wide["device.matrix_flops.fp16"])
+        work = 4.0 * requests * heads * seen * wide["head_dim"]
+        floor = np.where(share < 1.0, work / (rate * wide["kernel.attention.forward"]), 0.0)
+        shape = {
+            "batch": requests,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "q_len": 1.0,
+            "kv_len": np.maximum(np.round(seen * share), 1.0),
+            "head_dim": wide["head_dim"],
+            "implementation": stack.attention["decode"],
+            "cache": "cold",
+        }
+        yield Call(op="attention_decode", shape=shape, times=count, floor=floor)
+
+
+def _latent(wide: _Wide, requests: Value, seen: Value) -> Call:
+    """Absorbed latent attention: every head reads the one latent, so work grows with heads and traffic does not."""
+    facts = _latent_facts()
+    latent, rope = wide["kv_lora_rank"], wide["qk_rope_head_dim"]
+    heads = -(-np.asarray(wide["heads"]) // wide["tensor"])
+    cached = requests * seen
+    traffic = cached * (latent + rope) * cache_bytes(wide["kv_precision"])
+    work = 2.0 * cached * heads * (2.0 * latent + rope)
+    rate = np.maximum(wide["device.matrix_flops.bf16"], wide["device.matrix_flops.fp16"]) * facts["compute"]
+    memory = traffic / (wide["device.memory_bandwidth"] * facts["bandwidth"])
+    return Call(op="", floor=facts["overhead"] + np.cbrt((work / rate) ** 3 + memory**3))
+
+
+def prefill_calls(
+    architecture: Architecture, stack: ServingStack, at: Bindings, queries: Value, pairs: Value
+) -> Iterator[Call]:
+    """Attention of prompt chunks, all layers; grid (Q, P): `queries` new tokens that see `pairs` keys together.
+
+    As many whole prompts as have that many pairs (each causal, half its square); a chunk that sees more than its own
+    triangle is one product over the mean number of keys a query sees.
+    """
+    wide = _Wide(at)
+    mean = np.maximum(pairs / queries, 1.0)
+    for kind, _, count in layer_graphs(architecture, stack):
+        seen = np.minimum(mean, wide["sliding_window"]) if kind.endswith("-window") else mean
+        whole = seen <= queries / 2.0
+        length = np.where(whole, 2.0 * seen, queries)
+        heads, kv_heads = (-(-np.asarray(wide[name]) // wide["tensor"]) for name in ("heads", "kv_heads"))
+        width, factor = wide["head_dim"], 1.0
+        if architecture.kv_lora_rank:
+            factor = (wide["head_dim"] + wide["v_head_dim"]) / (2.0 * 128.0)
+            width = 128.0
+        shape = {
+            "batch": np.maximum(queries / length, 1.0),
+            "heads": heads,
+            "kv_heads": heads if architecture.kv_lora_rank else kv_heads,
+            "q_len": np.maximum(np.round(length), 1.0),
+            "kv_len": np.maximum(np.round(np.where(whole, 2.0 * seen, seen)), 1.0),
+            "head_dim": width,
+            "causal": np.where(whole, "true", "false"),
+            "implementation": stack.attention["prefill"],
+            "cache": "cold",
+        }
+        yield Call(op="attention_prefill", shape=shape, times=count * factor)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wide:
+    """Symbols of c engines as (c, 1, 1)."""
+
+    at: Bindings
+
+    def __getitem__(self, symbol: str) -> Value:
+        value = self.at[symbol]
+        return value[:, None, None] if isinstance(value, np.ndarray) and value.ndim == 1 else value
+
+
+@cache
+def _latent_facts() -> Mapping[str, float]:
+    with (DATA / "latent_attention.yaml").open(encoding="utf-8") as file:
+        facts: dict[str, Any] = yaml.safe_load(file)
+    return {name: float(entry["value"]) for name, entry in facts.items()}

@@ -1,0 +1,116 @@
+"""Step-time tables of engines, and the tokens their caches hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from costmodels.serving.engine import CACHED, OUTSIDE, TOKENS, engines, kv_capacity
+from costmodels.serving.problem import serving_problem, serving_symbols
+from costmodels.serving.stack import find_serving_stack, serving_stack_names
+from costmodels.step_tables import Batch, StepTables, step_time
+from spaces.architecture import find
+from spaces.columns import Columns
+from spaces.hardware import find_device
+from spaces.problem import Problem
+
+LLAMA = find("llama-3.1-8b")
+
+
+def problem_of(model: str = "llama-3.1-8b", stack: str = "vllm", device: str = "H100", **fixed: float) -> Problem:
+    return serving_problem(find(model), stack, find_device(device), fixed)
+
+
+def columns_of(**values: list[float]) -> Columns:
+    return Columns.from_values({name: np.array(column) for name, column in values.items()})
+
+
+def decode_seconds(problem: Problem, columns: Columns, requests: float, length: float) -> np.ndarray:
+    tables, index = engines(problem, columns)
+    return step_time(tables, index, Batch(decode_requests=requests, decode_kv=requests * length))
+
+
+@pytest.fixture(scope="module")
+def llama() -> tuple[StepTables, np.ndarray]:
+    return engines(problem_of(), columns_of(tensor=[1, 2, 4]))
+
+
+def test_every_table_is_positive_and_grows_with_its_totals(llama: tuple[StepTables, np.ndarray]) -> None:
+    tables, _ = llama
+    for table in (tables.token_time, tables.sequence_time, tables.decode_time, tables.prefill_time):
+        assert np.all(table > 0)
+        assert np.all(np.diff(table, axis=-1) >= 0)
+
+
+def test_more_tensor_ranks_shorten_a_large_step(llama: tuple[StepTables, np.ndarray]) -> None:
+    tables, index = llama
+    time = step_time(tables, index, Batch(prefill_queries=8192, prefill_pairs=8192**2 / 2, prompts_finished=1))
+    assert np.all(np.diff(time) < 0)
+
+
+@pytest.mark.parametrize("axis", ["data", "max_batch", "kv_fraction", "request_rate"])
+def test_plans_that_differ_outside_the_step_share_an_engine(axis: str) -> None:
+    assert axis in OUTSIDE
+    tables, index = engines(problem_of(), columns_of(**{axis: [1, 2, 3], "tensor": [2, 2, 2]}))
+    assert len(tables) == 1
+    assert index.tolist() == [0, 0, 0]
+
+
+def test_a_device_or_a_model_size_may_be_a_column_or_a_scalar() -> None:
+    h100, h200 = (serving_symbols(find_device(name)) for name in ("H100", "H200"))
+    several = {
+        name: np.array([h100[name], h200[name]]) for name in h100 if name in h200 and name not in ("device", "generation")
+    }
+    both, index = engines(problem_of(), Columns.from_values({**several, "tensor": np.array([1, 1])}))
+    batch = Batch(decode_requests=16.0, decode_kv=16e3)
+    apart = [step_time(*engines(problem_of(device=name), columns_of(tensor=[1])), batch)[0] for name in ("H100", "H200")]
+    assert step_time(both, index, batch) == pytest.approx(apart, rel=1e-12)
+    assert apart[1] < apart[0]
+
+
+def test_nothing_asked_is_nothing_answered() -> None:
+    tables, index = engines(problem_of(), Columns.from_values({"tensor": np.array([], np.int64)}))
+    assert len(index) == 0
+    assert len(kv_capacity(problem_of(), Columns.from_values({"tensor": np.array([], np.int64)}))) == 0
+    assert len(tables) == 0
+
+
+def test_cached_tokens_are_the_memory_left_over_a_tokens_bytes() -> None:
+    problem = problem_of(stack="torch-graph")
+    tokens = kv_capacity(problem, columns_of(tensor=[1]))[0]
+    per_token = 2 * LLAMA.layers * LLAMA.kv_heads * LLAMA.head_dim * 2
+    weights = 2 * (LLAMA.parameters or 0)
+    room = find_device("H100").memory_capacity - weights
+    assert tokens * per_token < room
+    assert tokens * per_token > 0.8 * room
+
+
+def test_the_cache_is_divided_among_tensor_ranks_until_heads_run_out() -> None:
+    """Eight key-value heads on sixteen ranks are held twice."""
+    tokens = kv_capacity(problem_of(stack="torch-graph"), columns_of(tensor=[1, 2, 4, 8, 16]))
+    per_rank = tokens[1:] / tokens[:-1]
+    assert np.all(per_rank[:3] > 1.9)
+    assert per_rank[3] < 1.15
+
+
+def test_a_model_that_does_not_fit_caches_nothing() -> None:
+    assert kv_capacity(problem_of("llama-3.1-70b"), columns_of(tensor=[1])).tolist() == [0.0]
+
+
+def test_every_stack_fills_tables_for_every_kind_of_model() -> None:
+    for stack in serving_stack_names():
+        for model in ("gpt2", "gemma-2-9b", "deepseek-v2-lite", "mixtral-8x7b"):
+            tables, _ = engines(problem_of(model, stack), columns_of(tensor=[1]))
+            assert np.all(np.isfinite(tables.token_time))
+            assert np.all(np.isfinite(tables.prefill_time))
+
+
+def test_an_unknown_stack_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="vllm"):
+        find_serving_stack("vlm")
+    assert find_serving_stack("trtllm").name == "tensorrt-llm"
+
+
+def test_grids_ascend() -> None:
+    assert np.all(np.diff(TOKENS) > 0)
+    assert np.all(np.diff(CACHED) > 0)
