@@ -17,14 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.metrics import MAXIMISED, CostModel, Metrics
+from search.executors import Executor
 from search.front import Front, Objective, Points, TopList, beaten, join
 from spaces.columns import Columns, FloatArray, IntArray, UnboundSymbol
 from spaces.problem import Problem
-from spaces.space import Space
+from spaces.space import Slice, Space, slices
 
 _GRAIN = 1 << 17  # bounds are compared with the front as it was at multiples of this ordinal, whatever the batch size
 _NEAREST = 64  # pruned points that are evaluated when nothing is feasible
 _HOPELESS = 1000  # points that may fail without one success before the search gives up
+_FIRST = 1 << 14  # points of a slice before the cost of one is known
+_LARGEST = 1 << 21  # points of a slice
+_CHUNK_S = 1.0  # seconds of work in a slice
 _TOLD = 20  # failed points that are kept to be shown
 
 
@@ -172,6 +176,7 @@ def search(
     prune_dominated: bool = False,
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """The exact front, the `top` feasible points by each objective, and the certificate.
 
@@ -179,6 +184,10 @@ def search(
     also dropped (reason `dominated`) when its bounds prove that it can reach neither the front nor a top list; that needs
     bounds of every objective and changes neither. `rows` (at most 131,072 are used at a time) changes speed and memory
     only. Ctrl-C or `cancelled()` ends the search with what was found so far; the rest is `unvisited`.
+
+    With an `executor` slices of the space are searched elsewhere and joined in order: the answer is the same whatever the
+    executor and its workers, but `prune_dominated` is refused (what it prunes would hang on the slices) and `cpu_s` counts
+    the workers too.
 
     A point that makes the model raise, or whose objectives or violations are not finite, is `failed` and the search goes
     on. Raises ValueError for no objectives, or for objectives and constraints that neither the model nor the space knows;
@@ -191,9 +200,14 @@ def search(
     state = _State.empty(none, len(task.objectives), top, sample)
     random = np.random.default_rng(seed)
     stopped = ""
+    elsewhere = 0.0
     screen: _Screen | None = None
     try:
-        for batch in _pieces(space.batches(min(rows, _GRAIN))):
+        if executor is not None:
+            if prune_dominated:
+                raise ValueError("prune_dominated needs a search in one process: leave the executor out")
+            state, stopped, elsewhere = _spread(space, task, state, executor, (seed, rows), progress, cancelled)
+        for batch in () if executor is not None else _pieces(space.batches(min(rows, _GRAIN))):
             if cancelled is not None and cancelled():
                 stopped = "cancelled"
                 break
@@ -228,8 +242,105 @@ def search(
         stopped=stopped,
         seed=seed,
         wall_s=time.perf_counter() - clock,
-        cpu_s=time.process_time() - processor,
+        cpu_s=time.process_time() - processor + elsewhere,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Errand:
+    """What a worker does with a slice; it travels to each worker once."""
+
+    task: _Task
+    none: Points
+    axes: tuple[str, ...]
+    top: int
+    sample: int
+    seed: int
+    rows: int
+
+    def __call__(self, chunk: tuple[Slice, float]) -> _Found:
+        """The state after the slice alone; sample keys from the given one on are known to be of no use."""
+        part, below = chunk
+        processor = time.process_time()
+        state = _State.empty(self.none, len(self.task.objectives), self.top, self.sample)
+        state = replace(state, reservoir=replace(state.reservoir, below=below))
+        bits = np.random.PCG64(self.seed)
+        bits.advance(part.start)
+        random = np.random.Generator(bits)
+        offset = part.start
+        hopeless = ""
+        try:
+            for batch in part.batches(self.none.columns.levels, self.axes, self.rows):
+                patient = part.start > 0  # only who starts the space may give up
+                state = state.after(self.task.visit(batch, state, None, offset, patient), random.random(batch.n))
+        except _Hopeless as error:
+            hopeless = str(error)
+        return _Found(state, time.process_time() - processor, hopeless)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """What a worker found in a slice, and the CPU seconds it took."""
+
+    state: _State
+    cpu_s: float
+    hopeless: str
+
+
+def _spread(
+    space: Space,
+    task: _Task,
+    state: _State,
+    executor: Executor,
+    how: tuple[int, int],
+    progress: Callable[[Progress], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> tuple[_State, str, float]:
+    """Search slices of a space with an executor: the state, why it stopped, and the CPU seconds spent elsewhere."""
+    clock = time.perf_counter()
+    none = state.front.points
+    seed, rows = how
+    names = tuple(axis.name for axis in space.axes)
+    errand = _Errand(task, none, names, state.tops[0].limit, state.reservoir.limit, seed, min(rows, _GRAIN))
+    size, cost, spent = space.size(), 0.0, 0.0
+    below = np.inf
+
+    def chunks() -> Iterator[tuple[Slice, float]]:
+        for part in slices(space, lambda _: _chunk(cost)):
+            yield part, below
+
+    waiting: dict[int, _Found] = {}
+    turn = 0
+    results = executor.map(errand, chunks())
+    try:
+        for index, found in results:
+            waiting[index] = found
+            cost = found.cpu_s / max(found.state.visited, 1)
+            spent += found.cpu_s if executor.apart else 0.0
+            while turn in waiting:
+                ready = waiting.pop(turn)
+                turn += 1
+                state = state.then(ready.state)
+                if ready.hopeless:
+                    return state, ready.hopeless, spent
+            below = state.reservoir.trimmed().below
+            if progress is not None:
+                progress(state.progress(size, time.perf_counter() - clock))
+            if cancelled is not None and cancelled():
+                return state, "cancelled", spent
+    except KeyboardInterrupt:
+        return state, "interrupted", spent
+    finally:
+        results.close()
+    return state, "", spent
+
+
+def _chunk(cost: float) -> int:
+    """Points of the next slice, by the measured seconds a point: about one second, in whole grains where that is many."""
+    if not cost:
+        return _FIRST
+    points = int(_CHUNK_S / cost)
+    return min(points - points % _GRAIN, _LARGEST) if points >= _GRAIN else max(1, points)
 
 
 class _Hopeless(Exception):
@@ -332,13 +443,15 @@ class _Task:
             row[:] = objective.cost(metrics, at)
         return costs.T
 
-    def visit(self, batch: Columns, state: _State, screen: _Screen | None) -> _Visit:
-        """Prune, evaluate and sort out the batch that comes after a state."""
-        start = state.visited
+    def visit(
+        self, batch: Columns, state: _State, screen: _Screen | None, offset: int = 0, patient: bool = False
+    ) -> _Visit:
+        """Prune, evaluate and sort out the batch that comes after a state, which began at the ordinal `offset`."""
+        start = offset + state.visited
         rows, pruned, bounds = self._bounded(batch, screen)
         near = np.empty(0, np.int64) if state.feasible else _least(bounds, np.flatnonzero(bounds > 0), _NEAREST)
         alive = batch if len(rows) == batch.n else batch.take(rows)
-        patience = np.inf if state.evaluated else _HOPELESS
+        patience = np.inf if patient or state.evaluated else _HOPELESS
         points, worst, failed = self._evaluated(alive, start + rows, patience)
         return _Visit(
             n=batch.n,
@@ -567,19 +680,48 @@ class _State:
             reasons=reasons,
             failures=self.failures + tuple(Failure(point=point.row(0), reason=reason) for point, reason in told),
         )
-        return state if feasible else state._nearer(visit)
-
-    def _nearer(self, visit: _Visit) -> _State:
-        """The state with the points of a batch that come closest to feasible."""
-        state = self
+        if feasible:
+            return state
         if len(visit.points) and visit.worst.min() < self.closest_worst:
             row = int(np.argmin(visit.worst))
             state = replace(
                 state, closest=visit.points.take(np.array([row])), closest_worst=float(visit.worst[row])
             )
-        if visit.near is None:
+        return state._nearer(visit.near, visit.near_bounds, visit.near_ordinals)
+
+    def then(self, later: _State) -> _State:
+        """The state after what another search found in the points that come next."""
+        kept = later.reservoir
+        sampled = Points(
+            columns=kept.columns, metrics=Metrics(n=len(kept.keys), value={}), costs=kept.costs, ordinals=kept.ordinals
+        )
+        reasons = dict(self.reasons)
+        for reason, count in later.reasons.items():
+            reasons[reason] = reasons.pop(reason, 0) + count
+        state = replace(
+            self,
+            front=self.front.joined(later.front),
+            tops=tuple(a.extended(b.points, np.arange(len(b.points))) for a, b in zip(self.tops, later.tops, strict=True)),
+            reservoir=self.reservoir.extended(sampled, kept.feasible, kept.keys),
+            visited=self.visited + later.visited,
+            evaluated=self.evaluated + later.evaluated,
+            feasible=self.feasible + later.feasible,
+            failed=self.failed + later.failed,
+            pruned={name: self.pruned.get(name, 0) + later.pruned.get(name, 0) for name in self.pruned | later.pruned},
+            reasons=reasons,
+            failures=(self.failures + later.failures)[:_TOLD],
+        )
+        if state.feasible:
             return state
-        columns, bounds, ordinals = visit.near, visit.near_bounds, visit.near_ordinals
+        if later.closest is not None and later.closest_worst < self.closest_worst:
+            state = replace(state, closest=later.closest, closest_worst=later.closest_worst)
+        return state._nearer(later.near, later.near_bounds, later.near_ordinals)
+
+    def _nearer(self, columns: Columns | None, bounds: FloatArray, ordinals: IntArray) -> _State:
+        """The state with pruned points that may come closest to feasible, their bounds and ordinals."""
+        state = self
+        if columns is None:
+            return state
         if self.near is not None:
             codes = {axis: np.concatenate([code, columns.codes[axis]]) for axis, code in self.near.codes.items()}
             columns = Columns(n=self.near.n + columns.n, codes=codes, levels=columns.levels)

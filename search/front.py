@@ -245,12 +245,19 @@ class Front:
         rows = feasible[~beaten(points.costs[feasible], self.screens())]
         if not len(rows):
             return self
-        rows = _screened(points.costs, rows)
+        return self._with(points, _screened(points.costs, rows), np.zeros(len(points), np.int64))
+
+    def joined(self, later: Front) -> Front:
+        """The front of both, where `later` comes from points that come later in the order of the space."""
+        return self._with(later.points, np.arange(len(later)), later.ties) if len(later) else self
+
+    def _with(self, points: Points, rows: IntArray, tied: IntArray) -> Front:
+        """The front after some rows of points; `tied` counts the points that equal each of the points."""
         held = len(self.points)
         costs = np.concatenate([self.points.costs, points.costs[rows]]) if held else points.costs[rows]
         kept = np.flatnonzero(_unbeaten(costs))
         first, group = _first_of_ties(costs[kept])
-        counts = np.concatenate([self.ties + 1, np.ones(len(rows), np.int64)])[kept]
+        counts = np.concatenate([self.ties + 1, tied[rows] + 1])[kept]
         ties = np.bincount(group, counts, len(first)).astype(np.int64) - 1
         survivors = kept[first]
         old, new = survivors[survivors < held], survivors[survivors >= held] - held

@@ -129,6 +129,71 @@ class Space:
         return np.concatenate(found, axis=1) if found else np.empty((len(axes), 0), _code_type(axes))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Slice:
+    """`n` consecutive points from the ordinal `start` on, as choices already made: it holds no rule and can travel.
+
+    Each of `runs` is (prefixes, counts, offsets, tails): prefix i stands beside `counts[i]` columns of tails from `offsets[i]`.
+    """
+
+    start: int
+    n: int
+    runs: tuple[tuple[CodeArray, IntArray, IntArray, CodeArray], ...]
+
+    def batches(self, levels: Mapping[str, tuple[str, NDArray[Any]]], axes: tuple[str, ...], rows: int) -> Iterator[Columns]:
+        """Its points in order, in batches of `rows`; `levels` and the names of the `axes` are those of the space."""
+        pieces = (piece for run in self.runs for piece in _join(*run, rows))
+        for codes in _blocks(pieces, rows):
+            yield Columns(n=codes.shape[1], codes=dict(zip(axes, codes, strict=True)), levels=levels)
+
+
+def slices(space: Space, wanted: Callable[[int], int]) -> Iterator[Slice]:
+    """The whole space in order, cut into slices of `wanted(start)` points, at least one; the last may be shorter."""
+    start = held = 0
+    size = 0
+    runs: list[tuple[CodeArray, IntArray, IntArray, CodeArray]] = []
+    for prefixes, counts, offsets, tails in _runs(space):
+        ends = np.cumsum(counts)
+        at, total = 0, int(ends[-1]) if len(ends) else 0
+        while at < total:
+            size = size or max(1, wanted(start))
+            stop = min(total, at + size - held)
+            runs.append(_part(prefixes, counts, offsets, tails, ends, at, stop))
+            held, at = held + stop - at, stop
+            if held == size:
+                yield Slice(start, held, tuple(runs))
+                start, held, size, runs = start + held, 0, 0, []
+    if held:
+        yield Slice(start, held, tuple(runs))
+
+
+def _runs(space: Space) -> Iterator[tuple[CodeArray, IntArray, IntArray, CodeArray]]:
+    """Blocks of prefixes with their completions, in order."""
+    split = _count(space.axes).split()
+    completions = _Completions(space.axes, split)
+    for prefixes in _prefixes(space.axes, np.zeros((0, 1), _code_type(space.axes)), split, 1 << 17):
+        for start in range(0, prefixes.shape[1], _BLOCK):
+            block = prefixes[:, start : start + _BLOCK]
+            yield (block, *completions.of(block))
+
+
+def _part(
+    prefixes: CodeArray, counts: IntArray, offsets: IntArray, tails: CodeArray, ends: IntArray, start: int, stop: int
+) -> tuple[CodeArray, IntArray, IntArray, CodeArray]:
+    """Points `start` to `stop` of a run, with only those tails that they use."""
+    first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+    inside = slice(int(first), int(last) + 1)
+    skipped = start - (ends[inside] - counts[inside])
+    skipped = np.maximum(skipped, 0)
+    kept = np.minimum(ends[inside], stop) - (ends[inside] - counts[inside]) - skipped
+    begins, index = np.unique(offsets[inside] + skipped, return_inverse=True)
+    most = np.zeros(len(begins), np.int64)
+    np.maximum.at(most, index, kept)
+    places = np.cumsum(most) - most
+    columns = np.arange(int(most.sum())) + np.repeat(begins - places, most)
+    return prefixes[:, inside], kept, places[index], tails[:, columns]
+
+
 @dataclass(frozen=True, slots=True)
 class _Count:
     """What counting a space found: legal partial choices and distinct contexts by depth, and the removals."""

@@ -1,0 +1,146 @@
+"""Executors: the same answer whoever does the work, workers that die, functions that raise, addresses that do not answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from search import exact
+from search.exact import Result, search
+from search.executors import Executor, ExecutorError, Serial, executor
+from search.local import Local
+from search.on_ray import OnRay
+from spaces.space import slices
+from tests.search.test_exact import DEVICES, MEMORY, PROBLEM, SPEED, TIME, Toy, keys, points_of, space_of
+
+
+@pytest.fixture(scope="session")
+def ray_once() -> Iterator[OnRay]:
+    """One Ray for all tests."""
+    import ray
+
+    yield OnRay(workers=2)
+    ray.shutdown()
+
+
+def told(result: Result) -> tuple[object, ...]:
+    """All that must not hang on who did the work."""
+    return (
+        keys(result.front.points.columns),
+        result.front.points.costs.tolist(),
+        result.front.ties.tolist(),
+        {name: top.ordinals.tolist() for name, top in result.top.items()},
+        result.certificate,
+        result.sample.ordinals.tolist(),
+        result.sample.values.tolist(),
+        result.failures,
+        result.failed_by_reason,
+        None if result.closest is None else (keys(result.closest.points.columns), result.closest.lacks),
+        result.stopped,
+    )
+
+
+@pytest.mark.parametrize("size", [1, 7, 40, 1000])
+@pytest.mark.parametrize(
+    "model",
+    [Toy(), Toy(limit=4.0, bounds=()), Toy(limit=0.5), Toy(limit=0.5, bounds=()), Toy(raises=frozenset({(2, 2, 2), (5, 5, 5)}))],
+)
+def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch, model: Toy, size: int) -> None:
+    monkeypatch.setattr(exact, "_chunk", lambda _: size)
+    asked = (space_of(), model, PROBLEM, (TIME, MEMORY, SPEED))
+    alone = search(*asked, sample=20, seed=3)
+    assert told(search(*asked, sample=20, seed=3, executor=Serial())) == told(alone)
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 10_000])
+def test_slices_hold_the_space_in_order(size: int) -> None:
+    space = space_of()
+    names = tuple(axis.name for axis in space.axes)
+    parts = list(slices(space, lambda _: size))
+    assert [part.start for part in parts] == list(range(0, space.size(), size))
+    assert [key for part in parts for b in part.batches(space.levels, names, 9) for key in keys(b)] == points_of(space)
+
+
+@pytest.mark.parametrize("kind", ["one", "two", "ray"])
+def test_the_same_answer_whoever_does_the_work(
+    kind: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(exact, "_chunk", lambda _: 30)
+    who: Executor = request.getfixturevalue("ray_once") if kind == "ray" else Local(workers=1 if kind == "one" else 2)
+    asked = (space_of(), Toy(), PROBLEM, (TIME, MEMORY, DEVICES))
+    assert told(search(*asked, sample=20, executor=who)) == told(search(*asked, sample=20))
+
+
+def killed_once(chunk: tuple[int, Path]) -> int:
+    """Dies in the middle of one chunk, the first time."""
+    number, marker = chunk
+    if number == 5 and not marker.exists():
+        marker.write_text("died", encoding="utf-8")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_a_worker_that_is_killed_loses_nothing(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    who: Executor = request.getfixturevalue("ray_once") if kind == "ray" else Local(workers=2)
+    found = list(who.map(killed_once, ((i, tmp_path / "marker") for i in range(20))))
+    assert sorted(found) == [(i, i * i) for i in range(20)]
+    assert (tmp_path / "marker").exists()
+
+
+def always_dies(_: int) -> int:
+    """Dies."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def raises(_: int) -> int:
+    """Cannot."""
+    raise ZeroDivisionError("cannot")
+
+
+def test_workers_that_keep_dying_are_told() -> None:
+    with pytest.raises(ExecutorError, match="died 2 times in a row"):
+        list(Local(workers=1, retries=1).map(always_dies, iter([1])))
+
+
+@pytest.mark.parametrize("kind", ["serial", "local", "ray"])
+def test_what_the_function_raises_is_raised(kind: str, request: pytest.FixtureRequest) -> None:
+    who: Executor = request.getfixturevalue("ray_once") if kind == "ray" else executor(kind, 1)
+    with pytest.raises(ZeroDivisionError, match="cannot"):
+        list(who.map(raises, iter([1])))
+
+
+def test_a_ray_address_that_does_not_answer_is_told_in_time() -> None:
+    started = time.monotonic()
+    with pytest.raises(ExecutorError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+        OnRay(address="127.0.0.1:1", patience=2.0)._join(_NotJoined())
+    with pytest.raises(ExecutorError, match="host:port or auto"):
+        OnRay(address="nowhere")._join(_NotJoined())
+    assert time.monotonic() - started < 5
+
+
+class _NotJoined:
+    """Ray before it has joined anything."""
+
+    def is_initialized(self) -> bool:
+        return False
+
+
+def test_cancelled_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "_chunk", lambda _: 10)
+    result = search(space_of(), Toy(), PROBLEM, (TIME,), executor=Serial(), cancelled=lambda: True)
+    assert result.stopped == "cancelled"
+    assert result.certificate.unvisited == space_of().size() - 10
+
+
+def test_an_unknown_executor_and_a_screen_elsewhere_are_refused() -> None:
+    with pytest.raises(ValueError, match="serial, local, ray"):
+        executor("slurm")
+    with pytest.raises(ValueError, match="prune_dominated"):
+        search(space_of(), Toy(), PROBLEM, (TIME,), executor=Serial(), prune_dominated=True)
