@@ -219,7 +219,9 @@ def _told(error: Exception) -> str:
         return f"{usage()} See dse --help."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, ValueError | LookupError):
+    from search.executors import ExecutorError
+
+    if isinstance(error, ValueError | LookupError | ExecutorError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (an error of this program; --debug shows where)"
 

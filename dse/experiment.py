@@ -47,6 +47,9 @@ class Experiment(Generic[Job]):
     top: int
     seed: int
     sample: int
+    executor: str
+    workers: int | None
+    address: str | None
     resolved: Mapping[str, Any]
     model_file: Path | None
 
@@ -97,7 +100,7 @@ def _experiment(kind: Kind[Any], file: Any, document: Located, folder: Path) -> 
     elif model_file is not None:
         resolved["model"] = {**document.value["model"], "config": "config.json"}
     resolved |= kind.resolved(file, document.value)
-    resolved |= {"objectives": [str(choice) for choice in objectives], "search": file.search.model_dump()}
+    resolved |= {"objectives": [str(choice) for choice in objectives], "search": file.search.model_dump(exclude_none=True)}
     return Experiment(
         kind=kind.name,
         name=name,
@@ -110,6 +113,9 @@ def _experiment(kind: Kind[Any], file: Any, document: Located, folder: Path) -> 
         top=file.search.top,
         seed=file.search.seed,
         sample=file.search.sample,
+        executor=file.search.executor,
+        workers=file.search.workers,
+        address=file.search.address,
         resolved=resolved,
         model_file=model_file,
     )

@@ -22,6 +22,7 @@ from dse.asking import ImpossiblePlan, models_of, point, problem_of, space_of
 from dse.experiment import Experiment, load
 from dse.kinds.registry import find
 from search.exact import Constraint, Result, search
+from search.executors import executor
 from search.front import Objective, Points
 from spaces.problem import Problem
 
@@ -70,6 +71,7 @@ def answer_to(
         seed=experiment.seed,
         progress=progress,
         cancelled=cancelled,
+        executor=executor(experiment.executor, experiment.workers, experiment.address),
     )
     return _with_stages(_run_of(experiment, problem, result, baseline), problem, result), ()
 

@@ -1,42 +1,32 @@
 """Chunks of work in processes of this machine.
 
-Each worker is started afresh (spawn) and receives the function once. When a worker is killed the pool is made again and the
-chunks that were under way are done again.
+Each worker is started afresh (spawn) and receives the function once. One that is killed is replaced and its chunk done again.
 """
 
 from __future__ import annotations
 
+import copyreg
+import io
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import MappingProxyType
 from typing import Any, TypeVar
 
-from search.executors import ExecutorError
+from search.assignment import Assignment
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_held: list[Callable[[Any], Any]] = []  # in a worker: the function
-
-
-def _hold(function: Callable[[Any], Any]) -> None:
-    """Start of a worker; Ctrl-C is the driver's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _held[:] = [function]
-
-
-def _call(chunk: Any) -> Any:
-    return _held[0](chunk)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
-    """Processes of this machine: `workers` of them, or one for each core; `retries` times in a row workers may die."""
+    """Processes of this machine: `workers` of them, or one for each core; a chunk may be lost `retries` times."""
 
     workers: int | None = None
     retries: int = 3
@@ -49,42 +39,133 @@ class Local:
     def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
         """Yield (index of the chunk, result) as they come. Raises ExecutorError when workers keep dying."""
         count = self.workers or os.cpu_count() or 1
-        source = enumerate(chunks)
-        again: list[tuple[int, T]] = []
-        deaths = 0
-        while True:
-            pool = _pool(count, function)
-            running: dict[Future[R], tuple[int, T]] = {}
-            try:
-                while True:
-                    drawn = again + list(islice(source, max(0, 2 * count - len(running) - len(again))))
-                    again = []
-                    for at, entry in enumerate(drawn):
-                        again = drawn[at:]  # what a pool that broke did not take
-                        running[pool.submit(_call, entry[1])] = entry
-                    again = []
-                    if not running:
-                        return
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        result = future.result()
-                        index, _ = running.pop(future)
-                        deaths = 0
+        work = Assignment(chunks, ahead=count, retries=self.retries)
+        carried = _dumps(function)
+        workers: list[_Worker] = []
+        try:
+            while not work.over:
+                for worker in workers:
+                    worker.take(work)
+                while len(workers) < count and (job := work.take()) is not None:
+                    workers.append(_Worker.started(carried, job))
+                work.draw()
+                ready = wait([worker.pipe for worker in workers if worker.at is not None], timeout=work.until_straggler())
+                for worker, index in [(w, w.at) for w in workers if w.pipe in ready and w.at is not None]:
+                    answer = worker.answer()
+                    if answer is None:
+                        workers.remove(worker)
+                        work.lost(index, worker.end)
+                        continue
+                    good, result = answer
+                    if not good:
+                        raise result
+                    worker.take(work)  # before the result is looked at
+                    if work.finished(index):
                         yield index, result
-            except BrokenProcessPool:
-                deaths += 1
-                if deaths > self.retries:
-                    raise ExecutorError(f"worker processes died {deaths} times in a row (killed, or out of memory)") from None
-                again = [*running.values(), *again]
-            finally:
-                _end(pool)
+        finally:
+            for worker in workers:
+                worker.dismiss()
 
 
-def _pool(count: int, function: Callable[[Any], Any]) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, mp_context=context, initializer=_hold, initargs=(function,))
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """A process, the pipe to it, and the number of the chunk it is at (None: free)."""
+
+    process: BaseProcess
+    pipe: Connection
+    at: int | None = None
+
+    @classmethod
+    def started(cls, function: bytes, job: tuple[int, Any]) -> _Worker:
+        """A new one, with its first chunk."""
+        context = multiprocessing.get_context("spawn")
+        pipe, far = context.Pipe()
+        process = context.Process(target=_serve, args=(far,), daemon=True)
+        process.start()
+        far.close()
+        worker = cls(process, pipe)
+        worker._send(function)
+        worker._give(job)
+        return worker
+
+    def take(self, work: Assignment[Any]) -> None:
+        """The next chunk, if it is free and there is one."""
+        if self.at is None and (job := work.take()) is not None:
+            self._give(job)
+
+    def answer(self) -> tuple[bool, Any] | None:
+        """Whether its chunk went well, and the result or what was raised; None when it died."""
+        try:
+            data = self.pipe.recv_bytes()
+        except (EOFError, OSError):
+            self.dismiss()
+            return None
+        self.at = None
+        answer: tuple[bool, Any] = pickle.loads(data)
+        return answer
+
+    @property
+    def end(self) -> str:
+        """How it ended."""
+        code = self.process.exitcode
+        return f"killed by signal {-code}, or out of memory" if code is not None and code < 0 else f"exit code {code}"
+
+    def dismiss(self) -> None:
+        """End it, whatever it does."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+    def _give(self, job: tuple[int, Any]) -> None:
+        self.at = job[0]
+        self._send(_dumps(job[1]))
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self.pipe.send_bytes(data)
+        except OSError:  # it died; the next look at the pipe tells
+            return
 
 
-def _end(pool: ProcessPoolExecutor) -> None:
-    """Give up what has not begun; what has is short."""
-    pool.shutdown(wait=True, cancel_futures=True)
+def _serve(pipe: Connection) -> None:
+    """In a worker: answer chunks until the driver is gone. Ctrl-C is the driver's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        function = pickle.loads(pipe.recv_bytes())
+        while True:
+            pipe.send_bytes(_answer(function, pipe.recv_bytes()))
+    except (EOFError, OSError):
+        return
+
+
+def _answer(function: Callable[[Any], Any], chunk: bytes) -> bytes:
+    try:
+        return _dumps((True, function(pickle.loads(chunk))))
+    except Exception as error:
+        return _dumps((False, _portable(error)))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or where it cannot travel, its text."""
+    try:
+        pickle.loads(_dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _dumps(value: Any) -> bytes:
+    """Pickled, read-only mappings included."""
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = copyreg.dispatch_table | {MappingProxyType: _thaw}
+    pickler.dump(value)
+    return file.getvalue()
+
+
+def _thaw(mapping: MappingProxyType[Any, Any]) -> tuple[Any, ...]:
+    return _frozen, (dict(mapping),)
+
+
+def _frozen(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(mapping)

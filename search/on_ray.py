@@ -1,7 +1,7 @@
 """Chunks of work as Ray tasks, on this machine or on a cluster: the only module that imports Ray.
 
-The function goes into the object store once and each worker process takes it out once. Ray does a chunk again when its
-worker or node is lost.
+The function goes into the object store once and each worker process takes it out once. Machines of a cluster need this
+package installed in the Python that Ray runs there.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import os
 import socket
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeVar
 
+from search.assignment import Assignment
 from search.executors import ExecutorError
 
 T = TypeVar("T")
@@ -43,46 +43,58 @@ class OnRay:
         """Yield (index of the chunk, result) as they come."""
         import ray
 
-        self._join(ray)
-        task = ray.remote(max_retries=self.retries)(_call)
+        started = self._join(ray)
+        task = ray.remote(max_retries=0)(_call)
         shared = ray.put(function)
-        cores = int(ray.cluster_resources().get("CPU", 1))
+        cores = max(1, int(_cores(ray)))
         window = 2 * cores if self.workers is None or self.workers >= cores else self.workers
+        work = Assignment(chunks, ahead=cores, retries=self.retries)
         running: dict[Any, int] = {}
-        source = enumerate(chunks)
         try:
-            while True:
-                for index, chunk in islice(source, window - len(running)):
-                    running[task.remote([shared], chunk)] = index
-                if not running:
-                    return
-                for ready in ray.wait(list(running), num_returns=1)[0]:
-                    result = ray.get(ready)
-                    yield running.pop(ready), result
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except ray.exceptions.RayError as error:
-            raise ExecutorError(f"Ray lost a chunk more than {self.retries} times: {error}") from None
+            while not work.over:
+                while len(running) < window and (job := work.take()) is not None:
+                    running[task.remote([shared], job[1])] = job[0]
+                work.draw()
+                for ready in ray.wait(list(running), num_returns=1, timeout=work.until_straggler())[0]:
+                    index = running.pop(ready)
+                    try:
+                        result = ray.get(ready)
+                    except ray.exceptions.RayTaskError as error:
+                        raise error.cause from None
+                    except ray.exceptions.RayError as error:
+                        work.lost(index, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+                        continue
+                    if work.finished(index):
+                        yield index, result
+        except ray.exceptions.RaySystemError as error:
+            raise ExecutorError(f"the Ray cluster is gone: {error}") from None
         finally:
             for left in running:
-                ray.cancel(left)
+                ray.cancel(left, force=True)
+            if started:
+                ray.shutdown()
 
-    def _join(self, ray: Any) -> None:
-        """Join or start the cluster, unless one is joined already."""
+    def _join(self, ray: Any) -> bool:
+        """Join or start the cluster, unless one is joined already; whether it is to be left again."""
         if ray.is_initialized():
-            return
+            return False
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if self.address is None:
-            ray.init(address="local", num_cpus=self.workers, **quiet)
-            return
+            ray.init(address="local", num_cpus=self.workers, include_dashboard=False, **quiet)
+            return True
         if self.address != "auto":
             _knock(self.address, self.patience)
         try:
-            ray.init(address=self.address, log_to_driver=False, logging_level="error")
+            ray.init(address=self.address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ExecutorError(f"no Ray cluster answers at {self.address}: {error}") from None
+        return True
+
+
+def _cores(ray: Any) -> float:
+    return float(ray.cluster_resources().get("CPU", 1))
 
 
 def _knock(address: str, patience: float) -> None:

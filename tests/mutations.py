@@ -16,8 +16,8 @@ from costmodels import block, block_table, data_parallel, measurements, pipeline
 from costmodels.calibration import checks
 from costmodels.metrics import Metrics
 from dse import validation
-from search import exact
-from search.front import Objective
+from search.front import Objective, Points
+from search.visiting import Task
 from spaces import training as plans
 from spaces import units
 from spaces.space import Axis, Space
@@ -187,21 +187,21 @@ def saves_another_model(patch: Patch) -> None:
 def dies_on_a_bad_point(patch: Patch) -> None:
     def plain(self: Any, batch: Any, ordinals: Any, *_: Any) -> Any:
         metrics = self.model.evaluate(self.problem, batch)
-        points = exact.Points(columns=batch, metrics=metrics, costs=self.costs(metrics, batch), ordinals=ordinals)
+        points = Points(columns=batch, metrics=metrics, costs=self.costs(metrics, batch), ordinals=ordinals)
         worst = np.max(np.array([*self.violations(metrics, batch).values()]), axis=0)
         return points, worst, []
 
-    patch.setattr(exact._Task, "_evaluated", plain)
+    patch.setattr(Task, "_evaluated", plain)
 
 
 def many_evaluations(patch: Patch) -> None:
-    original = exact._Task._evaluated
+    original = Task._evaluated
 
     def again(self: Any, batch: Any, *rest: Any) -> Any:
         original(self, batch, *rest)
         return original(self, batch, *rest)
 
-    patch.setattr(exact._Task, "_evaluated", again)
+    patch.setattr(Task, "_evaluated", again)
 
 
 def the_same_points_again(patch: Patch) -> None:

@@ -201,3 +201,10 @@ def read_text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"expected text, got {said(value)}")
     return value
+
+
+def read_address(value: object) -> str:
+    """Where a Ray cluster is: host:port, or auto for the one that this machine belongs to."""
+    if isinstance(value, str) and (value == "auto" or re.fullmatch(r"[\w.\-]+:\d{1,5}", value)):
+        return value
+    raise ValueError(f"expected host:port or auto, got {said(value)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, InstanceOf
+from pydantic import BaseModel, BeforeValidator, ConfigDict, InstanceOf, model_validator
 
 from dse.schema.fields import (
     Limit,
@@ -12,6 +12,7 @@ from dse.schema.fields import (
     as_list,
     one_of,
     positive,
+    read_address,
     read_constraints,
     read_count,
     read_degree,
@@ -25,6 +26,7 @@ from spaces.architecture import Architecture
 from spaces.hardware import Device
 
 METHODS = ("exact",)
+EXECUTORS = ("serial", "local", "ray")
 
 Count: TypeAlias = Annotated[int, BeforeValidator(read_count)]
 Counts: TypeAlias = Annotated[list[Count], BeforeValidator(as_list)]
@@ -64,12 +66,23 @@ class Hardware(Section):
 
 
 class Search(Section):
-    """How to look."""
+    """How to look, and who does the work: this process, processes of this machine, or a Ray cluster."""
 
     method: Annotated[str, BeforeValidator(one_of("search method", lambda: METHODS))] = "exact"
     top: Count = 10
     seed: Natural = 0
     sample: Natural = 100_000
+    executor: Annotated[str, BeforeValidator(one_of("executor", lambda: EXECUTORS))] = "serial"
+    workers: Count | None = None
+    address: Annotated[str, BeforeValidator(read_address)] | None = None
+
+    @model_validator(mode="after")
+    def _somebody_to_work(self) -> Search:
+        if self.executor == "serial" and self.workers not in (None, 1):
+            raise ValueError(f"{self.workers} workers need executor: local or ray; serial is this process alone")
+        if self.address is not None and self.executor != "ray":
+            raise ValueError(f"an address needs executor: ray, not {self.executor}")
+        return self
 
 
 class Question(Section):

@@ -191,3 +191,34 @@ def test_a_mapping_runs_like_a_file(small: Path, tmp_path: Path) -> None:
     mapping = yaml.safe_load(small.read_text(encoding="utf-8"))
     a, b = run(mapping, out=tmp_path / "a"), run(small, out=tmp_path / "b")
     assert [x.figures for x in a.front] == [x.figures for x in b.front]
+
+
+@pytest.mark.parametrize("who", ["executor=local", "executor=ray"])
+def test_the_front_is_the_same_whoever_does_the_work(small: Path, tmp_path: Path, who: str) -> None:
+    run(small, out=tmp_path / "a")
+    there = run(small, out=tmp_path / "b", overrides=[f"search.{who}", "search.workers=2"])
+    assert not there.trouble
+    for name in ("front.csv", "top.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    a, b = run_folder.read(tmp_path / "a"), run_folder.read(tmp_path / "b")
+    assert a.certificate == b.certificate
+    assert {name: column.tobytes() for name, column in a.sample.items()} == {
+        name: column.tobytes() for name, column in b.sample.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("search={executor: cluster}", "executor"),
+        ("search={workers: 2}", "executor: local or ray"),
+        ("search={executor: local, address: auto}", "needs executor: ray"),
+        ("search={executor: ray, address: nowhere}", "host:port"),
+        ("search={executor: ray, address: '127.0.0.1:1'}", "no Ray cluster answers at 127.0.0.1:1"),
+    ],
+)
+def test_executors_that_cannot_be_had_are_told(dse: Run, small: Path, setting: str, told: str) -> None:
+    done = dse("run", small, "--set", setting)
+    assert done.code == 1
+    assert told in done.err
+    assert "Traceback" not in done.err

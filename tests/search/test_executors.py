@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import os
-import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from search import exact
+from search import spreading
 from search.exact import Result, search
 from search.executors import Executor, ExecutorError, Serial, executor
 from search.local import Local
 from search.on_ray import OnRay
 from spaces.space import slices
+from tests.search.errands import always_dies, dawdles_once, killed_once, raises
 from tests.search.test_exact import DEVICES, MEMORY, PROBLEM, SPEED, TIME, Toy, keys, points_of, space_of
 
 
 @pytest.fixture(scope="session")
 def ray_once() -> Iterator[OnRay]:
-    """One Ray for all tests."""
+    """One Ray cluster of two nodes for all tests; its workers find the tests where this process finds them."""
     import ray
+    from ray.cluster_utils import Cluster
 
-    yield OnRay(workers=2)
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        yield OnRay(address=cluster.address)
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def told(result: Result) -> tuple[object, ...]:
@@ -48,10 +58,16 @@ def told(result: Result) -> tuple[object, ...]:
 @pytest.mark.parametrize("size", [1, 7, 40, 1000])
 @pytest.mark.parametrize(
     "model",
-    [Toy(), Toy(limit=4.0, bounds=()), Toy(limit=0.5), Toy(limit=0.5, bounds=()), Toy(raises=frozenset({(2, 2, 2), (5, 5, 5)}))],
+    [
+        Toy(),
+        Toy(limit=4.0, bounds=()),
+        Toy(limit=0.5),
+        Toy(limit=0.5, bounds=()),
+        Toy(raises=frozenset({(2, 2, 2), (5, 5, 5)}), unknown=frozenset({(3, 3, 3)})),
+    ],
 )
 def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch, model: Toy, size: int) -> None:
-    monkeypatch.setattr(exact, "_chunk", lambda _: size)
+    monkeypatch.setattr(spreading, "_chunk", lambda _: size)
     asked = (space_of(), model, PROBLEM, (TIME, MEMORY, SPEED))
     alone = search(*asked, sample=20, seed=3)
     assert told(search(*asked, sample=20, seed=3, executor=Serial())) == told(alone)
@@ -70,19 +86,10 @@ def test_slices_hold_the_space_in_order(size: int) -> None:
 def test_the_same_answer_whoever_does_the_work(
     kind: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr(exact, "_chunk", lambda _: 30)
+    monkeypatch.setattr(spreading, "_chunk", lambda _: 30)
     who: Executor = request.getfixturevalue("ray_once") if kind == "ray" else Local(workers=1 if kind == "one" else 2)
     asked = (space_of(), Toy(), PROBLEM, (TIME, MEMORY, DEVICES))
     assert told(search(*asked, sample=20, executor=who)) == told(search(*asked, sample=20))
-
-
-def killed_once(chunk: tuple[int, Path]) -> int:
-    """Dies in the middle of one chunk, the first time."""
-    number, marker = chunk
-    if number == 5 and not marker.exists():
-        marker.write_text("died", encoding="utf-8")
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number * number
 
 
 @pytest.mark.parametrize("kind", ["local", "ray"])
@@ -93,19 +100,18 @@ def test_a_worker_that_is_killed_loses_nothing(kind: str, tmp_path: Path, reques
     assert (tmp_path / "marker").exists()
 
 
-def always_dies(_: int) -> int:
-    """Dies."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    return 0
-
-
-def raises(_: int) -> int:
-    """Cannot."""
-    raise ZeroDivisionError("cannot")
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_a_straggler_is_overtaken_by_a_copy(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    who: Executor = request.getfixturevalue("ray_once") if kind == "ray" else Local(workers=2)
+    started = time.monotonic()
+    found = list(who.map(dawdles_once, ((i, tmp_path / "marker") for i in range(8))))
+    assert sorted(found) == [(i, i * i) for i in range(8)]
+    assert (tmp_path / "marker").exists()
+    assert time.monotonic() - started < 60  # a straggler sleeps for as long by itself
 
 
 def test_workers_that_keep_dying_are_told() -> None:
-    with pytest.raises(ExecutorError, match="died 2 times in a row"):
+    with pytest.raises(ExecutorError, match="workers on chunk 0 died 2 times"):
         list(Local(workers=1, retries=1).map(always_dies, iter([1])))
 
 
@@ -133,7 +139,7 @@ class _NotJoined:
 
 
 def test_cancelled_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "_chunk", lambda _: 10)
+    monkeypatch.setattr(spreading, "_chunk", lambda _: 10)
     result = search(space_of(), Toy(), PROBLEM, (TIME,), executor=Serial(), cancelled=lambda: True)
     assert result.stopped == "cancelled"
     assert result.certificate.unvisited == space_of().size() - 10
