@@ -76,7 +76,12 @@ class OnRay:
 
     def _join(self, ray: Any) -> bool:
         """Join or start the cluster, unless one is joined already; whether it is to be left again."""
+        if self.address is not None and self.address != "auto":
+            _knock(self.address, self.patience)
         if ray.is_initialized():
+            joined = str(ray.get_runtime_context().gcs_address)
+            if self.address not in (None, "auto", joined):
+                raise ExecutorError(f"this process belongs to the Ray cluster at {joined} already, not {self.address}")
             return False
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -84,8 +89,6 @@ class OnRay:
         if self.address is None:
             ray.init(address="local", num_cpus=self.workers, include_dashboard=False, **quiet)
             return True
-        if self.address != "auto":
-            _knock(self.address, self.patience)
         try:
             ray.init(address=self.address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:

@@ -193,10 +193,14 @@ def test_a_mapping_runs_like_a_file(small: Path, tmp_path: Path) -> None:
     assert [x.figures for x in a.front] == [x.figures for x in b.front]
 
 
-@pytest.mark.parametrize("who", ["executor=local", "executor=ray"])
-def test_the_front_is_the_same_whoever_does_the_work(small: Path, tmp_path: Path, who: str) -> None:
+@pytest.mark.parametrize("who", ["local", "ray"])
+def test_the_front_is_the_same_whoever_does_the_work(
+    small: Path, tmp_path: Path, who: str, request: pytest.FixtureRequest
+) -> None:
+    if who == "ray":
+        request.getfixturevalue("ray_once")
     run(small, out=tmp_path / "a")
-    there = run(small, out=tmp_path / "b", overrides=[f"search.{who}", "search.workers=2"])
+    there = run(small, out=tmp_path / "b", overrides=[f"search.executor={who}", "search.workers=2"])
     assert not there.trouble
     for name in ("front.csv", "top.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,24 +15,6 @@ from search.on_ray import OnRay
 from spaces.space import slices
 from tests.search.errands import always_dies, dawdles_once, killed_once, raises
 from tests.search.test_exact import DEVICES, MEMORY, PROBLEM, SPEED, TIME, Toy, keys, points_of, space_of
-
-
-@pytest.fixture(scope="session")
-def ray_once() -> Iterator[OnRay]:
-    """One Ray cluster of two nodes for all tests; its workers find the tests where this process finds them."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        cluster.add_node(num_cpus=1)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-        yield OnRay(address=cluster.address)
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def told(result: Result) -> tuple[object, ...]:
@@ -125,17 +104,10 @@ def test_what_the_function_raises_is_raised(kind: str, request: pytest.FixtureRe
 def test_a_ray_address_that_does_not_answer_is_told_in_time() -> None:
     started = time.monotonic()
     with pytest.raises(ExecutorError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
-        OnRay(address="127.0.0.1:1", patience=2.0)._join(_NotJoined())
+        list(OnRay(address="127.0.0.1:1", patience=2.0).map(raises, iter([1])))
     with pytest.raises(ExecutorError, match="host:port or auto"):
-        OnRay(address="nowhere")._join(_NotJoined())
+        list(OnRay(address="nowhere").map(raises, iter([1])))
     assert time.monotonic() - started < 5
-
-
-class _NotJoined:
-    """Ray before it has joined anything."""
-
-    def is_initialized(self) -> bool:
-        return False
 
 
 def test_cancelled_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
