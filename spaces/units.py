@@ -57,6 +57,11 @@ def quantity(value: object, unit: str) -> float:
     return number * scale
 
 
+def measured_in(written: str) -> tuple[str, float] | None:
+    """The dimension a unit measures and how many of its SI unit it is: ("B/s", 1e9) for "GB/s"; None for no unit known."""
+    return next(((dimension, units[written]) for dimension, units in _UNITS.items() if written and written in units), None)
+
+
 def _wrong_unit(value: str, written: str, unit: str) -> str:
     """What to say about a unit that is unknown or measures something else."""
     expected = f"{value!r}: expected a quantity in {unit or 'no unit'}"

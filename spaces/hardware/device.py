@@ -23,6 +23,9 @@ PORTS: Mapping[str, int | None] = {
     "package-mesh": 1,
     "hybrid-cube-mesh": 6,
     "torus": 6,
+    "ring": 2,
+    "dragonfly": None,
+    "rail-optimised": 1,
 }
 TOPOLOGIES = tuple(PORTS)
 

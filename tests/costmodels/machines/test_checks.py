@@ -1,0 +1,39 @@
+"""Area and power of shipped parts, with the coefficients made again from the calibration parts alone."""
+
+import pytest
+
+from costmodels.machines.checks import fit, held_out_median, residuals, table
+from costmodels.machines.tables import constants
+
+
+@pytest.mark.parametrize("figure", ["area", "power"])
+def test_coefficients_come_from_the_calibration_parts(figure: str) -> None:
+    for name, value in fit(figure).items():
+        assert constants(figure)[name] == pytest.approx(value, rel=1e-3), name
+
+
+@pytest.mark.parametrize(("figure", "limit"), [("area", 0.15), ("power", 0.20)])
+def test_held_out_parts(figure: str, limit: float) -> None:
+    found = residuals(figure)
+    assert sum(r.held_out for r in found) >= 6
+    assert sum(not r.held_out for r in found) >= 4
+    assert held_out_median(figure) < limit
+
+
+def test_the_large_accelerators_without_graphics_are_near_their_published_area() -> None:
+    errors = {r.part: abs(r.error) for r in residuals("area")}
+    for part in ("V100", "A100", "H100", "B200", "MI250X-GCD", "P100", "Ascend-910", "Dojo-D1", "GC200"):
+        assert errors[part] < 0.15, part
+
+
+def test_parts_that_cannot_hold_their_peak_are_known() -> None:
+    """B200 and MI300X ask for more than their cap at full activity: what they sustain is limited by power."""
+    asked = {r.part: r.error for r in residuals("power")}
+    assert asked["B200"] > 0.3
+    assert asked["MI300X"] > 0.3
+    assert abs(asked["H200"]) < 0.1
+
+
+def test_the_table_names_every_part() -> None:
+    told = table()
+    assert all(r.part in told for figure in ("area", "power") for r in residuals(figure))
