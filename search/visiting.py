@@ -89,11 +89,11 @@ class Task:
     ) -> Visit:
         """Prune, evaluate and sort out the batch that comes after a state, which began at the ordinal `offset`."""
         start = offset + state.visited
-        rows, pruned, bounds = self._bounded(batch, screen)
+        rows, pruned, bounds = self._alive(batch, screen)
         near = np.empty(0, np.int64) if state.feasible else least(bounds, np.flatnonzero(bounds > 0), NEAREST)
         alive = batch if len(rows) == batch.n else batch.take(rows)
         patience = np.inf if patient or state.evaluated else _HOPELESS
-        points, worst, failed = self._evaluated(alive, start + rows, patience)
+        points, worst, failed = self.evaluated(alive, start + rows, patience)
         return Visit(
             n=batch.n,
             start=start,
@@ -106,16 +106,26 @@ class Task:
             failed=failed,
         )
 
-    def _bounded(self, batch: Columns, screen: Screen | None) -> tuple[IntArray, dict[str, int], FloatArray]:
-        """Rows that the bound cannot rule out, how many each reason took, and the greatest bound of any violation (n,)."""
-        everything = np.arange(batch.n)
-        worst = np.full(batch.n, -np.inf)
+    def proven(self, points: Columns) -> dict[str, FloatArray]:
+        """Violations that the model's bounds prove, each (n,); none where the model raises."""
+        bound = self._bound(points)
+        return {} if bound is None else self.violations(bound, points, bound=True)
+
+    def _bound(self, points: Columns) -> Metrics | None:
+        """The model's bounds; None where it raises, for evaluating will tell which point is at fault."""
         try:
-            bound = self.model.bound(self.problem, batch)
+            return self.model.bound(self.problem, points)
         except UnboundSymbol:
             raise
-        except Exception:  # evaluating will tell which point is at fault
-            return everything, {}, worst
+        except Exception:
+            return None
+
+    def _alive(self, batch: Columns, screen: Screen | None) -> tuple[IntArray, dict[str, int], FloatArray]:
+        """Rows that the bound cannot rule out, how many each reason took, and the greatest bound of any violation (n,)."""
+        worst = np.full(batch.n, -np.inf)
+        bound = self._bound(batch)
+        if bound is None:
+            return np.arange(batch.n), {}, worst
         pruned: dict[str, int] = {}
         alive = np.ones(batch.n, np.bool_)
         for name, violation in self.violations(bound, batch, bound=True).items():
@@ -130,7 +140,7 @@ class Task:
             alive[hopeless] = False
         return np.flatnonzero(alive), {name: count for name, count in pruned.items() if count}, worst
 
-    def _evaluated(
+    def evaluated(
         self, batch: Columns, ordinals: IntArray, patience: float = np.inf
     ) -> tuple[Points, FloatArray, list[tuple[Columns, str]]]:
         """Evaluate every point once; the evaluated ones, their greatest violation (n,), and the failed with reasons.
@@ -186,7 +196,7 @@ class Task:
         """The point nearest to feasible, of the evaluated ones and of the pruned ones with the least bounds."""
         best, worst = state.closest, state.closest_worst
         if state.near is not None:
-            points, violations, _ = self._evaluated(state.near, state.near_ordinals)
+            points, violations, _ = self.evaluated(state.near, state.near_ordinals)
             if len(points) and violations.min() < worst:
                 best = points.take(np.array([np.argmin(violations)]))
         if best is None:

@@ -1,0 +1,236 @@
+"""What a sampling search knows: every point evaluated, once each, within a budget.
+
+A method proposes ordinals of the space; the archive answers from memory what it knows, evaluates the rest in one batch,
+refuses what the budget does not pay for, and keeps the front and the top lists. Points that fail are recorded with the
+reason and never asked again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.certificate import Certificate, Failure
+from search.front import Front, Points, TopList
+from search.result import Progress
+from spaces.columns import Columns, FloatArray, IntArray
+from spaces.ranking import Ranking
+from spaces.space import Space
+
+_TOLD = 20  # failed points that are kept to be shown
+_SCREENED_WHOLE = 1 << 20  # points of a space whose every bound is asked at once
+_BATCH = 1 << 17  # of so many points
+
+
+class Question(Protocol):
+    """What is asked of points: `search.visiting.Task`, or the outer question of a nested search."""
+
+    def none(self, space: Space) -> Points:
+        """A batch of none; its costs have one column per objective."""
+        ...
+
+    def proven(self, points: Columns) -> dict[str, FloatArray]:
+        """Violations that cheap bounds prove, each (n,), by constraint."""
+        ...
+
+    def evaluated(self, batch: Columns, ordinals: IntArray) -> tuple[Points, FloatArray, list[tuple[Columns, str]]]:
+        """The points evaluated, their greatest violation (n,), and those that failed with the reason."""
+        ...
+
+
+@final
+class Archive:
+    """Points evaluated so far, in the order in which they were asked.
+
+    `ordinals` (n,), `costs` (n, objectives; less is better, infinite where the model failed) and `violation` (n,; the greatest,
+    at most 0 is feasible, infinite where it failed) grow with every call of `evaluate`. `left` is what may still be evaluated.
+    """
+
+    def __init__(
+        self,
+        *,
+        ranking: Ranking,
+        question: Question,
+        most: int,
+        top: int = 10,
+        deadline: float | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        told: Callable[[Archive], None] | None = None,
+    ) -> None:
+        """`deadline` is on the clock of `time.perf_counter`; `told` is called after every batch."""
+        self.ranking = ranking
+        self.question = question
+        self.most = min(most, ranking.size)
+        self.stopped = ""
+        self.evaluated = 0
+        self.failed: dict[str, int] = {}
+        self.failures: tuple[Failure, ...] = ()
+        self.evaluation_s = 0.0
+        self.closest: Points | None = None
+        self.feasible = 0
+        none = question.none(ranking.space)
+        self.front = Front(points=none, ties=np.empty(0, np.int64))
+        self.tops = tuple(TopList(objective=j, limit=top, points=none) for j in range(none.costs.shape[1]))
+        self._deadline = deadline
+        self._cancelled = cancelled
+        self._told = told
+        self._rows: dict[int, int] = {}
+        self._ruled_out: list[tuple[IntArray, NDArray[np.int8]]] = []
+        self._screen: NDArray[np.bool_] | None = None
+        self._reasons: dict[str, int] = {}
+        self._least = np.inf
+        self._n = 0
+        self._ordinals = np.empty(64, np.int64)
+        self._costs = np.empty((64, none.costs.shape[1]))
+        self._violation = np.empty(64)
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def ordinals(self) -> IntArray:
+        """Every point evaluated or failed, shape (n,)."""
+        return self._ordinals[: self._n]
+
+    @property
+    def costs(self) -> FloatArray:
+        """Their costs, shape (n, objectives)."""
+        return self._costs[: self._n]
+
+    @property
+    def violation(self) -> FloatArray:
+        """Their greatest violation, shape (n,)."""
+        return self._violation[: self._n]
+
+    @property
+    def left(self) -> int:
+        """Evaluations that remain; 0 once time is up or the search was cancelled."""
+        if not self.stopped:
+            if self._cancelled is not None and self._cancelled():
+                self.stopped = "cancelled"
+            elif self._deadline is not None and time.perf_counter() >= self._deadline:
+                self.stopped = "out of time"
+        return 0 if self.stopped else self.most - self._n
+
+    def known(self, ordinals: IntArray) -> NDArray[np.bool_]:
+        """Which points were asked before, shape (n,)."""
+        return np.fromiter(map(self._rows.__contains__, ordinals.tolist()), np.bool_, len(ordinals))
+
+    def fresh(self, ordinals: IntArray) -> IntArray:
+        """The distinct points among some that were not asked before, in the order given."""
+        _, first = np.unique(ordinals, return_index=True)
+        once = ordinals[np.sort(first)]
+        return once[~self.known(once)]
+
+    def evaluate(self, ordinals: IntArray) -> IntArray:
+        """Evaluate what is new, as far as the budget goes; the row of each point in the archive, −1 where it was refused."""
+        new = self.fresh(ordinals)[: self.left]
+        if len(new):
+            self._evaluate(new)
+        return np.fromiter((self._rows.get(o, -1) for o in ordinals.tolist()), np.int64, len(ordinals))
+
+    def rule_out(self, ordinals: IntArray) -> NDArray[np.bool_]:
+        """Which points the model's bound proves infeasible, shape (n,); they count as pruned, not as evaluated.
+
+        A small space is screened whole at the first call: a bound costs less the more points it is asked about.
+        """
+        if self.ranking.size > _SCREENED_WHOLE:
+            return self._bound(ordinals)
+        if self._screen is None:
+            size = self.ranking.size
+            parts = [np.arange(start, min(start + _BATCH, size)) for start in range(0, size, _BATCH)]
+            self._screen = np.concatenate([self._bound(part) for part in parts] or [np.empty(0, np.bool_)])
+        return np.asarray(self._screen[ordinals], np.bool_)
+
+    def _bound(self, ordinals: IntArray) -> NDArray[np.bool_]:
+        """Ask the bound."""
+        reason = np.full(len(ordinals), -1, np.int8)
+        for name, violation in self.question.proven(self.ranking.columns(ordinals)).items():
+            reason[(violation > 0) & (reason < 0)] = self._reasons.setdefault(name, len(self._reasons))
+        out = reason >= 0
+        self._ruled_out.append((ordinals[out], reason[out]))
+        return out
+
+    def pruned(self) -> dict[str, int]:
+        """Distinct points ruled out by bounds and not evaluated, by reason."""
+        if not self._ruled_out:
+            return {}
+        ordinals = np.concatenate([part for part, _ in self._ruled_out])
+        reasons = np.concatenate([part for _, part in self._ruled_out])
+        _, first = np.unique(ordinals, return_index=True)
+        first = first[~self.known(ordinals[first])]
+        counts = np.bincount(reasons[first], minlength=len(self._reasons))
+        return {name: int(counts[code]) for name, code in self._reasons.items() if counts[code]}
+
+    def certificate(self) -> Certificate:
+        """How much of the space is accounted for."""
+        pruned, failed = self.pruned(), sum(self.failed.values())
+        unvisited = self.ranking.size - sum(pruned.values()) - self.evaluated - failed
+        return Certificate(
+            space=self.ranking.size, pruned=pruned, evaluated=self.evaluated, failed=failed, unvisited=unvisited
+        )
+
+    def progress(self, wall_s: float) -> Progress:
+        """What to show of it."""
+        return Progress(
+            space=self.ranking.size,
+            visited=self._n,
+            evaluated=self.evaluated,
+            pruned=0,
+            failed=self._n - self.evaluated,
+            feasible=self.feasible,
+            front=len(self.front),
+            wall_s=wall_s,
+        )
+
+    def sample(self, limit: int, random: np.random.Generator) -> IntArray:
+        """Rows of a uniform sample of the points evaluated, in the order of the space."""
+        sound = np.flatnonzero(np.isfinite(self.costs).all(axis=1))
+        rows = random.choice(sound, limit, replace=False) if len(sound) > limit else sound
+        return np.asarray(rows[np.argsort(self.ordinals[rows])], np.int64)
+
+    def _evaluate(self, ordinals: IntArray) -> None:
+        started = time.perf_counter()
+        points, worst, failed = self.question.evaluated(self.ranking.columns(ordinals), ordinals)
+        self.evaluation_s += time.perf_counter() - started
+        self._append(points.ordinals, points.costs, worst)
+        lost = np.setdiff1d(ordinals, points.ordinals)
+        self._append(lost, np.full((len(lost), self._costs.shape[1]), np.inf), np.full(len(lost), np.inf))
+        self.evaluated += len(points)
+        for _, reason in failed:
+            self.failed[reason] = self.failed.get(reason, 0) + 1
+        shown = failed[: max(0, _TOLD - len(self.failures))]
+        self.failures += tuple(Failure(point=point.row(0), reason=reason) for point, reason in shown)
+        fits = np.flatnonzero(worst <= 0)
+        self.feasible += len(fits)
+        self.front = self.front.extended(points, fits)
+        self.tops = tuple(kept.extended(points, fits) for kept in self.tops)
+        if not self.feasible:
+            self._nearer(points, worst)
+        if self._told is not None:
+            self._told(self)
+
+    def _nearer(self, points: Points, worst: FloatArray) -> None:
+        """Keep the point that comes closest to feasible while none is."""
+        if not len(points) or worst.min() >= self._least:
+            return
+        self._least = float(worst.min())
+        self.closest = points.take(np.array([np.argmin(worst)]))
+
+    def _append(self, ordinals: IntArray, costs: FloatArray, violation: FloatArray) -> None:
+        """Write rows at the end; storage doubles, so that a row costs the same however many there are."""
+        end = self._n + len(ordinals)
+        if end > len(self._ordinals):
+            room = max(end, 2 * len(self._ordinals))
+            self._ordinals = np.resize(self._ordinals, room)
+            self._costs = np.resize(self._costs, (room, self._costs.shape[1]))
+            self._violation = np.resize(self._violation, room)
+        self._ordinals[self._n : end] = ordinals
+        self._costs[self._n : end] = costs
+        self._violation[self._n : end] = violation
+        self._rows |= zip(ordinals.tolist(), range(self._n, end), strict=True)
+        self._n = end

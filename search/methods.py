@@ -1,0 +1,51 @@
+"""The search methods by name, and how `auto` chooses among them.
+
+A method is a function that proposes points to an archive until nothing is left to spend. `exact` is not among them: it lists
+the space in order instead (search/exact.py). A new method is one file and one line here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import TypeAlias, cast
+
+import numpy as np
+
+from search.archive import Archive
+
+Method: TypeAlias = Callable[[Archive, np.random.Generator], None]
+"""Proposes ordinals to `archive.evaluate` until `archive.left` is 0 or it has nothing to propose.
+
+Contract: draws all randomness from the generator, so that the same seed asks the same points; works with any number of
+objectives it does not refuse by ValueError, with points that fail, and where nothing is feasible; takes batches as large as
+is useful, for cost models are vectorised.
+"""
+
+_METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "evolutionary": "search.evolutionary:evolve",
+    }
+)
+
+NAMES = ("auto", "exact", *_METHODS)
+"""Every method that can be asked for."""
+
+
+def require_name(name: str) -> str:
+    """The name itself. Raises ValueError with the nearest names when there is no such method."""
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4) or list(NAMES)
+        raise ValueError(f"no search method is called '{name}'; the nearest are {', '.join(near)}")
+    return name
+
+
+def method(name: str) -> Method:
+    """The sampling method of that name. Raises ValueError for `auto`, `exact` and names that are not there."""
+    require_name(name)
+    if name not in _METHODS:
+        raise ValueError(f"'{name}' does not sample; the methods that do are {', '.join(_METHODS)}")
+    module, function = _METHODS[name].split(":")
+    return cast(Method, getattr(import_module(module), function))
