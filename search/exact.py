@@ -15,11 +15,12 @@ import numpy as np
 from costmodels.metrics import CostModel
 from search.certificate import Certificate, Failure, Removal
 from search.constraint import Constraint
-from search.executors import Executor
+from search.executors import Executor, Serial
 from search.front import Objective
 from search.keeping import Screen, State
 from search.result import Closest, Progress, Result, Sample
-from search.spreading import spread
+from search.spreading import Errand, Spread
+from search.store import Ledger
 from search.visiting import Hopeless, Task
 from spaces.columns import Columns
 from spaces.problem import Problem
@@ -47,6 +48,7 @@ def search(
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     executor: Executor | None = None,
+    ledger: Ledger | None = None,
 ) -> Result:
     """The exact front, the `top` feasible points by each objective, and the certificate.
 
@@ -55,9 +57,9 @@ def search(
     bounds of every objective and changes neither. `rows` (at most 131,072 are used at a time) changes speed and memory
     only. Ctrl-C or `cancelled()` ends the search with what was found so far; the rest is `unvisited`.
 
-    With an `executor` slices of the space are searched elsewhere and joined in order: the answer is the same whatever the
-    executor and its workers, but `prune_dominated` is refused (what it prunes would hang on the slices) and `cpu_s` counts
-    the workers too.
+    With an `executor` or a `ledger` slices of the space are searched by themselves and joined in order: the answer is the
+    same whoever does the work, `cpu_s` counts workers too, and slices on record in the ledger are taken from there. But
+    `prune_dominated` is refused then (what it prunes would hang on the slices).
 
     A point that makes the model raise, or whose objectives or violations are not finite, is `failed` and the search goes
     on. Raises ValueError for no objectives, or for objectives and constraints that neither the model nor the space knows;
@@ -73,20 +75,30 @@ def search(
     elsewhere = 0.0
     screen: Screen | None = None
     try:
-        if executor is not None:
+        if executor is not None or ledger is not None:
             if prune_dominated:
-                raise ValueError("prune_dominated needs a search in one process: leave the executor out")
-            state, stopped, elsewhere = spread(space, task, state, executor, (seed, rows), progress, cancelled)
-        for batch in () if executor is not None else _pieces(space.batches(min(rows, _GRAIN))):
-            if cancelled is not None and cancelled():
-                stopped = "cancelled"
-                break
-            if prune_dominated and state.visited % _GRAIN == 0:
-                screen = Screen.of(state)
-            keys = random.random(batch.n)
-            state = state.after(task.visit(batch, state, screen), keys)  # one assignment: Ctrl-C finds a whole state
-            if progress is not None:
-                progress(state.progress(size, time.perf_counter() - clock))
+                raise ValueError("prune_dominated needs a search in one process: leave the executor and the ledger out")
+            names = tuple(axis.name for axis in space.axes)
+            spread = Spread(
+                space=space,
+                errand=Errand(task, none, names, top, sample, seed, min(rows, _GRAIN)),
+                executor=executor or Serial(),
+                ledger=ledger,
+                state=state,
+            )
+            spread.run(progress, cancelled)
+            state, stopped, elsewhere = spread.state, spread.stopped, spread.elsewhere
+        else:
+            for batch in _pieces(space.batches(min(rows, _GRAIN))):
+                if cancelled is not None and cancelled():
+                    stopped = "cancelled"
+                    break
+                if prune_dominated and state.visited % _GRAIN == 0:
+                    screen = Screen.of(state)
+                keys = random.random(batch.n)
+                state = state.after(task.visit(batch, state, screen), keys)  # one assignment: Ctrl-C finds a whole state
+                if progress is not None:
+                    progress(state.progress(size, time.perf_counter() - clock))
     except KeyboardInterrupt:
         stopped = "interrupted"
     except Hopeless as hopeless:

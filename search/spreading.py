@@ -1,9 +1,9 @@
-"""Exact search spread over workers: slices of the space are searched elsewhere and joined in order."""
+"""Exact search by slices: each is searched by itself, here or elsewhere, written down, and joined to the others in order."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy as np
 from search.executors import Executor
 from search.front import Points
 from search.keeping import State
+from search.packing import packed, unpacked
 from search.result import Progress
+from search.store import Ledger
 from search.visiting import Hopeless, Task
 from spaces.space import Slice, Space, slices
 
@@ -50,64 +52,91 @@ class Errand:
                 state = state.after(self.task.visit(batch, state, None, offset, patient), random.random(batch.n))
         except Hopeless as error:
             hopeless = str(error)
-        return Found(state, time.process_time() - processor, hopeless)
+        return Found(
+            start=part.start, n=part.n, state=packed(state), cpu_s=time.process_time() - processor, hopeless=hopeless
+        )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a worker found in a slice, and the CPU seconds it took."""
+    """What was found in a slice (`search.packing`), and the CPU seconds it took."""
 
-    state: State
+    start: int
+    n: int
+    state: bytes
     cpu_s: float
     hopeless: str
 
 
-def spread(
-    space: Space,
-    task: Task,
-    state: State,
-    executor: Executor,
-    how: tuple[int, int],
-    progress: Callable[[Progress], None] | None,
-    cancelled: Callable[[], bool] | None,
-) -> tuple[State, str, float]:
-    """Search slices of a space with an executor: the state, why it stopped, and the CPU seconds spent elsewhere."""
-    clock = time.perf_counter()
-    none = state.front.points
-    seed, rows = how
-    names = tuple(axis.name for axis in space.axes)
-    errand = Errand(task, none, names, state.tops[0].limit, state.reservoir.limit, seed, min(rows, _GRAIN))
-    size, cost, spent = space.size(), 0.0, 0.0
-    below = np.inf
+@dataclass(slots=True, kw_only=True)
+class Spread:
+    """A search by slices: the state so far, why it stopped ("" when it did not), and the CPU seconds of other processes."""
 
-    def chunks() -> Iterator[tuple[Slice, float]]:
-        for part in slices(space, lambda _: _chunk(cost)):
-            yield part, below
+    space: Space
+    errand: Errand
+    executor: Executor
+    ledger: Ledger | None
+    state: State
+    stopped: str = ""
+    elsewhere: float = 0.0
+    _cost: float = 0.0  # CPU seconds a point
+    _below: float = np.inf
 
-    waiting: dict[int, Found] = {}
-    turn = 0
-    results = executor.map(errand, chunks())
-    try:
-        for index, found in results:
-            waiting[index] = found
-            cost = found.cpu_s / max(found.state.visited, 1)
-            spent += found.cpu_s if executor.apart else 0.0
-            while turn in waiting:
-                ready = waiting.pop(turn)
-                turn += 1
-                state = state.then(ready.state)
-                if ready.hopeless:
-                    return state, ready.hopeless, spent
-            below = state.reservoir.trimmed().below
-            if progress is not None:
-                progress(state.progress(size, time.perf_counter() - clock))
-            if cancelled is not None and cancelled():
-                return state, "cancelled", spent
-    except KeyboardInterrupt:
-        return state, "interrupted", spent
-    finally:
-        results.close()
-    return state, "", spent
+    def run(self, progress: Callable[[Progress], None] | None, cancelled: Callable[[], bool] | None) -> None:
+        """Search what the ledger does not hold, and join all of it in the order of the space."""
+        clock = time.perf_counter()
+        size = self.space.size()
+        waiting: dict[int, Found] = {}
+        known = {} if self.ledger is None else dict(self.ledger.slices())
+
+        def join() -> None:
+            """Join what comes next, from the ledger or as it was found."""
+            while not self.stopped and (turn := self.state.visited) < size and (turn in waiting or turn in known):
+                if self.ledger is not None and turn in known:
+                    data, cpu_s = self.ledger.found(turn)
+                    self.elsewhere += cpu_s
+                    del known[turn]
+                else:
+                    data, self.stopped = waiting[turn].state, waiting[turn].hopeless
+                    del waiting[turn]
+                self.state = self.state.then(unpacked(data, self.errand.none))
+            self._below = self.state.reservoir.trimmed().below
+
+        results = self.executor.map(self.errand, self._chunks(dict(known)))
+        try:
+            join()
+            for _, found in results:
+                waiting[found.start] = found
+                self._cost = found.cpu_s / max(found.n, 1)
+                self.elsewhere += found.cpu_s if self.executor.apart else 0.0
+                if self.ledger is not None and not found.hopeless:
+                    self.ledger.keep(found.start, found.n, found.state, found.cpu_s)
+                join()
+                if progress is not None:
+                    progress(self.state.progress(size, time.perf_counter() - clock))
+                if cancelled is not None and cancelled():
+                    self.stopped = self.stopped or "cancelled"
+                if self.stopped:
+                    return
+        except KeyboardInterrupt:
+            self.stopped = "interrupted"
+        finally:
+            results.close()
+
+    def _chunks(self, known: Mapping[int, int]) -> Iterator[tuple[Slice, float]]:
+        """The slices that are not known, each with the sample key from which on none is of use."""
+        starts = np.array(sorted(known), np.int64)
+
+        def wanted(start: int) -> int:
+            """Points of the slice that starts here: as on record, or by measured cost up to the next on record."""
+            if start in known:
+                return known[start]
+            after = int(np.searchsorted(starts, start))
+            return min(_chunk(self._cost), int(starts[after]) - start) if after < len(starts) else _chunk(self._cost)
+
+        for part in slices(self.space, wanted):
+            if part.start not in known:
+                yield part, self._below
 
 
 def _chunk(cost: float) -> int:
