@@ -29,6 +29,10 @@ MAXIMISED = frozenset(
         "hfu",
         "tokens_per_dollar",
         "tokens_per_joule",
+        "tokens_per_second_per_user",
+        "request_rate",
+        "kv_capacity",
+        "kv_headroom",
         "goodput",
         "slo_attainment",
     }

@@ -97,6 +97,23 @@ def step_time(tables: StepTables, engine: IntArray | int, batch: Batch) -> Float
     return np.asarray(device + host - hidden, np.float64)
 
 
+def parts_of(tables: StepTables, engine: IntArray, batch: Batch) -> dict[str, FloatArray]:
+    """The step of n engines (n,) split into tokens, head, decode attention, prefill attention and the host's exposed rest."""
+    decoding = np.asarray(batch.decode_requests if batch.decode_tokens is None else batch.decode_tokens, np.float64)
+    sampled = decoding + batch.prompts_finished
+    parts = {
+        "tokens": read_1d(tables.tokens, tables.token_time, engine, decoding + batch.prefill_queries),
+        "head": read_1d(tables.sequences, tables.sequence_time, engine, sampled),
+        "decode_attention": read_2d(
+            tables.requests, tables.decode_kv, tables.decode_time, engine, batch.decode_requests, batch.decode_kv
+        ),
+        "prefill_attention": read_2d(
+            tables.queries, tables.pairs, tables.prefill_time, engine, batch.prefill_queries, batch.prefill_pairs
+        ),
+    }
+    return parts | {"host": step_time(tables, engine, batch) - np.asarray(sum(parts.values()))}
+
+
 def read_1d(grid: FloatArray, table: FloatArray, row: IntArray, at: Value) -> FloatArray:
     """Linear interpolation in `table[row]` (c, G) at `at`; 0 where `at` is 0; the first cell below the grid; (n,)."""
     at = np.asarray(at, np.float64)

@@ -63,18 +63,10 @@ def _answers(
     names = sorted({name for call in group for name in call.shape})
     words = {name: _codes(group, name) for name in names if name in TEXT}
     axes = (len(device), *([1] * (len(whole) - 1)))
-    columns = [
-        np.stack([np.broadcast_to(_coded(call, name, words), whole) for call in group]).ravel().astype(np.float64)
-        for name in names
-    ]
-    columns.append(np.broadcast_to(device.reshape(axes), (len(group), *whole)).ravel().astype(np.float64))
     wanted = np.stack([np.broadcast_to(np.asarray(call.times) > 0, whole) for call in group]).ravel()
-    keys = np.stack(columns)[:, wanted]
-    code = np.zeros(keys.shape[1], np.int64)
-    for column in keys:  # mixed radix over the distinct values, squeezed as it grows
-        values, place = np.unique(column, return_inverse=True)
-        _, code = np.unique(code * len(values) + place, return_inverse=True)
-    _, first, index = np.unique(code, return_index=True, return_inverse=True)
+    coded = [[_coded(call, name, words) for call in group] for name in names] + [[device.reshape(axes)] * len(group)]
+    keys = np.stack([np.stack([np.broadcast_to(one, whole) for one in column]).ravel()[wanted] for column in coded])
+    _, first, index = np.unique(_hashed(keys), return_index=True, return_inverse=True)
     rows = keys[:, first]
     seconds = np.empty(rows.shape[1])
     for number, symbols in enumerate(devices):
@@ -90,6 +82,16 @@ def _answers(
     return list(answer.reshape((len(group), *whole)))
 
 
+def _hashed(keys: FloatArray) -> NDArray[np.uint64]:
+    """One number for each column of `keys` (names, m): alike where they are, else different but for a chance of 2^-64."""
+    code = np.zeros(keys.shape[1], np.uint64)
+    for column in np.ascontiguousarray(keys, np.float64).view(np.uint64):
+        if np.any(column != column[:1]):
+            code = (code ^ column) * np.uint64(0x9E3779B97F4A7C15)
+            code ^= code >> np.uint64(29)
+    return code
+
+
 def _codes(group: Sequence[Call], name: str) -> NDArray[np.str_]:
     """The words a text column takes."""
     return np.unique(np.concatenate([np.asarray(call.shape.get(name, ""), np.str_).ravel() for call in group]))
@@ -97,5 +99,5 @@ def _codes(group: Sequence[Call], name: str) -> NDArray[np.str_]:
 
 def _coded(call: Call, name: str, words: Mapping[str, NDArray[np.str_]]) -> Value:
     if name not in words:
-        return np.asarray(call.shape[name], np.float64)
+        return np.asarray(call.shape.get(name, 1.0), np.float64)  # one group where none are named
     return np.searchsorted(words[name], np.asarray(call.shape.get(name, ""), np.str_))

@@ -36,7 +36,7 @@ OUTSIDE = frozenset(
 )
 """Symbols that no step table depends on; whatever else is a column does matter."""
 
-TOKENS = np.unique(np.round(np.concatenate([np.arange(1, 9), 2.0 ** np.arange(3, 14.01, 0.5)])))
+TOKENS = np.unique(np.round(np.concatenate([[1, 2, 4, 8], 2.0 ** np.arange(4, 10, 0.5), 2.0 ** np.arange(10, 14.01)])))
 SEQUENCES = np.unique(np.round(2.0 ** np.arange(0, 11.01, 1.0)))
 REQUESTS = np.unique(np.round(2.0 ** np.arange(0, 11.01, 1.0)))
 CACHED = np.concatenate([[0.0], 2.0 ** np.arange(7, 25.01, 1.0)])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from costmodels.constants import DATA
 from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable
-from spaces.serving import SERVING_NAMES
+from spaces.serving_plan import SERVING_NAMES
 
 
 @cache

@@ -12,7 +12,7 @@ from spaces.architecture import Architecture
 from spaces.blocks import scalars
 from spaces.hardware import Device
 from spaces.problem import Problem
-from spaces.serving import SERVING_DEFAULTS, SERVING_NAMES
+from spaces.serving_plan import SERVING_DEFAULTS, SERVING_NAMES
 
 
 def serving_problem(

@@ -38,6 +38,7 @@ PLACEMENT = Placement(
     }
 )
 """Which mesh axes shard a dimension of a served model."""
+_ROWS = 8  # rows of the smallest tile of a product on the matrix units
 _DENSE_WIDTHS = frozenset({"ffn", "shared_ffn"})
 _FIXED = {
     "micro_batch": 1,
@@ -195,8 +196,9 @@ def _grouped(op: Operator, graph: Graph, local: Local) -> Iterator[Call]:
     reads = op.reads[0][1]
     n = sum(graph.elements([d for d in t.dims if d not in reads], PLACEMENT).evaluate(local) for t in op.writes)
     k = graph.elements(op.contracted, PLACEMENT).evaluate(local)
-    groups = np.maximum(experts_touched(local), 1.0)
-    rows = np.maximum(assignments(local) / groups, 1.0)
+    # whole groups, and rows filled up to what the smallest tile takes in
+    groups = np.maximum(np.round(experts_touched(local)), 1.0)
+    rows = np.ceil(np.maximum(assignments(local) / groups, 1.0) / _ROWS) * _ROWS
     yield _product(local, rows, n, k, groups, quantised=True, slower=local["stack.expert_time"])
 
 

@@ -1,0 +1,53 @@
+"""What serving costs to run: power from the work a second, price from device-hours."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from costmodels.block_table import blocks_of, graphs
+from costmodels.energy import SECONDS_PER_HOUR, energy
+from costmodels.serving.formats import weight_bytes
+from costmodels.serving.load import Work
+from costmodels.serving.stack import find_serving_stack
+from spaces.architecture import Architecture
+from spaces.blocks import scalars
+from spaces.columns import Bindings, FloatArray, IntArray
+from spaces.problem import Problem
+
+
+def joules_per_second(
+    problem: Problem, at: Bindings, rate: FloatArray, work: Work, place: IntArray, decode: FloatArray
+) -> FloatArray:
+    """Watts of all devices, (n,): each computes the tokens of `rate` requests a second, and reads its weights every step.
+
+    Matrix work is two FLOPs an active parameter and token; memory traffic is the weights once every `decode` seconds.
+    """
+    stack = find_serving_stack(problem.stack)
+    devices = np.asarray(at["devices"], np.float64)
+    active = active_parameters(problem.architecture, stack.name)
+    total = float(graphs(problem.architecture, stack.traits).parameters())
+    flops = 2.0 * active * rate * (work.prompt + work.output)[place] / devices
+    replica = devices / np.asarray(at["data"], np.float64)
+    traffic = total * weight_bytes(at["precision"]) / replica / np.maximum(decode, 1e-12)
+    one = np.ones(at.n)
+    parts = energy(at, one, flops * one, traffic * one, 0.0, 0.0)
+    return np.asarray(sum(parts.values()), np.float64)
+
+
+def active_parameters(architecture: Architecture, stack: str) -> float:
+    """Parameters that one token meets: all, but of the routed experts only those chosen."""
+    model = graphs(architecture, find_serving_stack(stack).traits)
+    at = {**scalars(architecture)}
+    per_layer = 3 if architecture.gated else 2
+    idle = (architecture.experts - architecture.experts_per_token) * architecture.moe_ffn * architecture.hidden * per_layer
+    whole = float(sum(graph.parameters().evaluate(at) for graph in blocks_of(model)[-1:]))
+    total = float(model.parameters())
+    return max(total - idle * architecture.expert_layers, whole)
+
+
+def price_per_second(at: Bindings) -> FloatArray:
+    """US dollars a second of all devices, at the device-hour price."""
+    return np.asarray(np.asarray(at["devices"], np.float64) * at["device.price_per_hour"] / SECONDS_PER_HOUR)
+
+
+__all__ = ["active_parameters", "joules_per_second", "price_per_second"]

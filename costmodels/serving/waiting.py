@@ -1,0 +1,61 @@
+"""How long a request waits for its first token: queues before the prefill and before a place in the batch.
+
+Open loops are Poisson; closed loops start all at once with equal requests, so the first burst is part of the mean.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spaces.columns import FloatArray
+
+HOUR = 3600.0
+
+
+def open_loop(
+    rate: FloatArray, decode: FloatArray, added: FloatArray, service: FloatArray, fits: FloatArray, mixed: FloatArray
+) -> FloatArray:
+    """Seconds from arrival to first token before admission limits, (n,).
+
+    `fits` prompts fit a step. Where several do, a step takes all that came during the one before (a gated queue: with
+    ρ = rate · added and a mean step T, the next step's variance is added² · rate · T / (1 − ρ²)). Where they do not, prompts
+    are served one by one between steps of decode (M/D/1 with vacations, Takagi 1991: λS² / 2(1 − λS) + V/2).
+    """
+    load = np.clip(rate * added, 0.0, _FULL)
+    mean = decode / (1.0 - load)
+    second = mean + added**2 * rate / (1.0 - load**2)  # E[T²] / E[T]
+    gated = second / 2.0 + decode + added + load * second
+    busy = np.clip(rate * service, 0.0, _FULL)
+    serial = rate * service**2 / (2.0 * (1.0 - busy)) + decode / 2.0 + service
+    alone = np.clip(rate * added, 0.0, _FULL)
+    first = rate * added**2 / (2.0 * (1.0 - alone)) + decode / 2.0 + added
+    together = np.clip(fits - 1.0, 0.0, 1.0)
+    return np.asarray(np.where(mixed > 0, together * gated + (1.0 - together) * serial, first))
+
+
+def admission(running: FloatArray, most: FloatArray, stay: FloatArray) -> FloatArray:
+    """Seconds until one of `most` places is free when `running` are taken on average and each is held `stay` seconds, (n,).
+
+    Sakasegawa 1977 for M/G/c: ρ^(√(2(c+1)) − 1) / (c (1 − ρ)) · stay · (1 + cv²) / 2, stays all alike.
+    """
+    places = np.maximum(most, 1.0)
+    load = np.clip(running / places, 0.0, 0.995)
+    return np.asarray(load ** (np.sqrt(2.0 * (places + 1.0)) - 1.0) / (places * (1.0 - load)) * stay / 2.0)
+
+
+def overload(rate: FloatArray, highest: FloatArray) -> FloatArray:
+    """Mean seconds waited over an hour in which more requests come than can be served, (n,)."""
+    return np.asarray(HOUR / 2.0 * np.maximum(1.0 - highest / np.maximum(rate, 1e-300), 0.0))
+
+
+def burst(together: FloatArray, shared: FloatArray, service: FloatArray, added: FloatArray, mixed: FloatArray) -> FloatArray:
+    """Mean seconds to first token when `together` requests come at once, `shared` of them to a step, (n,).
+
+    Steps of prompts follow one another: the mean over them is half of one more than their number.
+    """
+    steps = np.maximum(together / shared, 1.0)
+    each = np.where(mixed > 0, service, added * shared)
+    return np.asarray((steps + 1.0) / 2.0 * each)
+
+
+_FULL = 0.999

@@ -1,0 +1,67 @@
+"""The serving space against brute force."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spaces.architecture import find
+from spaces.serving import serving_space
+from spaces.serving_plan import SERVING_PLAN, serving_code
+
+DEGREES = ("pipeline", "tensor", "attention_data", "expert", "expert_tensor", "data")
+PLAIN = {"max_batch": [64], "token_budget": [8192]}
+
+
+def legal(model: str, n: int) -> set[tuple[int, ...]]:
+    """Every legal set of degrees, by trying all."""
+    a = find(model)
+    parts = [d for d in range(1, n + 1) if n % d == 0]
+    found = set()
+    for pp, tp, groups, ep, etp, dp in product(parts, repeat=6):
+        stage = tp * groups
+        kv = a.kv_lora_rank or a.kv_heads % tp == 0 or tp % a.kv_heads == 0
+        sound = pp * stage * dp == n and a.heads % tp == 0 and a.ffn % tp == 0 and kv and pp <= a.layers
+        if a.experts:
+            sound = sound and ep * etp == stage and a.experts % ep == 0 and a.moe_ffn % etp == 0
+        else:
+            sound = sound and groups == ep == etp == 1
+        if sound:
+            found.add((pp, tp, groups, ep, etp, dp))
+    return found
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "deepseek-v3", "qwen3-30b-a3b", "gemma-2-2b"])
+@pytest.mark.parametrize("n", [1, 6, 8])
+def test_the_space_is_what_trying_everything_finds(model: str, n: int) -> None:
+    space = serving_space(architecture=find(model), count=n, options=PLAIN)
+    found = [tuple(int(batch[name][i]) for name in DEGREES) for batch in space.batches() for i in range(batch.n)]
+    assert len(found) == len(set(found)) == space.size()
+    assert set(found) == legal(model, n)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 48), model=st.sampled_from(["llama-3.1-70b", "mixtral-8x7b", "deepseek-v3"]))
+def test_every_point_fills_its_devices(n: int, model: str) -> None:
+    space = serving_space(architecture=find(model), count=n, at_most=True, options=PLAIN)
+    for batch in space.batches():
+        replica = np.maximum(batch["tensor"] * batch["attention_data"], batch["expert_tensor"] * batch["expert"])
+        assert np.array_equal(batch["pipeline"] * batch["data"] * replica, batch["devices"])
+        assert np.all(batch["devices"] <= n)
+        assert all(name in batch for name in SERVING_PLAN)
+
+
+def test_an_unknown_axis_and_a_value_out_of_range_are_told_together() -> None:
+    with pytest.raises(ValueError, match=r"no serving axis 'contxt'.*kv_fraction cannot be 1.5"):
+        serving_space(architecture=find("llama-3.1-8b"), count=8, options={"contxt": [1], "kv_fraction": [1.5]})
+
+
+def test_formats_go_by_the_names_people_use() -> None:
+    assert serving_code("precision", "AWQ") == serving_code("precision", "int4")
+    assert serving_code("kv_precision", "fp8_e4m3") == serving_code("kv_precision", "fp8")
+    with pytest.raises(ValueError, match="fp8"):
+        serving_code("precision", "fp9")
