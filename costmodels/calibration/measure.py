@@ -17,14 +17,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from costmodels.calibration import attention, collectives, gemm, host, parallel, pointwise, serving, steps
+from costmodels.calibration import attention, collectives, gemm, host, parallel, pointwise, serving, serving_parallel, steps
 from costmodels.calibration.ledger import Ledger, RefusedRowError
 from costmodels.calibration.shapes import BadShapes, read_shapes
 from costmodels.calibration.suite import Pace, Suite, Task, row_key
 from costmodels.calibration.timing import Bench
 
 SUITES: dict[str, Suite] = {
-    module.SUITE.name: module.SUITE for module in (gemm, attention, pointwise, host, steps, serving, collectives, parallel)
+    module.SUITE.name: module.SUITE
+    for module in (gemm, attention, pointwise, host, steps, serving, collectives, parallel, serving_parallel)
 }
 
 

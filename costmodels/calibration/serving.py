@@ -6,7 +6,7 @@ that each hold `seq` tokens. Both end with logits of the last token and a greedy
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from costmodels.calibration.suite import READINGS, Cell, Row, Suite, Task, interleave
@@ -95,22 +95,35 @@ def _steps(
 
 
 class Server:
-    """A model without gradients, and its cache."""
+    """A model without gradients, whole or this rank's part of it, and its cache."""
 
-    def __init__(self, bench: Any, key: Mapping[str, Cell]) -> None:
+    def __init__(self, bench: Any, key: Mapping[str, Cell], degree: int = 1) -> None:
         from costmodels.calibration.network import Architecture, build
 
         torch = bench.torch
-        self.bench = bench
-        self.a = Architecture.of(dict(key) | {"seq": 65536, "fused": True, "rotary": False, "tied": False})
-        self.model = build(self.a, bench.device, bench.dtype(str(key["dtype"])))
+        self.bench, self.torch, self.degree = bench, torch, degree
+        self.a = Architecture.of(dict(key) | {"seq": 65536, "fused": True, "rotary": False, "tied": False}, degree)
         self.dtype = bench.dtype(str(key["dtype"]))
+        self.model = build(self.a, bench.device, self.dtype)
+        if degree > 1:
+            part = self.a.vocab // degree
+            self.model.head = torch.nn.Linear(self.a.hidden, part, bias=False, device=bench.device, dtype=self.dtype)
         self.model.requires_grad_(False)
-        self.torch = torch
+
+    @classmethod
+    def of(cls, bench: Any, key: Mapping[str, Cell], degree: int = 1) -> Server:
+        """The server of a row; the one built last is kept."""
+        name = str([key[c] for c in SIZES])
+        if name not in _LAST:
+            forget()
+            bench.release()
+            _LAST[name] = cls(bench, key, degree)
+        server: Server = _LAST[name]
+        return server
 
     def cache(self, batch: int, length: int) -> list[tuple[Any, Any]]:
         """Random keys and values, (batch, length, KV heads, head_dim) for each layer."""
-        shape = (batch, length, self.a.kv_heads, self.a.head_dim)
+        shape = (batch, length, max(1, self.a.kv_heads // self.degree), self.a.head_dim)
         return [
             (
                 self.torch.randn(shape, device=self.bench.device, dtype=self.dtype),
@@ -118,6 +131,21 @@ class Server:
             )
             for _ in range(self.a.layers)
         ]
+
+    def reduced(self, x: Any) -> Any:
+        """The sum over the ranks."""
+        if self.degree > 1:
+            self.torch.distributed.all_reduce(x)
+        return x
+
+    def chosen(self, logits: Any) -> Any:
+        """The greedy choice among the logits of all ranks."""
+        if self.degree > 1:
+            batch, part = logits.shape
+            every = self.torch.empty(self.degree * batch, part, device=logits.device, dtype=logits.dtype)
+            self.torch.distributed.all_gather_into_tensor(every, logits.contiguous())
+            logits = every.view(self.degree, batch, part).transpose(0, 1).reshape(batch, -1)
+        return logits.argmax(-1)
 
     def step(self, tokens: Any, cache: list[tuple[Any, Any]], position: Any, *, causal: bool) -> Any:
         """tokens (batch, new) to the next token (batch,); new keys and values are written at `position` (new,)."""
@@ -133,9 +161,32 @@ class Server:
             mixed = functional.scaled_dot_product_attention(
                 q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), is_causal=causal, enable_gqa=grouped
             )
-            x = x + block.attention.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
-            x = x + block.feed_forward(block.feed_forward_norm(x))
-        return model.head(model.norm(x[:, -1])).argmax(-1)
+            x = x + self.reduced(block.attention.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1)))
+            x = x + self.reduced(block.feed_forward(block.feed_forward_norm(x)))
+        return self.chosen(model.head(model.norm(x[:, -1])))
+
+    def call(self, key: Mapping[str, Cell]) -> Callable[[], Any]:
+        """The step of a row, ready to be timed."""
+        torch = self.torch
+        batch, seq = int(key["batch"]), int(key["seq"])
+        decode = key["op"] == "decode"
+        new = 1 if decode else seq
+        cache = self.cache(batch, seq)
+        tokens = torch.randint(0, self.a.vocab, (batch, new), device=self.bench.device)
+        position = torch.arange(seq - new, seq, device=self.bench.device)
+
+        def step() -> Any:
+            with torch.no_grad():
+                return self.step(tokens, cache, position, causal=not decode)
+
+        return step
+
+    def bytes_read(self, key: Mapping[str, Cell]) -> float:
+        """Bytes of weights, and when decoding of cached keys and values, that a rank reads in a step."""
+        names = self.model.named_parameters()
+        weights = sum(p.numel() for n, p in names if "embedding" not in n and "positions" not in n)
+        cached = int(key["batch"]) * int(key["seq"]) * self.a.layers * max(1, self.a.kv_heads // self.degree) * self.a.head_dim
+        return 2.0 * (weights + 2 * cached * (key["op"] == "decode"))
 
 
 _LAST: dict[str, Any] = {}
@@ -146,37 +197,13 @@ def forget() -> None:
     _LAST.clear()
 
 
-def _server(bench: Any, key: Mapping[str, Cell]) -> Server:
-    name = str([key[c] for c in SIZES])
-    if name not in _LAST:
-        forget()
-        bench.release()
-        _LAST[name] = Server(bench, key)
-    server: Server = _LAST[name]
-    return server
-
-
 def measure(bench: Any, key: Mapping[str, Cell]) -> Row:
     """Time one step of serving."""
-    torch = bench.torch
-    server = _server(bench, key)
-    batch, seq = int(key["batch"]), int(key["seq"])
-    decode = key["op"] == "decode"
-    new = 1 if decode else seq
-    with torch.no_grad():
-        cache = server.cache(batch, seq)
-        tokens = torch.randint(0, server.a.vocab, (batch, new), device=bench.device)
-        position = torch.arange(seq - new, seq, device=bench.device)
-        timing = bench.time(
-            lambda _: server.step(tokens, cache, position, causal=not decode),
-            launch=str(key["launch"]),
-            least=5e-3,
-            repeats=6,
-        )
+    server = Server.of(bench, key)
+    call = server.call(key)
+    timing = bench.time(lambda _: call(), launch=str(key["launch"]), least=5e-3, repeats=6)
     bench.tidy(above=30e9)
-    weights = sum(p.numel() for n, p in server.model.named_parameters() if "embedding" not in n and "positions" not in n)
-    read = 2.0 * (weights + 2 * batch * seq * server.a.layers * server.a.kv_heads * server.a.head_dim * decode)
-    return dict(timing.row() | {"bytes": read})
+    return dict(timing.row() | {"bytes": server.bytes_read(key)})
 
 
 SUITE = Suite(

@@ -122,7 +122,7 @@ def test_the_pace_foretells_from_what_was_seen():
 
 
 def test_one_rank_measures_kernels_and_two_measure_what_they_do_together():
-    assert {suite.name for suite in chosen_suites("", 2)} == {"collectives", "parallel"}
+    assert {suite.name for suite in chosen_suites("", 2)} == {"collectives", "parallel", "serving_parallel"}
     assert "gemm" in {suite.name for suite in chosen_suites("", 1)}
     with pytest.raises(SystemExit, match="no suite nonsense"):
         chosen_suites("nonsense", 1)
