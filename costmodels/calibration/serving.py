@@ -186,7 +186,7 @@ class Server:
         names = self.model.named_parameters()
         weights = sum(p.numel() for n, p in names if "embedding" not in n and "positions" not in n)
         cached = int(key["batch"]) * int(key["seq"]) * self.a.layers * max(1, self.a.kv_heads // self.degree) * self.a.head_dim
-        return 2.0 * (weights + 2 * cached * (key["op"] == "decode"))
+        return float(2 * weights + (4 * cached if key["op"] == "decode" else 0))
 
 
 _LAST: dict[str, Any] = {}

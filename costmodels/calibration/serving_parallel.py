@@ -34,7 +34,8 @@ def _task(op: str, model: tuple[Cell, ...], batch: int, seq: int, launch: str = 
 def tasks(small: bool) -> list[Task]:
     """All steps; those of one model follow each other, so that it is built once."""
     if small:
-        sizes = dict(zip(SIZES, ("llama", 32, 2, 4, 2, 8, 64, 128), strict=True))
+        tiny: tuple[Cell, ...] = ("llama", 32, 2, 4, 2, 8, 64, 128)
+        sizes = dict(zip(SIZES, tiny, strict=True))
         common: dict[str, Cell] = {"batch": 2, "seq": 16, "dtype": "fp32", "launch": "eager"}
         return [Task(key={"op": op, **sizes, **common}, seconds=0.05) for op in ("prefill", "decode")]
     groups = []
