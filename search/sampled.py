@@ -80,7 +80,7 @@ def sampled_search(
             feasible=archive.violation[rows] <= 0,
             ordinals=archive.ordinals[rows],
         ),
-        closest=None if archive.feasible or archive.closest is None else _closest(task, archive.closest),
+        closest=None if archive.feasible or archive.closest is None else closest(task, archive.closest),
         feasible=archive.feasible,
         failures=archive.failures,
         failed_by_reason=dict(archive.failed),
@@ -91,7 +91,7 @@ def sampled_search(
     )
 
 
-def _closest(task: Task, best: Points) -> Closest:
+def closest(task: Task, best: Points) -> Closest:
     """The point nearest to feasible, with every constraint it violates."""
     lacks = task.violations(best.metrics, best.columns)
     return Closest(points=best, lacks={name: float(over[0]) for name, over in lacks.items() if over[0] > 0})

@@ -60,17 +60,29 @@ class Ranking:
 
     def rank(self, codes: CodeArray) -> IntArray:
         """The numbers of points, level codes (axes, n); −1 for a point that is not legal. Shape (n,)."""
-        ordinals = np.zeros(codes.shape[1], np.int64)
+        start, count = self.spans(codes)
+        return np.where(count > 0, start, -1)
+
+    def spans(self, codes: CodeArray) -> tuple[IntArray, IntArray]:
+        """Partial choices of the first axes, level codes (depth, n), as runs of points: their first number and how many.
+
+        A partial choice that no point completes is a run of none.
+        """
+        start = np.zeros(codes.shape[1], np.int64)
         context = np.zeros(codes.shape[1], np.int64)
-        legal = np.ones(codes.shape[1], np.bool_)
-        for row, layer in zip(codes, self.layers, strict=True):
+        alive = np.full(codes.shape[1], self.size > 0)
+        for row, layer in zip(codes, self.layers, strict=False):
             if not len(layer.level):
-                return np.full(codes.shape[1], -1)
+                break
             edge = np.minimum(_place(layer, context, row), len(layer.level) - 1)
-            legal &= (layer.level[edge] == row) & (edge >= layer.first[context]) & (edge < layer.first[context + 1])
-            ordinals += layer.before[edge] - layer.before[layer.first[context]]
+            alive &= (layer.level[edge] == row) & (edge >= layer.first[context]) & (edge < layer.first[context + 1])
+            start += layer.before[edge] - layer.before[layer.first[context]]
             context = layer.child[edge]
-        return np.where(legal, ordinals, -1)
+        if len(codes) == len(self.layers):
+            return start, alive.astype(np.int64)
+        after = self.layers[len(codes)]
+        count = after.before[after.first[context + 1]] - after.before[after.first[context]]
+        return start, np.where(alive, count, 0)
 
     def nearest(self, codes: CodeArray, random: np.random.Generator | None = None) -> CodeArray:
         """Legal points near any level codes (axes, n): axis by axis the legal level that is closest, the lower of two.

@@ -1,0 +1,345 @@
+"""Nested search: an outer study over machines, workloads or shapes, and for each of them every plan, exactly.
+
+The space is one `Space` whose first axes are the outer ones (a hardware axis binds `device.memory_bandwidth`, …; a thousand
+levels of it cost nothing), the plan's axes follow, and their rules may read the outer symbols. An outer point is then a run
+of consecutive points of the space, so nothing is built twice: the plans of a whole generation of outer points are evaluated
+together, as columns. The outer points are chosen by any method of search/methods.py, or all of them are taken.
+
+    result = nested_search(
+        space, model, problem, objectives, constraints,
+        outer=("device", "device.memory_bandwidth"),    # the first axes of the space, in order
+        method="evolutionary",                          # "exact" takes every outer point
+        budget=Budget(points=200),                      # counted in outer points
+    )
+    result.result    # front, top lists and certificate over plans on machines, as of any other search
+    result.outer     # one row per outer point looked at: its symbols, its best of each objective, how many plans
+
+What guides the outer study is, for each objective, the best value among the feasible plans of the outer point; with several
+objectives also the best plan by the sum of their logarithms, so that a machine with a good compromise is not lost. A machine
+on which no plan is feasible is as bad as the least violation that one of its plans has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from costmodels.metrics import CostModel, Metrics
+from search.archive import Archive
+from search.budget import Budget
+from search.certificate import Certificate, Failure, Removal
+from search.constraint import Constraint
+from search.front import Front, Objective, Points, TopList
+from search.keeping import Reservoir
+from search.methods import method as method_named
+from search.methods import require_name
+from search.result import Progress, Result
+from search.sampled import closest
+from search.visiting import Task
+from spaces.columns import Columns, FloatArray, IntArray
+from spaces.problem import Problem
+from spaces.ranking import Ranking, ranking
+from spaces.space import Space
+
+_ROWS = 1 << 17  # plans evaluated at a time
+_TOLD = 20  # failed points that are kept to be shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OuterPoints:
+    """The m outer points looked at, in the order in which they were chosen.
+
+    `columns` binds the outer symbols; `best` (m, objectives) is the best value of each objective among the feasible plans, NaN
+    where none is; `plans`, `feasible` (m,) count the plans there are and those that are feasible; `front` (m,) how many
+    members of the whole front stand on it; `violation` (m,) is the least violation of any of its plans.
+    """
+
+    columns: Columns
+    best: FloatArray
+    plans: IntArray
+    feasible: IntArray
+    front: IntArray
+    violation: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NestedResult:
+    """The folded front and certificate, and the outer points it comes from."""
+
+    result: Result
+    outer: OuterPoints
+
+
+def nested_search(
+    space: Space,
+    model: CostModel,
+    problem: Problem,
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint] = (),
+    *,
+    outer: Sequence[str],
+    method: str = "evolutionary",
+    budget: Budget | None = None,
+    top: int = 10,
+    sample: int = 100_000,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> NestedResult:
+    """The front over plans on outer points: outer points by `method` within `budget` (in outer points), plans exactly.
+
+    `outer` names the first axes of the space, in order. Points of outer points never looked at are `unvisited`; when none is
+    left the certificate is complete. Raises ValueError when `outer` is not a proper beginning of the space's axes, for an
+    unknown method, and what `search.exact.search` raises.
+    """
+    clock, processor = time.perf_counter(), time.process_time()
+    depth = _depth(space, outer)
+    propose = _everything if require_name(method) in ("exact", "auto") else method_named(method)
+    task = Task(model, problem, tuple(objectives), tuple(constraints))
+    plans = ranking(space)
+    machines = ranking(_reachable(space, depth))
+    limit = budget or Budget()
+    kept = np.random.default_rng(seed).spawn(2)
+    folded = _Folded(task=task, plans=plans, depth=depth, top=top, sample=sample, random=kept[1])
+
+    def told(_: Archive) -> None:
+        if progress is not None:
+            progress(folded.progress(time.perf_counter() - clock))
+
+    archive = Archive(
+        ranking=machines,
+        question=folded,
+        most=limit.most(machines.size),
+        deadline=None if limit.seconds is None else clock + limit.seconds,
+        cancelled=cancelled,
+        told=told,
+    )
+    try:
+        propose(archive, kept[0])
+    except KeyboardInterrupt:
+        archive.stopped = "interrupted"
+    result = folded.result(archive.stopped, seed, clock, processor)
+    return NestedResult(result=result, outer=folded.outer(machines))
+
+
+def _depth(space: Space, outer: Sequence[str]) -> int:
+    """How many axes are outer. Raises ValueError when they are not the first ones."""
+    names = [axis.name for axis in space.axes]
+    depth = len(outer)
+    if not 0 < depth < len(names) or list(outer) != names[:depth]:
+        raise ValueError(
+            f"the outer axes must be the first of the space, in order, and leave some for the plans: "
+            f"got {', '.join(outer) or 'none'}; the space's axes are {', '.join(names)}"
+        )
+    return depth
+
+
+def _reachable(space: Space, depth: int) -> Space:
+    """The space of outer points."""
+    return Space(space.axes[:depth], space.labels)
+
+
+def _everything(archive: Archive, random: np.random.Generator) -> None:  # noqa: ARG001
+    """Every outer point, in order."""
+    for start in range(0, archive.most, 256):
+        if archive.left <= 0:
+            return
+        archive.evaluate(np.arange(start, min(start + 256, archive.most)))
+
+
+@final
+class _Folded:
+    """The outer question: an outer point costs what its best plans cost. Folds every inner front into one."""
+
+    def __init__(
+        self, *, task: Task, plans: Ranking, depth: int, top: int, sample: int, random: np.random.Generator
+    ) -> None:
+        none = task.none(plans.space)
+        self.front = Front(points=none, ties=np.empty(0, np.int64))
+        self._task, self._plans, self._depth, self._random = task, plans, depth, random
+        self._tops = tuple(TopList(objective=j, limit=top, points=none) for j in range(len(task.objectives)))
+        self._reservoir = Reservoir(
+            sample, none.columns, none.costs, np.empty(0, np.bool_), none.ordinals, np.empty(0)
+        )
+        self._pruned: dict[str, int] = {}
+        self._failed: dict[str, int] = {}
+        self._failures: tuple[Failure, ...] = ()
+        self._evaluated = self._feasible = self._visited = 0
+        self._closest: Points | None = None
+        self._least = np.inf
+        self._rows: list[_Rows] = []
+
+    def none(self, space: Space) -> Points:
+        """A batch of no outer points; one more cost than objectives when there are several."""
+        k = len(self._task.objectives)
+        return Points(
+            columns=space.columns(np.zeros((len(space.axes), 0), np.int16)),
+            metrics=Metrics(n=0, value={}),
+            costs=np.empty((0, k + (k > 1))),
+            ordinals=np.empty(0, np.int64),
+        )
+
+    def proven(self, points: Columns) -> dict[str, FloatArray]:  # noqa: ARG002
+        """Nothing is known of an outer point before its plans are looked at."""
+        return {}
+
+    def evaluated(self, batch: Columns, ordinals: IntArray) -> tuple[Points, FloatArray, list[tuple[Columns, str]]]:
+        """Look at every plan of some outer points, in one batch of columns (or in few, where there are many plans)."""
+        codes = np.stack([np.asarray(batch.codes[axis.name], np.int64) for axis in self._plans.space.axes[: self._depth]])
+        start, count = self._plans.spans(codes)
+        m, k = len(ordinals), len(self._task.objectives)
+        best = np.full((m, k + (k > 1)), np.inf)
+        least = np.full(m, np.inf)
+        feasible = np.zeros(m, np.int64)
+        for owner, plans in _chunks(start, count):
+            points, worst, bounds = self._look(plans)
+            np.minimum.at(least, owner, bounds)
+            whose = owner[_positions(plans, points.ordinals)]
+            np.minimum.at(least, whose, worst)
+            fits = worst <= 0
+            np.add.at(feasible, whose[fits], 1)
+            np.minimum.at(best, whose[fits], _guides(points.costs[fits]))
+        self._rows.append(_Rows(ordinals, best[:, :k], start, count, feasible, least))
+        none = ~np.isfinite(least)
+        failed = [(batch.take(np.array([row])), "none of its plans could be evaluated") for row in np.flatnonzero(none)]
+        kept = np.flatnonzero(~none)
+        points = Points(
+            columns=batch.take(kept), metrics=Metrics(n=len(kept), value={}), costs=best[kept], ordinals=ordinals[kept]
+        )
+        return points, least[kept], failed
+
+    def _look(self, plans: IntArray) -> tuple[Points, FloatArray, FloatArray]:
+        """Bound and evaluate plans and keep what counts: the evaluated, their greatest violation, all plans' proven violation.
+
+        A plan that no bound rules out has a proven violation of infinity here: evaluating it says more.
+        """
+        columns = self._plans.columns(plans)
+        ruled_out = np.zeros(len(plans), np.bool_)
+        bounds = np.full(len(plans), np.inf)
+        for name, violation in self._task.proven(columns).items():
+            over = violation > 0
+            self._pruned[name] = self._pruned.get(name, 0) + int(np.count_nonzero(over & ~ruled_out))
+            bounds[over] = np.where(ruled_out[over], np.maximum(bounds[over], violation[over]), violation[over])
+            ruled_out |= over
+        alive = np.flatnonzero(~ruled_out)
+        points, worst, failed = self._task.evaluated(columns.take(alive), plans[alive])
+        for _, reason in failed:
+            self._failed[reason] = self._failed.get(reason, 0) + 1
+        shown = failed[: max(0, _TOLD - len(self._failures))]
+        self._failures += tuple(Failure(point=point.row(0), reason=reason) for point, reason in shown)
+        fits = worst <= 0
+        rows = np.flatnonzero(fits)
+        self.front = self.front.extended(points, rows)
+        self._tops = tuple(kept.extended(points, rows) for kept in self._tops)
+        self._reservoir = self._reservoir.extended(points, fits, self._random.random(len(points)))
+        self._visited += len(plans)
+        self._evaluated += len(points)
+        self._feasible += len(rows)
+        if len(points) and worst.min() < self._least:
+            self._least = float(worst.min())
+            self._closest = points.take(np.array([np.argmin(worst)]))
+        return points, worst, bounds
+
+    def progress(self, wall_s: float) -> Progress:
+        """What to show of it."""
+        return Progress(
+            space=self._plans.size,
+            visited=self._visited,
+            evaluated=self._evaluated,
+            pruned=sum(self._pruned.values()),
+            failed=sum(self._failed.values()),
+            feasible=self._feasible,
+            front=len(self.front),
+            wall_s=wall_s,
+        )
+
+    def result(self, stopped: str, seed: int, clock: float, processor: float) -> Result:
+        """The folded front, as of any other search."""
+        task, space = self._task, self._plans.space
+        certificate = Certificate(
+            space=self._plans.size,
+            pruned={name: count for name, count in self._pruned.items() if count},
+            evaluated=self._evaluated,
+            failed=sum(self._failed.values()),
+            unvisited=self._plans.size - self._visited,
+        )
+        return Result(
+            objectives=task.objectives,
+            constraints=task.constraints,
+            front=self.front.ordered(),
+            top={objective.name: kept.points for objective, kept in zip(task.objectives, self._tops, strict=True)},
+            certificate=certificate,
+            removed=tuple(Removal(axis=a, reason=r, count=count) for (a, r), count in space.removed().items()),
+            sample=self._reservoir.sample(task.objectives),
+            closest=None if self._feasible or self._closest is None else closest(task, self._closest),
+            feasible=self._feasible,
+            failures=self._failures,
+            failed_by_reason=dict(self._failed),
+            stopped="" if not certificate.unvisited else stopped or "sampled",
+            seed=seed,
+            wall_s=time.perf_counter() - clock,
+            cpu_s=time.process_time() - processor,
+        )
+
+    def outer(self, machines: Ranking) -> OuterPoints:
+        """Every outer point looked at."""
+        none = np.empty(0, np.int64)
+        rows = self._rows or [_Rows(none, np.empty((0, len(self._tops))), none, none, none, np.empty(0))]
+        start, count = np.concatenate([r.start for r in rows]), np.concatenate([r.count for r in rows])
+        members = self.front.points.ordinals[None, :]
+        on_front = ((members >= start[:, None]) & (members < (start + count)[:, None])).sum(axis=1)
+        signs = np.array([-1.0 if objective.maximize else 1.0 for objective in self._task.objectives])
+        best = np.concatenate([r.best for r in rows])
+        return OuterPoints(
+            columns=machines.columns(np.concatenate([r.ordinals for r in rows])),
+            best=np.where(np.isfinite(best), best * signs, np.nan),
+            plans=count,
+            feasible=np.concatenate([r.feasible for r in rows]),
+            front=on_front,
+            violation=np.concatenate([r.violation for r in rows]),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Outer points looked at together: their numbers, best costs, and the run of plans that each is."""
+
+    ordinals: IntArray
+    best: FloatArray
+    start: IntArray
+    count: IntArray
+    feasible: IntArray
+    violation: FloatArray
+
+
+def _guides(costs: FloatArray) -> FloatArray:
+    """What an outer point is judged by, from plans' costs (n, k): each cost, and with several their sum of logarithms."""
+    if costs.shape[1] == 1:
+        return costs
+    with np.errstate(divide="ignore"):
+        logs = np.where(costs > 0, np.log(np.abs(costs)), -np.log(np.abs(costs)))
+    return np.column_stack([costs, np.where(costs == 0, 0.0, logs).sum(axis=1)])
+
+
+def _chunks(start: IntArray, count: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
+    """The plans of outer points, runs (start, count), in pieces of at most so many rows: (whose it is, its number)."""
+    ends = np.cumsum(count)
+    begins = ends - count
+    total = int(ends[-1]) if len(ends) else 0
+    for first in range(0, total, _ROWS):
+        rows = np.arange(first, min(first + _ROWS, total))
+        owner = np.searchsorted(ends, rows, side="right")
+        yield owner, start[owner] + rows - begins[owner]
+
+
+def _positions(among: IntArray, wanted: IntArray) -> IntArray:
+    """Where each wanted number stands among distinct numbers."""
+    order = np.argsort(among)
+    return np.asarray(order[np.searchsorted(among, wanted, sorter=order)], np.int64)
