@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.machines.relative import product_factors
 from spaces.columns import Value
 from spaces.expressions import SymbolTable
 from spaces.plan import Precision
@@ -64,13 +65,15 @@ def gemm_time(
 ) -> Value:
     """Seconds of `groups` products (m,k)·(k,n); m, n, k as one device sees them.
 
-    The sustained rate is reached as the work grows past `half_flops`: small products fill few units.
+    The sustained rate is reached as the work grows past `half_flops`: small products fill few units. A device described by its
+    arrays moves compute and traffic by what its dataflow changes against its base (costmodels/machines/relative.py).
     """
     rate, share, element = matrix_rate(at, quantised)
     flops = 2.0 * groups * m * n * k
     ramp = flops / (flops + at["kernel.gemm.half_flops"])
-    compute = flops / (rate * share * np.maximum(ramp, 0.02))
-    traffic = groups * (element * (m * k + k * n) + output * m * n)
+    on_chip, moved = product_factors(at, m, n, k, groups, element=element)
+    compute = flops / (rate * share * np.maximum(ramp, 0.02)) * on_chip
+    traffic = groups * (element * (m * k + k * n) + output * m * n) * moved
     memory = traffic / (at["device.memory_bandwidth"] * at["kernel.gemm.bandwidth"])
     return at["kernel.gemm.overhead"] + smooth_max(compute, memory)
 

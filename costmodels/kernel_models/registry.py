@@ -7,13 +7,19 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 
 from costmodels.kernel_models.calibrated import Calibrated
+from costmodels.kernel_models.dataflow import Dataflow
 from costmodels.kernel_models.learned import Learned
 from costmodels.kernel_models.protocol import KernelModel
 from costmodels.kernel_models.roofline import Roofline
 
 GROUP = "dse.kernel_models"
 DEFAULT = "learned"
-_OWN: dict[str, Callable[[], KernelModel]] = {"roofline": Roofline, "calibrated": Calibrated, "learned": Learned}
+_OWN: dict[str, Callable[[], KernelModel]] = {
+    "roofline": Roofline,
+    "calibrated": Calibrated,
+    "learned": Learned,
+    "dataflow": Dataflow,
+}
 
 
 class UnknownKernelModel(ValueError):

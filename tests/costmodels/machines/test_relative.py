@@ -1,0 +1,66 @@
+"""Designs against the part they descend from: nothing changed, nothing moves; arrays and buffers move what they must."""
+
+import numpy as np
+import pytest
+
+from costmodels.kernel_models.dataflow import Dataflow
+from costmodels.kernel_models.roofline import Roofline
+from costmodels.kernel_models.symbols import kernel_symbols
+from costmodels.machines.relative import attention_factors, base_symbols, changed, product_factors
+from spaces.hardware import find_accelerator, find_device
+
+SHAPES = {"m": np.array([16.0, 512.0, 8192.0]), "n": np.full(3, 8192.0), "k": np.full(3, 8192.0)}
+ATTENTION = {
+    "batch": np.ones(2), "heads": np.full(2, 32.0), "kv_heads": np.full(2, 8.0), "q_len": np.array([512.0, 16384.0]),
+    "kv_len": np.array([512.0, 16384.0]), "head_dim": np.full(2, 128.0),
+}  # fmt: skip
+
+
+def design(name: str = "H100", **changes: float) -> dict[str, float]:
+    """Symbols of one design: the base's kernel constants, its own chip and rates, and its base."""
+    base = find_accelerator(name)
+    own = {symbol: float(values[0]) for symbol, values in base.columns(changes).items()}
+    return kernel_symbols(find_device(base.device)) | own | base_symbols(base)
+
+
+def test_an_unchanged_design_is_its_base() -> None:
+    at = design()
+    assert not changed(at)
+    assert product_factors(at, 100.0, 200.0, 300.0) == (1.0, 1.0)
+    for op, shapes in (("gemm", SHAPES), ("attention_prefill", ATTENTION)):
+        np.testing.assert_array_equal(Dataflow().predict(op, shapes, at).value, Roofline().predict(op, shapes, at).value)
+
+
+def test_a_device_without_arrays_is_the_roofline() -> None:
+    at = kernel_symbols(find_device("A100"))
+    np.testing.assert_array_equal(Dataflow().predict("gemm", SHAPES, at).value, Roofline().predict("gemm", SHAPES, at).value)
+
+
+def test_more_cores_leave_small_products_behind() -> None:
+    """Twice the cores double the peak; a product of few tiles cannot use them, a large one can."""
+    compute, _ = product_factors(design(cores=264), SHAPES["m"], 2048.0, 8192.0)
+    assert compute[0] > compute[2]
+    assert compute[2] == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_larger_shared_cache_moves_less() -> None:
+    _, small = product_factors(design(l2_bytes=5e6), 16384.0, 16384.0, 16384.0)
+    _, large = product_factors(design(l2_bytes=500e6), 16384.0, 16384.0, 16384.0)
+    assert large <= 1.0 <= small
+    assert small > large
+
+
+def test_wide_arrays_slow_thin_products_and_the_model_says_so() -> None:
+    wide = Dataflow().predict("gemm", SHAPES, design(array_rows=128, array_columns=16)).value
+    square = Dataflow().predict("gemm", SHAPES, design()).value
+    assert wide[0] >= square[0]
+    assert wide[2] == pytest.approx(square[2], rel=0.25)
+
+
+def test_vector_units_bound_fused_attention_where_they_are_few() -> None:
+    few, _ = attention_factors(
+        design(vector_fma=16), *[ATTENTION[n] for n in ("batch", "heads", "q_len", "kv_len", "head_dim")]
+    )
+    assert (few > 2.0).all()
+    slow = Dataflow().predict("attention_prefill", ATTENTION, design(vector_fma=16)).value
+    assert (slow > Dataflow().predict("attention_prefill", ATTENTION, design()).value).all()
