@@ -16,7 +16,7 @@ from costmodels.constants import Stack
 from costmodels.kernels import attention_time, gemm_time, streaming_time
 from spaces.blocks import placement
 from spaces.columns import FloatArray, Value
-from spaces.expressions import SymbolTable, product
+from spaces.expressions import SymbolTable
 from spaces.graph import MATRIX_KINDS, Collective, Graph, Kind, Operator, Placement
 from spaces.mesh import worst_group
 from spaces.plan import Precision, Recompute, Schedule
@@ -75,20 +75,6 @@ class BlockTime:
     outer_bytes: FloatArray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BlockMemory:
-    """Memory of one block on one device: parameters, and bytes for one microbatch; arrays of shape (n,).
-
-    `kept` (3, n): bytes alive between forward and backward, by recomputation policy. `working` (n,): bytes alive only inside
-    the backward pass. `dense`, `expert` (n,): parameters, reduced over data · context and over expert-data ranks.
-    """
-
-    kept: FloatArray
-    working: FloatArray
-    dense: FloatArray
-    expert: FloatArray
-
-
 def block_time(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_parallel: bool) -> BlockTime:
     """Time of a block for n combinations of symbols that share one placement."""
     where, at = placed(at, sequence_parallel)
@@ -132,22 +118,6 @@ def block_time(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_
     return BlockTime(forward, backward, weight, families, again, flops, traffic, inner, outer)
 
 
-def block_memory(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_parallel: bool) -> BlockMemory:
-    """Memory of a block for n combinations of symbols that share one placement; no time is computed."""
-    where, at = placed(at, sequence_parallel)
-
-    def rows(value: Value) -> FloatArray:
-        return np.broadcast_to(value, (n,)).astype(np.float64)
-
-    dense, expert = parameters(graph, where, at)
-    return BlockMemory(
-        kept=np.stack([rows(kept_bytes(graph, where, at, policy)) for policy in _policies(stack)]),
-        working=rows(working_bytes(graph, where, at, split_copies=stack.traits.eager_activation)),
-        dense=rows(dense),
-        expert=rows(expert),
-    )
-
-
 def placed(at: SymbolTable, sequence_parallel: bool) -> tuple[Placement, SymbolTable]:
     """The placement of a stack's blocks, and the bound symbols with those that follow from it."""
     where = placement(
@@ -156,7 +126,7 @@ def placed(at: SymbolTable, sequence_parallel: bool) -> tuple[Placement, SymbolT
     return where, _Local(at, sequence_parallel)
 
 
-def _policies(stack: Stack) -> tuple[str, str, str]:
+def policies(stack: Stack) -> tuple[str, str, str]:
     """The graph's keeping policies behind the codes of `Recompute`."""
     return ("none", stack.selective, "full")
 
@@ -175,14 +145,24 @@ class _Local:
             return np.where(np.asarray(self.at["precision"]) == Precision.FP32, 4.0, 2.0)
         if symbol in ("dispatch_bytes", "logits_bytes"):
             return self.at[f"stack.{symbol}"]
+        if symbol == "autocast":
+            return _autocast(self.at)
         return self.at[symbol]
+
+
+def _autocast(at: SymbolTable) -> Value:
+    """1 where fp32 parameters compute in 16 bits under autocast, 0 elsewhere: sharded parameters are cast where gathered."""
+    if not np.any(np.asarray(at["stack.memory.autocast"]) > 0) or not np.any(np.asarray(at["optimizer.weights"]) == 4):
+        return 0.0
+    half = np.isin(np.asarray(at["precision"]), (Precision.FP16, Precision.BF16))
+    return np.where(half & (np.asarray(at["optimizer.weights"]) == 4) & (np.asarray(at["zero_stage"]) < 3), 1.0, 0.0)
 
 
 def rerun_operators(graph: Graph, stack: Stack, policy: int) -> frozenset[str]:
     """Names of the operators run again in the backward pass under the recomputation policy of that code."""
     if policy == Recompute.NONE:
         return frozenset()
-    again = graph.operators if policy == Recompute.FULL and stack.whole_block else graph.recomputed(_policies(stack)[policy])
+    again = graph.operators if policy == Recompute.FULL and stack.whole_block else graph.recomputed(policies(stack)[policy])
     return frozenset(op.name for op in again)
 
 
@@ -394,7 +374,7 @@ def links_of(at: SymbolTable, ranks: Value, stride: Value) -> tuple[Value, Link,
     return inside, inner, outer
 
 
-# ---- host, memory, parameters ------------------------------------------------------------------------------------------
+# ---- host ------------------------------------------------------------------------------------------
 
 
 def _host(
@@ -424,64 +404,3 @@ def _host(
         totals[policy, -1] += late
         backward[policy] += late
     return forward, backward
-
-
-def kept_bytes(graph: Graph, where: Placement, at: SymbolTable, policy: str) -> Value:
-    """Bytes a device keeps between forward and backward; inputs of fp8 products are kept in fp8."""
-    low = np.asarray(at["precision"]) >= Precision.FP8
-    total: Value = 0.0
-    for tensor in graph.kept(policy):
-        if tensor.name == "logits":
-            continue  # counted where the loss is: memory.py
-        readers = [op for op in graph.operators if tensor.name in op.keeps]
-        quantised = bool(readers) and policy != "full" and all(op.quantised for op in readers)
-        total = total + graph.bytes(tensor, where).evaluate(at) * np.where(low & quantised, 0.5, 1.0)
-    return total
-
-
-def working_bytes(graph: Graph, where: Placement, at: SymbolTable, *, split_copies: bool) -> Value:
-    """Bytes a block's backward pass adds, at its worst moment, to what the block keeps.
-
-    A walk through the operators in reverse: gradients of values live from their last reader to their writer, a kept tensor is
-    freed with the last operator that needs it, and weight gradients stay (unless a persistent buffer already holds them).
-    `split_copies`: the gradients of a fused product's outputs are concatenated into a copy (eager `chunk` and `split`).
-    """
-    persistent = at["stack.memory.persistent_gradients"]
-    size = {name: graph.bytes(tensor, where).evaluate(at) for name, tensor in graph.tensors.items()}
-    needed = {name: sum(name in op.keeps for op in graph.operators) for name in graph.tensors}
-    writes = graph.operators[-1].writes[0].name
-    gradients: dict[str, Value] = {writes: size[writes]}
-    freed: Value = 0.0
-    own: Value = 0.0
-    worst: Value = 0.0
-    for op in reversed(graph.operators):
-        if op.kind is Kind.LOSS:
-            gradients = {name: size[name] for name, _ in op.reads}
-            continue
-        made = {name: size[name] for name, _ in op.reads}
-        new = sum(product(*(graph.local(dim, where) for dim in dims)).evaluate(at) for dims in op.weights)
-        own = own + new * at["optimizer.gradients"] * (1.0 - persistent)
-        copied = sum(size[t.name] for t in op.writes) if split_copies and op.kind is Kind.GEMM and len(op.writes) > 1 else 0.0
-        worst = np.maximum(worst, copied + sum(gradients.values()) + sum(made.values()) + own - freed)
-        for tensor in op.writes:
-            gradients.pop(tensor.name, None)
-        gradients |= made
-        for name in op.keeps:
-            needed[name] -= 1
-            if not needed[name]:
-                freed = freed + size[name]
-    return worst
-
-
-def parameters(graph: Graph, where: Placement, at: SymbolTable) -> tuple[Value, Value]:
-    """(dense, expert) parameters on one device: reduced over data · context and over expert-data ranks."""
-    dense: Value = 0.0
-    expert: Value = 0.0
-    for op in graph.operators:
-        for dims in op.weights:
-            count = product(*(graph.local(dim, where) for dim in dims)).evaluate(at)
-            if "experts" in dims:
-                expert = expert + count
-            else:
-                dense = dense + count
-    return dense, expert

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from costmodels.block import BlockMemory, BlockTime, block_memory, block_time
+from costmodels.block import BlockTime, block_time
+from costmodels.block_memory import BlockMemory, block_memory
 from costmodels.constants import Stack
 from spaces.architecture import Architecture
 from spaces.blocks import GraphTraits, Model, build
@@ -69,7 +70,7 @@ def blocks_of(model: Model) -> tuple[Graph, ...]:
 
 def block_table(problem: Problem, points: Columns, stack: Stack, *, with_time: bool) -> BlockTable:
     """Tabulate all blocks of the problem's model for the given points."""
-    reads = frozenset(points.levels) - PLAN_ONLY
+    reads = frozenset(points.levels) - (PLAN_ONLY - {"zero_stage"} if stack.numbers["stack.memory.autocast"] else PLAN_ONLY)
     combinations, index = distinct(points, reads)
     model = graphs(problem.architecture, stack.traits)
     blocks = blocks_of(model)

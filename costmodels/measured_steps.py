@@ -24,7 +24,7 @@ _USUAL = {
     "optimizer": "adamw_fused", "loss_dtype": "bf16", "norm": "fused", "fused": "true", "precision": "bf16",
     "logits_held": "true", "variant": "none",
 }  # fmt: skip
-_PARALLEL = ("ddp", "fsdp", "tensor", "pipeline")
+_OPTIMIZER = {"bf16": "adamw-bf16", "amp": "fsdp-mixed", "mixed": "fsdp-mixed", "fp32": "fsdp-mixed"}
 _ENQUEUED = 0.9  # of a step: a host that needs longer to issue it is what the step waits for
 
 
@@ -42,6 +42,7 @@ class MeasuredStep:
     architecture: Architecture
     plan: Mapping[str, int]
     fixed: Mapping[str, float]
+    optimizer: str
     unusual: tuple[str, ...]
     time: float
     host: float
@@ -72,7 +73,7 @@ class MeasuredStep:
     def problem(self) -> Problem:
         """The step as a problem with every plan symbol bound."""
         fixed = {**DEFAULTS, "shard_degree": 0, **self.plan, **self.fixed}
-        return training_problem(self.architecture, self.stack, find_device(self.device), fixed)
+        return training_problem(self.architecture, self.stack, find_device(self.device), fixed, self.optimizer)
 
 
 def measured_steps(root: Path = ROOT) -> tuple[MeasuredStep, ...]:
@@ -102,6 +103,7 @@ def _step(device: str, row: Mapping[str, str], line: int) -> MeasuredStep:
         architecture=_architecture(row),
         plan=plan,
         fixed=_fixed(row),
+        optimizer=_OPTIMIZER[row["precision"]],
         unusual=tuple(f"{name} {row[name]}" for name, word in _USUAL.items() if not _same(name, row.get(name, word), word)),
         time=float(row["time_s"]),
         host=float(row["host_s"] or 0.0),
@@ -135,7 +137,15 @@ def _plan(row: Mapping[str, str], kind: str, count: int) -> dict[str, int]:
 
 def _fixed(row: Mapping[str, str]) -> dict[str, float]:
     """Symbols of the stack that a row's way of running sets."""
-    fixed: dict[str, float] = {}
+    fixed = {
+        "stack.memory.logits_held": float(row["logits_held"] == "true"),
+        "stack.memory.composite_norms": float(row["norm"] == "composite"),
+        "stack.memory.views": float(row["fused"] == "true"),
+    }
+    if row["optimizer"] == "adamw_foreach":
+        fixed["stack.memory.update"] = 2.0 if row["precision"] == "bf16" else 4.0
+    if row["loss_dtype"] == "fp32":
+        fixed["stack.loss_bytes"] = 4.0
     if row.get("variant") == "vocab":
         fixed["stack.vocab_parallel"] = 1.0
     if row["mode"] == "graph":  # the device's time alone

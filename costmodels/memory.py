@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.block import BlockMemory
+from costmodels.block_memory import FRESH, HELD, BlockMemory
 from costmodels.data_parallel import shard_ranks
 from costmodels.schedule import in_flight
 from spaces.columns import FloatArray, IntArray, Value
@@ -42,30 +42,41 @@ class MemoryUse:
 class ActivationMemory:
     """Bytes that grow with the microbatch, per stage profile, each (3, n).
 
-    `activations`: kept over all microbatches in flight; `remaining`: those left when the backward pass of one reaches its last
-    layer; `logits` with their copies and gradients; `working`: alive only inside one layer's backward pass.
+    `layers`: kept over all microbatches in flight when a backward pass begins; `remaining`: without the layer whose backward
+    runs first; `left`: when it reaches its last layer, without that one; `others`: those of other microbatches alone.
+    `head`, `layer`, `embedding`: the worst moment of such a block's own backward pass, what it kept included (0 where the
+    stage has none); `loss`: the part of the head's that is logits, log-probabilities and their gradients; `named`: logits that
+    the training loop still holds.
     """
 
-    activations: FloatArray
+    layers: FloatArray
     remaining: FloatArray
-    logits: FloatArray
-    working: FloatArray
+    left: FloatArray
+    others: FloatArray
+    head: FloatArray
+    layer: FloatArray
+    embedding: FloatArray
+    loss: FloatArray
+    named: FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StateMemory:
     """Bytes that parameters cost, per stage profile, each (3, n), after sharding.
 
-    `weights`, `gradients` (all of them, `head` of the head alone, `before` the last layer's and the embedding's), `optimizer`
-    state, and `gathered`: parameters whole at a time under ZeRO-3, or the buckets of DDP.
+    `weights`, `gradients` (all of them, `head` of the head alone, `before` all but the last layer's and the embedding's, `rest`
+    all but the embedding's), `optimizer` state, `gathered`: parameters whole at a time under ZeRO-3, or the buckets of DDP;
+    and `updating`: temporaries of the optimizer's update.
     """
 
     weights: FloatArray
     gradients: FloatArray
     head: FloatArray
     before: FloatArray
+    rest: FloatArray
     optimizer: FloatArray
     gathered: FloatArray
+    updating: FloatArray
 
 
 def stage_parameters(
@@ -87,6 +98,20 @@ def stage_parameters(
     return dense, expert
 
 
+def stage_rounding(blocks: BlockMemory, combination: IntArray, counts: FloatArray, pipeline: Value) -> FloatArray:
+    """Bytes that the allocator adds to weights, gradients and moments on the three stages, (3 roles, 3 stages, n)."""
+    kinds = counts.shape[0]
+    if not np.any(blocks.rounding):
+        return np.zeros((3, *counts.shape[1:]))
+    found = np.einsum("ksn,krn->rsn", counts, blocks.rounding[:kinds][:, :, combination])
+    embedding, head = blocks.rounding[kinds][:, combination], blocks.rounding[kinds + 1][:, combination]
+    alone = np.asarray(pipeline) == 1
+    found[:, FIRST] += embedding + np.where(alone, head, 0.0)
+    found[:, LAST] += head + np.where(alone, embedding, 0.0)
+    found[:, MIDDLE] = np.where(alone, found[:, FIRST], found[:, MIDDLE])
+    return np.asarray(found, np.float64)
+
+
 def trained_share(at: SymbolTable) -> Value:
     """Share of the parameters that has gradients and optimizer state: all, or LoRA's adapters."""
     return np.where(np.asarray(at["trainable"]) == Trainable.LORA, at["stack.lora_share"], 1.0)
@@ -102,44 +127,73 @@ def activation_memory(
     virtual = np.asarray(at["virtual"])
     microbatches = at["global_batch"] // (at["data"] * at["micro_batch"])
     kept = kept_per_stage(at, blocks, combination, counts)
-    embedding, head = blocks.kept[kinds, 0][combination], blocks.kept[kinds + 1, 0][combination]
     layers = counts.sum(axis=0)
     per_layer = np.divide(kept, layers, out=np.zeros_like(kept), where=layers > 0)
-    # a recomputed layer exists whole while its backward runs
-    whole = blocks.kept[:kinds, 0][:, combination].max(axis=0)
-    again = np.where(np.asarray(at["recompute"]) != Recompute.NONE, np.maximum(whole - per_layer, 0.0), 0.0)
     alone = pipeline == 1
     positions = np.stack([0 * pipeline, np.minimum(1, pipeline - 1), pipeline - 1])
     flights = np.stack([in_flight(at["schedule"], pipeline, virtual, microbatches, index) / virtual for index in positions])
-    activations = kept * flights
-    activations[FIRST] += embedding * flights[FIRST] + np.where(alone, head, 0.0)
-    activations[LAST] += head
-    logits = np.zeros_like(activations)
-    logits[LAST] = _logits(at) * at["stack.memory.logits_copies"]
-    logits[FIRST] = np.where(alone, logits[LAST], 0.0)
-    remaining = activations - kept + np.where(layers > 0, per_layer, 0.0)
-    remaining[LAST] -= head
-    remaining[FIRST] -= np.where(alone, head, 0.0)
-    working = np.broadcast_to(blocks.working[:kinds, combination].max(axis=0), again.shape) + again
-    return ActivationMemory(activations, remaining, logits, working)
+    entry = np.zeros_like(kept)
+    entry[FIRST] = blocks.kept[kinds, 0][combination]
+    entry[LAST] = np.where(alone, entry[FIRST], 0.0)
+    held = gradients_held(at, combination)
+    policy = policy_of(at, len(combination))
+
+    def worst(block: int) -> FloatArray:
+        return np.asarray(blocks.backward[block, held, policy, combination], np.float64)
+
+    layer = np.stack([worst(kind) for kind in range(kinds)]).max(axis=0)
+    head, embedding, loss, named = (np.zeros_like(kept) for _ in range(4))
+    head[LAST], embedding[FIRST], loss[LAST] = worst(kinds + 1), worst(kinds), _loss(at, blocks, combination)
+    named[LAST] = _logits(at) * at["stack.memory.logits_held"]
+    for array in (head, named, loss):
+        array[FIRST] = np.where(alone, array[LAST], 0.0)
+    embedding[LAST] = np.where(alone, embedding[FIRST], 0.0)
+    running = (kept + entry) * flights
+    if np.any(blocks.cached):
+        # while the loss runs forward, autocast's copies of recomputed layers' weights are still there
+        cached = np.einsum("ksn,kn->sn", counts, blocks.cached[:kinds, combination]) * (policy > 0)
+        forward = cached + blocks.kept[kinds + 1, 0][combination] + 3.0 * _logits(at)
+        head = np.where(head > 0, np.maximum(head, forward), 0.0)
+    others = running - kept - entry
+    return ActivationMemory(
+        layers=running,
+        remaining=running - per_layer,
+        left=others + entry,
+        others=others,
+        head=head,
+        layer=np.where(layers > 0, layer, 0.0),
+        embedding=embedding,
+        loss=loss,
+        named=named,
+    )
+
+
+def gradients_held(at: SymbolTable, combination: IntArray) -> IntArray:
+    """`HELD` where gradients exist when a backward pass begins: from the second microbatch on, and where the stack keeps a
+    buffer for them; `FRESH` where sharding takes the whole ones away after every backward pass. Shape (n,)."""
+    persistent = np.asarray(at["stack.memory.persistent_gradients"]) > 0
+    if persistent.all():
+        return np.full(combination.shape, HELD)
+    several = np.asarray(at["global_batch"] > at["data"] * at["micro_batch"])
+    held = persistent | (several & (np.asarray(at["zero_stage"]) < 2))
+    return np.broadcast_to(np.where(held, HELD, FRESH), combination.shape)
 
 
 def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> MemoryUse:
     """The timeline's peak over stages and moments, for n plans whose live and state bytes are given."""
-    # gradients exist from the second microbatch on, and always where the stack keeps a buffer for them
-    held = np.where(at["global_batch"] > at["data"] * at["micro_batch"], 1.0, at["stack.memory.persistent_gradients"])
+    several = at["global_batch"] > at["data"] * at["micro_batch"]
+    held = np.where(several, 1.0, at["stack.memory.persistent_gradients"])
     # DualPipe keeps two copies of the parameters, one a direction (DeepSeek-V3 table 2)
     copies = np.where(np.asarray(at["schedule"]) == Schedule.DUALPIPE, 2.0, 1.0)
     resident = state.weights * copies + state.optimizer
-    at_head, at_first, at_last = (held * state.gradients + (1.0 - held) * part for part in (0.0, state.head, state.before))
+    grown = [held * state.gradients + (1.0 - held) * part for part in (0.0, state.head, state.before, state.rest)]
     n = resident.shape[1]
-    moments = np.empty((12, n))
-    np.add(resident + state.gathered, at_head + live.activations + live.logits, out=moments[0:3])
-    # a training loop that names its logits holds them until the step ends
-    named = live.logits * (at["stack.memory.logits_held"] / at["stack.memory.logits_copies"])
-    np.add(resident + state.gathered, at_first + live.activations + live.working + named, out=moments[3:6])
-    np.add(resident + state.gathered, at_last + live.remaining + live.working + named, out=moments[6:9])
-    np.add(resident, state.gradients + named, out=moments[9:12])
+    values = (live.layers, live.remaining, live.left, live.others)
+    working = (live.head, live.layer, live.layer, live.embedding)
+    moments = np.empty((15, n))
+    for i in range(4):
+        np.add(resident + state.gathered, grown[i] + values[i] + working[i] + live.named, out=moments[3 * i : 3 * i + 3])
+    np.add(resident + state.updating, state.gradients, out=moments[12:15])
     when = np.argmax(moments, axis=0)
     stage, moment = when % 3, when // 3
     rows = stage * n + np.arange(n)
@@ -151,20 +205,21 @@ def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> M
         return np.asarray(np.choose(moment, [value.ravel()[rows] for value in values]), np.float64)
 
     nothing = np.zeros((3, n))
+    own = live.layers - live.remaining
     parts = {
         "weights": of_stage(state.weights, copies),
-        "gradients": by_moment(at_head, at_first, at_last, state.gradients),
+        "gradients": by_moment(*grown, state.gradients),
         "optimizer": of_stage(state.optimizer),
-        "activations": by_moment(live.activations, live.activations, live.remaining, nothing),
-        "logits": by_moment(live.logits, named, named, named),
-        "working": of_stage(live.working, (moment == 1) | (moment == 2)),
-        "gathered": of_stage(state.gathered, moment < 3),
+        "activations": by_moment(live.layers, live.layers, live.left + own, live.others, nothing),
+        "logits": of_stage(live.named, moment < 4) + of_stage(live.loss, moment == 0),
+        "working": by_moment(live.head - live.loss, live.layer - own, live.layer - own, live.embedding, nothing)
+        + at["stack.memory.workspace"],
+        "gathered": by_moment(*[state.gathered] * 4, state.updating),
     }
     peak = moments.ravel()[when * n + np.arange(n)] + at["stack.memory.workspace"]
-    parts["working"] = parts["working"] + at["stack.memory.workspace"]
     overhead = peak * at["stack.memory.fragmentation"] + at["stack.memory.reserve"] + _buffers(at)
     return MemoryUse(
-        peak, parts, moments.reshape(4, 3, n).max(axis=0) + at["stack.memory.workspace"], peak + overhead, overhead
+        peak, parts, moments.reshape(5, 3, n).max(axis=0) + at["stack.memory.workspace"], peak + overhead, overhead
     )
 
 
@@ -194,11 +249,17 @@ def first_k_share(at: SymbolTable, counts: FloatArray) -> FloatArray:
 
 
 def state_memory(
-    at: SymbolTable, dense: FloatArray, expert: FloatArray, counts: FloatArray, embedding: Value, head: Value
+    at: SymbolTable,
+    dense: FloatArray,
+    expert: FloatArray,
+    counts: FloatArray,
+    embedding: Value,
+    head: Value,
+    rounding: FloatArray,
 ) -> StateMemory:
     """State of n plans from the (3, n) parameters of a device and the (kinds, 3, n) layer counts.
 
-    `embedding`, `head` (n,) are the parameters of those blocks on a device.
+    `embedding`, `head` (n,) are the parameters of those blocks on a device; `rounding` is `stage_rounding`'s.
     """
     zero = np.asarray(at["zero_stage"])
     shard, expert_shard = shard_ranks(at)
@@ -206,7 +267,8 @@ def state_memory(
 
     def sharded(width: str, stage: int, share: Value = 1.0) -> FloatArray:
         split = dense / np.where(zero >= stage, shard, 1) + expert / np.where(zero >= stage, expert_shard, 1)
-        return np.asarray(split * at[f"optimizer.{width}"] * share, np.float64)
+        added = np.where(zero >= stage, 0.0, rounding[("weights", "gradients", "states").index(width)])
+        return np.asarray((split * at[f"optimizer.{width}"] + added) * share, np.float64)
 
     alone = np.broadcast_to(np.asarray(at["pipeline"]) == 1, dense.shape[1:])
     gradients = sharded("gradients", 2, trained)
@@ -224,9 +286,19 @@ def state_memory(
         gradients=gradients,
         head=ends * share,
         before=(ends + in_layers * (1.0 - 1.0 / layers)) * share,
+        rest=(ends + in_layers) * share,
         optimizer=np.where(on_host, 0.0, sharded("states", 1, trained)),
         gathered=_gathered(at, dense, expert, counts.sum(axis=0), embedding) + buckets,
+        updating=sharded("gradients", 2, trained) / at["optimizer.gradients"] * at["stack.memory.update"],
     )
+
+
+def _loss(at: SymbolTable, blocks: BlockMemory, combination: IntArray) -> Value:
+    """Bytes of log-probabilities and gradients of one microbatch's logits while the loss runs back."""
+    cast = blocks.cached[-1][combination] > 0
+    copies = at["stack.memory.logits_copies"]
+    element = np.where(cast, copies * 4.0 - 2.0, copies * at["stack.loss_bytes"])
+    return _logits(at) / at["stack.logits_bytes"] * element
 
 
 def _logits(at: SymbolTable) -> Value:

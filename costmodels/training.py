@@ -28,6 +28,7 @@ from costmodels.memory import (
     memory_use,
     policy_of,
     stage_parameters,
+    stage_rounding,
     state_memory,
     trained_share,
 )
@@ -123,11 +124,18 @@ MICROBATCH_ONLY = frozenset({"micro_batch", "sequence_parallel", "schedule", "re
 """Symbols that parameters, their reduction and the optimizer do not depend on."""
 
 
+def parameters_only(problem: Problem, points: Columns) -> frozenset[str]:
+    """`PARAMETERS_ONLY`; without buffers that always hold the gradients, a microbatch's memory depends on their sharding."""
+    name = "stack.memory.persistent_gradients"
+    persistent = points.levels[name][1] if name in points.levels else problem.scalars[name]
+    return PARAMETERS_ONLY if np.all(np.asarray(persistent) > 0) else PARAMETERS_ONLY - {"zero_stage"}
+
+
 def tables_of(problem: Problem, points: Columns, *, with_time: bool) -> Tables:
     """Evaluate every part of the model once per distinct combination; without time, memory alone."""
     stack = find_stack(problem.stack)
     names = frozenset(points.levels)
-    inner, by_pipe = distinct(points, names - PARAMETERS_ONLY)
+    inner, by_pipe = distinct(points, names - parameters_only(problem, points))
     blocks = block_table(problem, inner, stack, with_time=with_time)
     stages, place = stages_of(problem, inner, stack)
     outer, by_data = distinct(points, names - MICROBATCH_ONLY)
@@ -142,7 +150,8 @@ def tables_of(problem: Problem, points: Columns, *, with_time: bool) -> Tables:
         combination = blocks.index[shared[rows]]
         dense, expert = stage_parameters(blocks.memory, combination, counts, tied, at["pipeline"])
         embedding, head = (blocks.memory.dense[counts.shape[0] + end][combination] for end in (0, 1))
-        state.append(state_memory(at, dense, expert, counts, embedding, head))
+        rounding = stage_rounding(blocks.memory, combination, counts, at["pipeline"])
+        state.append(state_memory(at, dense, expert, counts, embedding, head, rounding))
         if with_time:
             heaviest = np.argmax(dense + expert, axis=0)[None]
             own = [np.take_along_axis(share, heaviest, axis=0)[0] for share in (dense, expert)]

@@ -17,10 +17,10 @@ from costmodels.block import (
     INPUT_GRADIENT,
     WEIGHT_GRADIENT,
     BlockTime,
-    block_memory,
     block_time,
     kernels,
 )
+from costmodels.block_memory import block_memory
 from costmodels.block_table import graphs
 from costmodels.constants import find_stack, stack_names
 from spaces.architecture import Architecture
@@ -92,7 +92,7 @@ def test_recomputation_costs_time_and_saves_memory(architecture: Architecture, s
     assert made.recompute[0, 0] == 0
     assert made.recompute[2, 0] <= made.forward[0] * (1 + 1e-12)
     graph = graphs(architecture, find_stack(stack).traits).layers["dense"]
-    at = {**problem(architecture, stack=stack).scalars, **whole()}
+    at = {**problem(architecture, stack=stack).scalars, **whole(zero_stage=find_stack(stack).default_zero)}
     kept = block_memory(graph, find_stack(stack), at, 1, sequence_parallel=False).kept[:, 0]
     assert (np.diff(kept) <= 0).all()
     assert kept[2] == 2 * 2048 * architecture.hidden
