@@ -37,7 +37,7 @@ class BlockMemory:
     moment of its backward pass, above what other blocks hold: what it kept or computed again, gradients of its values, and its
     weight gradients (all of them when fresh, the one being added when held). `cached` (n,): 16-bit copies of its weights that
     autocast holds until the forward pass ends. `dense`, `expert` (n,): parameters, reduced over data · context and over
-    expert-data ranks. `rounding` (3, n): bytes that the allocator adds to tensors of the unsharded weights, gradients and moments.
+    expert-data ranks. `rounding` (3, n): bytes that the allocator adds to unsharded weights, gradients and moments.
     """
 
     kept: FloatArray
@@ -306,7 +306,7 @@ class _Walk:
 
 
 def allocation_rounding(size: Value) -> Value:
-    """Bytes that PyTorch's caching allocator adds to a tensor of `size` bytes (c10/cuda/CUDACachingAllocator, default settings).
+    """Bytes that PyTorch's caching allocator adds to a tensor of `size` bytes (c10/cuda/CUDACachingAllocator).
 
     From 10 MiB a segment is a multiple of 2 MiB and is split only when more than 1 MiB is left over; from 1 MiB tensors share
     segments of 20 MiB by the same rule; smaller ones are rounded to 512 bytes, which is nothing here.
