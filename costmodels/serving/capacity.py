@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.block import parameters
+from costmodels.block_memory import parameters
 from costmodels.block_table import graphs
 from costmodels.serving.formats import cache_bytes, weight_bytes
 from costmodels.serving.stack import ServingStack
