@@ -11,33 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from costmodels.block_kernels import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, Kernel, kernels
 from costmodels.collectives import Link, collective_bytes, collective_time, group_bandwidth
 from costmodels.constants import Stack
-from costmodels.kernels import attention_time, gemm_time, streaming_time
+from costmodels.kernel_times import KernelTimes
 from spaces.blocks import placement
 from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable
-from spaces.graph import MATRIX_KINDS, Collective, Graph, Kind, Operator, Placement
+from spaces.graph import MATRIX_KINDS, Collective, Graph, Kind, Placement
 from spaces.mesh import worst_group
 from spaces.plan import Precision, Recompute, Schedule
 
-FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "forward", "input_gradient", "weight_gradient"
 FAMILIES = ("gemm", "attention", "pointwise", "tensor_communication", "context_communication", "expert_communication", "host")
 """Parts of a block's time, in report order."""
 _FAMILY_OF_AXIS = {"tensor": 3, "context": 4, "expert": 5, "expert_tensor": 5}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Kernel:
-    """One kernel of a block: seconds, executed FLOPs and bytes of memory traffic, each (n,)."""
-
-    operator: str
-    kind: Kind
-    phase: str
-    time: Value
-    flops: Value
-    traffic: Value
-    shape: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,11 +62,13 @@ class BlockTime:
     outer_bytes: FloatArray
 
 
-def block_time(graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_parallel: bool) -> BlockTime:
-    """Time of a block for n combinations of symbols that share one placement."""
+def block_time(
+    graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_parallel: bool, times: KernelTimes | None = None
+) -> BlockTime:
+    """Time of a block for n combinations of symbols that share one placement; `times` know kernels better than formulas."""
     where, at = placed(at, sequence_parallel)
     rerun = [rerun_operators(graph, stack, policy) for policy in range(3)]
-    work = list(kernels(graph, where, at))
+    work = kernels(graph, where, at, n, stack, times)
     moves = list(exchanges(graph, where, at, work))
     families = np.zeros((3, len(FAMILIES), n))
     forward, backward, weight, again = np.zeros(n), np.zeros((3, n)), np.zeros(n), np.zeros((3, n))
@@ -166,135 +155,6 @@ def rerun_operators(graph: Graph, stack: Stack, policy: int) -> frozenset[str]:
     return frozenset(op.name for op in again)
 
 
-# ---- kernels -----------------------------------------------------------------------------------------------------------
-
-
-def kernels(graph: Graph, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
-    """Every kernel of the block, forward and backward, at the shapes one device sees."""
-    for op in graph.operators:
-        match op.kind:
-            case Kind.GEMM | Kind.GROUPED_GEMM:
-                yield from _products(graph, op, where, at)
-            case Kind.ATTENTION:
-                yield from _attention(graph, op, where, at)
-            case Kind.LOSS:
-                yield from _loss(graph, op, where, at)
-            case _:
-                yield from _streams(graph, op, where, at)
-
-
-def product_shape(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> tuple[Value, Value, Value, Value]:
-    """(groups, m, n, k) of a matrix product forward, as one device sees it."""
-    reads = op.reads[0][1]
-    batch = ("experts",) if op.kind is Kind.GROUPED_GEMM else ()
-    groups = graph.elements(batch, where).evaluate(at)
-    m = graph.elements([d for d in reads if d not in op.contracted and d not in batch], where).evaluate(at)
-    n = sum(graph.elements([d for d in t.dims if d not in reads], where).evaluate(at) for t in op.writes)
-    return groups, m, n, graph.elements(op.contracted, where).evaluate(at)
-
-
-def _products(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
-    """(m,n,k) forward, (m,k,n) input gradient, (n,k,m) weight gradient (Megatron's three products of a linear layer)."""
-    groups, m, n, k = product_shape(graph, op, where, at)
-    flops = 2.0 * groups * m * n * k
-    precision = np.asarray(at["precision"])
-    low = (precision >= Precision.FP8) & op.quantised
-    element = np.where(low, 1.0, 2.0)
-    for phase, shape in ((FORWARD, (m, n, k)), (INPUT_GRADIENT, (m, k, n)), (WEIGHT_GRADIENT, (k, n, m))):
-        written = at["stack.weight_gradient_bytes"] if phase == WEIGHT_GRADIENT else 2.0
-        time = gemm_time(at, *shape, groups, quantised=op.quantised, output=written)
-        x, y, z = shape
-        traffic = groups * (element * (x * z + z * y) + written * x * y)
-        if phase == WEIGHT_GRADIENT:  # LoRA leaves the weights as they are
-            trained = np.where(np.asarray(at["trainable"]) == 0, 1.0, 0.0)
-            yield Kernel(op.name, op.kind, phase, time * trained, flops * trained, traffic * trained, (groups, *shape))
-        else:
-            yield Kernel(op.name, op.kind, phase, time, flops, traffic, (groups, *shape))
-    if len(op.writes) > 1:  # the gradients of a fused product's outputs are concatenated before its own gradients
-        joined = at["stack.split_passes"] * 2.0 * groups * m * n
-        yield Kernel(op.name, Kind.MULTIPLY, INPUT_GRADIENT, np.where(joined > 0, streaming_time(at, joined), 0.0), 0.0, joined)
-    if op.quantised:  # quantising and transposing the operands: input forward, output gradient backward
-        cast_in = np.where(low, at["stack.cast_bytes"] * groups * m * k, 0.0)
-        cast_out = np.where(low, at["stack.cast_bytes"] * groups * m * n, 0.0)
-        weights = np.where(low, at["stack.cast_bytes"] * groups * n * k, 0.0)
-        yield Kernel(op.name, Kind.ACTIVATION, FORWARD, _cast(at, cast_in + weights, low), 0.0, cast_in + weights)
-        yield Kernel(op.name, Kind.ACTIVATION, INPUT_GRADIENT, _cast(at, cast_out, low), 0.0, cast_out)
-
-
-def _cast(at: SymbolTable, traffic: Value, low: Value) -> Value:
-    return np.where(low, streaming_time(at, traffic), 0.0)
-
-
-def attention_pairs(at: SymbolTable, key_length: Value) -> Value:
-    """Query-key pairs under a causal mask with a window of `key_length`: s·w − w(w−1)/2 (w = s: s(s+1)/2)."""
-    s = at["sequence"]
-    w = np.minimum(s, key_length)
-    return s * w - w * (w - 1.0) / 2.0
-
-
-def _attention(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
-    heads = graph.local("heads", where).evaluate(at)
-    widths = {d: graph.size(d).evaluate(at) for d in ("qk_dim", "value_dim", "key_length")}
-    share = at["micro_batch"] / np.asarray(at["context"], np.float64)
-    if op.name in ("scores", "attend"):
-        yield from _unfused_attention(op, at, heads * share, widths)
-        return
-    pairs = attention_pairs(at, widths["key_length"]) * heads * share
-    flops = 2.0 * pairs * (widths["qk_dim"] + widths["value_dim"])
-    tokens = at["sequence"] * share
-    query = tokens * heads * (widths["qk_dim"] + widths["value_dim"])
-    keys = at["sequence"] * at["micro_batch"] * sum(graph.elements(dims[1:], where).evaluate(at) for name, dims in op.reads[1:])
-    traffic = 2.0 * (query + keys)
-    yield Kernel(op.name, op.kind, FORWARD, attention_time(at, flops, traffic, "forward"), flops, traffic)
-    # backward: five products instead of two, and dQ, dK, dV, O, dO beside Q, K, V
-    yield Kernel(
-        op.name, op.kind, INPUT_GRADIENT, attention_time(at, 2.5 * flops, 2.5 * traffic, "backward"), 2.5 * flops, 2.5 * traffic
-    )
-
-
-def _unfused_attention(op: Operator, at: SymbolTable, heads: Value, widths: dict[str, Value]) -> Iterator[Kernel]:
-    """Two products over all s² scores, masked or not, and the softmax, mask and dropout passes over them."""
-    pairs = heads * at["sequence"] * widths["key_length"]
-    width = widths["qk_dim"] if op.name == "scores" else widths["value_dim"]
-    flops = 2.0 * pairs * width
-    for phase, factor in ((FORWARD, 1.0), (INPUT_GRADIENT, 2.0)):
-        direction = "forward" if phase == FORWARD else "backward"
-        score_bytes = at[f"stack.score_traffic.{direction}"] * pairs if op.name == "scores" else 0.0
-        compute = factor * flops / (at["device.matrix_flops.fp16"] * at[f"kernel.attention.{direction}"])
-        time = compute + 2 * at["kernel.gemm.overhead"]
-        if op.name == "scores":
-            time = time + streaming_time(at, score_bytes)
-        yield Kernel(op.name, op.kind, phase, time, factor * flops, score_bytes + factor * 2.0 * pairs)
-
-
-def _streams(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
-    """Pointwise operators: one read of each input and one write of each output, times the stack's passes."""
-    read = sum(graph.elements(dims, where).evaluate(at) * _element(graph.tensors[name].element, at) for name, dims in op.reads)
-    written = sum(graph.bytes(t, where).evaluate(at) for t in op.writes)
-    kind = op.kind.value
-    share = "norm" if op.kind is Kind.NORM else "bandwidth"
-    forward = (read + written) * at[f"stack.traffic.forward.{kind}"]
-    # backward reads the output's gradient and what was kept, and writes the inputs' gradients
-    kept = sum(graph.bytes(graph.tensors[name], where).evaluate(at) for name in op.keeps)
-    backward = (read + written + (kept if op.kind in (Kind.MULTIPLY, Kind.NORM, Kind.ACTIVATION) else 0.0)) * at[
-        f"stack.traffic.backward.{kind}"
-    ]
-    yield Kernel(op.name, op.kind, FORWARD, streaming_time(at, forward, share), 0.0, forward)
-    yield Kernel(op.name, op.kind, INPUT_GRADIENT, streaming_time(at, backward, share), 0.0, backward)
-
-
-def _loss(graph: Graph, op: Operator, where: Placement, at: SymbolTable) -> Iterator[Kernel]:
-    """Cross-entropy: `loss_passes` reads and writes of the logits, a third of them forward."""
-    logits = graph.bytes(graph.tensors["logits"], where).evaluate(at)
-    passes = at["stack.loss_passes"]
-    for phase, share in ((FORWARD, 1 / 3), (INPUT_GRADIENT, 2 / 3)):
-        yield Kernel(op.name, op.kind, phase, streaming_time(at, share * passes * logits), 0.0, share * passes * logits)
-
-
-def _element(element: object, at: SymbolTable) -> Value:
-    return at[element] if isinstance(element, str) else element
-
-
 # ---- exchanges ---------------------------------------------------------------------------------------------------------
 
 
@@ -372,6 +232,10 @@ def links_of(at: SymbolTable, ranks: Value, stride: Value) -> tuple[Value, Link,
         bandwidth=at["device.nic_bandwidth"] * at["link.outer.share"] * np.minimum(at["stack.rails"] / inside, 1.0),
     )
     return inside, inner, outer
+
+
+def _element(element: object, at: SymbolTable) -> Value:
+    return at[element] if isinstance(element, str) else element
 
 
 # ---- host ------------------------------------------------------------------------------------------

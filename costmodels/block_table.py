@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from costmodels.block import BlockTime, block_time
 from costmodels.block_memory import BlockMemory, block_memory
 from costmodels.constants import Stack
+from costmodels.kernel_times import kernel_times
 from spaces.architecture import Architecture
 from spaces.blocks import GraphTraits, Model, build
 from spaces.columns import Columns, FloatArray, IntArray, distinct
@@ -77,7 +78,8 @@ def block_table(problem: Problem, points: Columns, stack: Stack, *, with_time: b
     memory = _stack([_split(problem, combinations, graph, stack, block_memory, BlockMemory) for graph in blocks], BlockMemory)
     time = None
     if with_time:
-        time = _stack([_split(problem, combinations, graph, stack, block_time, BlockTime) for graph in blocks], BlockTime)
+        cost = partial(block_time, times=kernel_times(problem))
+        time = _stack([_split(problem, combinations, graph, stack, cost, BlockTime) for graph in blocks], BlockTime)
     return BlockTable(time, memory, index)
 
 

@@ -47,8 +47,13 @@ def shard_ranks(at: SymbolTable) -> tuple[Value, Value]:
     return shard, np.where(fewer, np.minimum(experts, shard), experts)
 
 
-def data_parallel_time(at: SymbolTable, dense: Value, expert: Value, trained: Value) -> DataParallelTime:
-    """Times for `dense` and `expert` parameters on a device, of which the share `trained` has gradients."""
+def data_parallel_time(
+    at: SymbolTable, dense: Value, expert: Value, trained: Value, embedding: Value = 0.0
+) -> DataParallelTime:
+    """Times for `dense` and `expert` parameters on a device, of which the share `trained` has gradients.
+
+    `embedding` of the dense ones belong to an embedding that is not the head's as well.
+    """
     copies = at["context"] * at["data"]
     shard, expert_shard = shard_ranks(at)
     expert_copies = np.maximum(at["tensor"] * copies // (at["expert_tensor"] * at["expert"]), 1)
@@ -78,7 +83,9 @@ def data_parallel_time(at: SymbolTable, dense: Value, expert: Value, trained: Va
         inner_bytes, outer_bytes = inner_bytes + inner, outer_bytes + outer
     own = np.where(zero >= 1, dense / shard + expert / expert_shard, dense + expert) * trained
     bandwidth = at["device.memory_bandwidth"] * at["kernel.optimizer.bandwidth"]
-    update = own * at["optimizer.traffic"] / bandwidth + 4.0 * (dense + expert) * trained / bandwidth
+    update = own * (at["optimizer.traffic"] / bandwidth + at["kernel.optimizer.element"])
+    update = update + np.where(zero >= 1, embedding / shard, embedding) * trained * at["stack.untouched"]
+    update = update + at["stack.step_bytes"] * (dense + expert) * trained / bandwidth
     offloaded = np.asarray(at["offload"]) == Offload.OPTIMIZER
     # gradients down and parameters up over the host link, and the update at the host's rate (Ren 2021, ZeRO-Offload §4)
     host = own * (gradient + parameter) / at["device.host_link_bandwidth"] + own / at["stack.host_optimizer_rate"]

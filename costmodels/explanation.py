@@ -8,11 +8,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from costmodels.block import FORWARD, Kernel, exchanges, kernels, placed, rerun_operators
+from costmodels.block import exchanges, placed, rerun_operators
+from costmodels.block_kernels import FORWARD, Kernel, kernels
 from costmodels.block_table import block_table, blocks_of, graphs
 from costmodels.constants import find_stack
 from costmodels.factors import gathered
 from costmodels.intervals import pair
+from costmodels.kernel_times import kernel_times
 from costmodels.kernels import matrix_rate, sixteen_bit_rate
 from costmodels.memory import memory_use
 from costmodels.training import stages_of, tables_of
@@ -56,13 +58,14 @@ def operator_times(problem: Problem, plan: Columns) -> tuple[OperatorTime, ...]:
     names = problem.labels.get("generation", ("unknown",))
     evidence = pair(problem.stack, names[int(np.max(at.get("generation", 0)))])[2].name.lower().replace("_", "-")
     parallel = bool(np.max(at["sequence_parallel"]) and np.max(at["tensor"]) > 1)
+    times = kernel_times(problem)
     found: list[OperatorTime] = []
     for graph, count, layer in zip(blocks_of(model), [*layers, *ends], [*[True] * len(layers), False, False], strict=True):
         if not count:
             continue
         where, local = placed(at, parallel)
         again = rerun_operators(graph, stack, policy) if layer and policy != Recompute.FIRST_K else frozenset()
-        work = list(kernels(graph, where, local))
+        work = kernels(graph, where, local, 1, stack, times)
         calls = count * microbatches
         for kernel in work:
             rate = matrix_rate(local, True)[0] if kernel.kind in MATRIX_KINDS else sixteen_bit_rate(local)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.block import attention_pairs, product_shape
+from costmodels.block_kernels import attention_pairs, product_shape
 from costmodels.constants import Stack
 from spaces.blocks import Model, placement
 from spaces.columns import FloatArray, Value

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.block import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, Kernel, kernels, placed, rerun_operators
+from costmodels.block import placed, rerun_operators
+from costmodels.block_kernels import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, Kernel, kernels
 from costmodels.block_table import blocks_of, graphs
 from costmodels.constants import Stack, find_stack
 from costmodels.training import stages_of

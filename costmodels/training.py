@@ -55,17 +55,20 @@ def training_problem(
     device: Device | None = None,
     fixed: Mapping[str, float] | None = None,
     optimizer: str | None = None,
+    kernels: str = "",
+    calibration: str = "",
 ) -> Problem:
     """A problem with every symbol of the model, the stack's device symbols (when one device is given) and the plan's defaults.
 
     `fixed` binds `sequence`, `global_batch` and whatever else is not an axis; SI units. Columns win over them.
-    `optimizer` names a state layout of costmodels/data/optimizers.yaml in place of the stack's own.
+    `optimizer` names a state layout of costmodels/data/optimizers.yaml in place of the stack's own, `kernels` a kernel model
+    (costmodels.kernel_models.registry) in place of the learned one, `calibration` a folder of somebody's own measurements.
     """
     chosen = find_stack(stack)
     bound: dict[str, float] = {**DEFAULTS, "shard_degree": 0, **scalars(architecture)}
     bound["parameters"] = graphs(architecture, chosen.traits).parameters()
     bound |= optimizer_symbols(optimizer or chosen.optimizer)
-    labels = {**NAMES}
+    labels = {**NAMES, "kernel_model": (kernels,), "calibration": (calibration,)}
     if device is not None:
         bound |= device_symbols(device, stack)
         labels["device"] = (device.name,)
@@ -155,7 +158,8 @@ def tables_of(problem: Problem, points: Columns, *, with_time: bool) -> Tables:
         if with_time:
             heaviest = np.argmax(dense + expert, axis=0)[None]
             own = [np.take_along_axis(share, heaviest, axis=0)[0] for share in (dense, expert)]
-            data.append(data_parallel_time(at, own[0], own[1], trained_share(at)))
+            looked_up = np.where(heaviest[0] == 0, 0.0 if tied else embedding, 0.0)
+            data.append(data_parallel_time(at, own[0], own[1], trained_share(at), looked_up))
     pipe, live = [], []
     for rows in _slices(inner.n):
         at = problem.at(inner.take(rows))

@@ -53,4 +53,8 @@ def spread_of(fit: Fit, model: str, op: str, at: Shapes, device: DeviceSymbols) 
     """Half width of the 90 % interval in log time for each row, shape (n,)."""
     known = fit.spreads.get(model) or fit.spreads.get("roofline", {})
     usual = known.get("", _UNKNOWN)
-    return np.array([known.get(name, usual) for name in group_of(op, at, device).tolist()])
+    groups = group_of(op, at, device)
+    half = np.full(len(groups), usual)
+    for name in np.unique(groups).tolist():
+        half[groups == name] = known.get(name, usual)
+    return half

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 
 from costmodels.kernel_models.calibrated import Calibrated
 from costmodels.kernel_models.dataflow import Dataflow
+from costmodels.kernel_models.fitted import read_fit
 from costmodels.kernel_models.learned import Learned
 from costmodels.kernel_models.protocol import KernelModel
 from costmodels.kernel_models.roofline import Roofline
@@ -34,6 +35,14 @@ def kernel_models() -> dict[str, Callable[[], KernelModel]]:
             raise ValueError(f"the kernel model {point.name!r} is registered twice; {point.value} must take another name")
         found[point.name] = point.load
     return {name: make if name in _OWN else _loaded(make) for name, make in found.items()}
+
+
+def taught_devices(name: str = DEFAULT) -> tuple[str, ...] | None:
+    """Names of the devices that one of the project's own models was taught on; None for a model of somebody else's."""
+    if name not in _OWN:
+        return None
+    fits = [] if name == "roofline" else [read_fit(family) for family in ("gemm", "attention", "pointwise")]
+    return tuple(sorted({device for fit in fits if fit is not None for device in fit.devices}))
 
 
 def find_kernel_model(name: str = DEFAULT) -> KernelModel:

@@ -11,15 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_points import OLD, SPARSE, TINY, problem, whole
 
-from costmodels.block import (
-    FAMILIES,
-    FORWARD,
-    INPUT_GRADIENT,
-    WEIGHT_GRADIENT,
-    BlockTime,
-    block_time,
-    kernels,
-)
+from costmodels.block import FAMILIES, BlockTime, block_time
+from costmodels.block_kernels import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, kernels
 from costmodels.block_memory import block_memory
 from costmodels.block_table import graphs
 from costmodels.constants import find_stack, stack_names

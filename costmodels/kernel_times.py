@@ -1,0 +1,190 @@
+"""Times of a block's kernels: the sustained formulas, corrected by what a kernel model knows of each distinct shape.
+
+A block states every kernel twice: by a formula on the device's sustained rates (costmodels.kernels), and, where a kernel model
+may know it, as the operator and shape the model is asked about. On a device that was measured the answer is the model's. On
+another of its generation the formula is multiplied by what the model makes of the formula on the measured one: efficiency is
+held, so nothing jumps between the two. Elsewhere the formula stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.constants import device_symbols, find_stack, generation_constants
+from costmodels.kernel_models.protocol import KernelModel
+from costmodels.kernel_models.registry import DEFAULT, find_kernel_model, taught_devices
+from costmodels.kernel_models.symbols import kernel_symbols
+from costmodels.metrics import Evidence
+from spaces.columns import FloatArray, IntArray, Value
+from spaces.expressions import SymbolTable
+from spaces.hardware import Device, find_device
+from spaces.plan import Precision
+from spaces.problem import Problem
+
+FORMATS = {Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP8: "fp8"}
+"""Formats of products that kernels were measured in, by precision."""
+_KNOWN = (Evidence.MEASURED, Evidence.INTERPOLATED, Evidence.EXTRAPOLATED)
+_NEAREST = ("device.matrix_flops.bf16", "device.memory_bandwidth", "device.power")
+
+
+Formula: TypeAlias = Callable[[SymbolTable], Value]
+"""Seconds on any symbols, a number or (n,)."""
+ATTENTION_OF_STACK = "stack's"
+"""Stands for the kernel that the stack runs attention with on the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Call:
+    """A kernel: the formula that stands for it, and how models know it, as operator, dimensions (number or (n,)) and words.
+
+    `op` is '' for what no model knows. `reference` is the formula of what the model is asked about, where that is not the
+    kernel itself. `applies` (n,) or bool says where the model's operator is what runs, `dtype` is a precision's code, a number
+    or (n,). Of the call's time the kernel takes `share` (negative: it is taken off).
+    """
+
+    formula: Formula
+    op: str = ""
+    dimensions: Mapping[str, Value] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+    dtype: Value = Precision.BF16
+    applies: Value = True
+    reference: Formula | None = None
+    share: float = 1.0
+
+
+class KernelTimes:
+    """Answers of one kernel model under one stack; every distinct shape is asked about once and remembered."""
+
+    def __init__(self, model: KernelModel, stack: str, generations: Sequence[str], measured: Sequence[Device]) -> None:
+        """`generations` are the names behind the symbol `generation`, `measured` the devices the model was taught on."""
+        self._model, self._generations, self._measured = model, tuple(generations), tuple(measured)
+        self._known: dict[tuple[Any, ...], dict[tuple[float, ...], float]] = {}
+        symbols = {device.name: device_symbols(device, stack) for device in measured}
+        self._symbols = {
+            name: {key: value for key, value in own.items() if key.startswith(("device.", "kernel."))}
+            for name, own in symbols.items()
+        }
+        self._attention = {device.name: attention_kernel(stack, device.generation) for device in measured}
+        self._asking = {device.name: kernel_symbols(device) for device in measured}
+
+    def seconds(self, at: SymbolTable, calls: Sequence[Call], n: int) -> list[FloatArray]:
+        """Seconds of each call, shape (n,): its formula, times what the model makes of it on the measured device."""
+        times = [np.broadcast_to(np.asarray(call.formula(at), np.float64), (n,)).copy() for call in calls]
+        for device, rows in self._references(at, n):
+            same = all(np.all(np.asarray(at[name]) == value) for name, value in self._symbols[device.name].items())
+            there = at if same else _Over(at, self._symbols[device.name])
+            self._correct(device, at, there, calls, times, rows, n)
+        return times
+
+    def _references(self, at: SymbolTable, n: int) -> list[tuple[Device, IntArray]]:
+        """Measured devices and the rows they stand for: of the same generation, the nearest by its figures."""
+        codes = np.broadcast_to(np.asarray(at["generation"], np.int64), (n,)) if self._measured else np.zeros(0, np.int64)
+        found: list[tuple[Device, IntArray]] = []
+        for code in np.unique(codes).tolist():
+            many = [device for device in self._measured if device.generation == self._generations[code]]
+            if not many:
+                continue
+            apart = np.zeros((len(many), n))
+            for name in _NEAREST:
+                here = np.log(np.maximum(np.asarray(at[name], np.float64), 1.0))
+                apart += np.stack([np.broadcast_to(np.abs(here - math.log(d.symbols()[name])), (n,)) for d in many])
+            nearest = np.argmin(apart, axis=0)
+            rows = [np.flatnonzero((codes == code) & (nearest == i)) for i in range(len(many))]
+            found += [(device, own) for device, own in zip(many, rows, strict=True) if len(own)]
+        return found
+
+    def _correct(
+        self,
+        device: Device,
+        at: SymbolTable,
+        there: SymbolTable,
+        calls: Sequence[Call],
+        times: list[FloatArray],
+        rows: IntArray,
+        n: int,
+    ) -> None:
+        """Put the model's answers into `times` at `rows`; `there` are the measured device's symbols."""
+        wanted: dict[tuple[Any, ...], list[tuple[int, IntArray, list[tuple[float, ...]]]]] = {}
+        for i, call in enumerate(calls):
+            if not call.op:
+                continue
+            applies = np.broadcast_to(np.asarray(call.applies, np.bool_), (n,))[rows]
+            precision = np.broadcast_to(np.asarray(call.dtype), (n,))[rows]
+            for code in np.unique(precision).tolist():
+                chosen = rows[applies & (precision == code)]
+                if not len(chosen) or code not in FORMATS:
+                    continue
+                columns = [np.broadcast_to(np.asarray(v, np.float64), (n,))[chosen] for v in call.dimensions.values()]
+                key = (device.name, call.op, FORMATS[Precision(code)], tuple(call.dimensions), self._words(device, call, code))
+                shapes = list(zip(*(column.tolist() for column in columns), strict=True))
+                wanted.setdefault(key, []).append((i, chosen, shapes))
+        for key, many in wanted.items():
+            known = self._known.setdefault(key, {})
+            fresh = list(dict.fromkeys(shape for _, _, shapes in many for shape in shapes if shape not in known))
+            if fresh:
+                known.update(zip(fresh, self._predicted(key, fresh), strict=True))
+            for i, chosen, shapes in many:
+                model = np.array([known[shape] for shape in shapes])
+                reference = calls[i].reference
+                if there is not at or reference is not None:
+                    formula = np.asarray((reference or calls[i].formula)(there), np.float64)
+                    model = times[i][chosen] * model / np.maximum(np.broadcast_to(formula, (n,))[chosen], 1e-12)
+                times[i][chosen] = np.where(np.isfinite(model), model, times[i][chosen])
+
+    def _words(self, device: Device, call: Call, precision: int) -> tuple[tuple[str, str], ...]:
+        """A call's words. 8-bit operands are transposed beforehand: their products have one layout."""
+        words = dict(call.words)
+        if precision == Precision.FP8 and "layout" in words:
+            words["layout"] = "forward"
+        if words.get("implementation") == ATTENTION_OF_STACK:
+            words["implementation"] = self._attention[device.name]
+        return tuple(words.items())
+
+    def _predicted(self, key: tuple[Any, ...], shapes: list[tuple[float, ...]]) -> list[float]:
+        """Seconds of each shape; NaN where the model has nothing but first principles to go by."""
+        device, op, dtype, dimensions, words = key
+        at: dict[str, NDArray[Any]] = {
+            name: np.array(values) for name, values in zip(dimensions, zip(*shapes, strict=True), strict=True)
+        }
+        at |= {name: np.full(len(shapes), word) for name, word in (("dtype", dtype), *words)}
+        time = self._model.predict(op, at, self._asking[device])
+        return np.where(np.isin(time.evidence, _KNOWN), time.value, math.nan).tolist()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class _Over:
+    """Symbols with those of a device in place of their own."""
+
+    at: SymbolTable
+    device: Mapping[str, float]
+
+    def __getitem__(self, symbol: str) -> Value:
+        return self.device[symbol] if symbol in self.device else self.at[symbol]
+
+
+def kernel_times(problem: Problem) -> KernelTimes:
+    """The kernel times a problem asks for: labels `kernel_model` and `calibration` (a folder), both may be absent."""
+    labels = problem.labels
+    model, folder = (labels.get(name, ("",))[0] for name in ("kernel_model", "calibration"))
+    return _times(model or DEFAULT, folder, problem.stack, labels.get("generation", ()), labels.get("device", ()))
+
+
+@lru_cache(maxsize=16)
+def _times(name: str, folder: str, stack: str, generations: tuple[str, ...], devices: tuple[str, ...]) -> KernelTimes:
+    taught = taught_devices(name)
+    measured = devices if taught is None else taught
+    return KernelTimes(find_kernel_model(name), stack, generations, [find_device(device) for device in measured])
+
+
+def attention_kernel(stack: str, generation: str) -> str:
+    """Which kernel a stack runs attention with on a generation: flash1, flash2, flash3 or unfused."""
+    chosen = find_stack(stack)
+    meeting = {**chosen.generations.get("default", {}), **chosen.generations.get(generation, {})}
+    return str(meeting.get("attention", generation_constants(generation)["attention_default"]))
