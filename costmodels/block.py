@@ -15,6 +15,7 @@ from costmodels.block_kernels import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, K
 from costmodels.collectives import Link, collective_bytes, collective_time, group_bandwidth
 from costmodels.constants import Stack
 from costmodels.kernel_times import KernelTimes
+from costmodels.kernels import streaming_time
 from spaces.blocks import placement
 from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable
@@ -69,7 +70,7 @@ def block_time(
     where, at = placed(at, sequence_parallel)
     rerun = [rerun_operators(graph, stack, policy) for policy in range(3)]
     work = kernels(graph, where, at, n, stack, times)
-    moves = list(exchanges(graph, where, at, work))
+    moves = list(exchanges(graph, where, at, work, times))
     families = np.zeros((3, len(FAMILIES), n))
     forward, backward, weight, again = np.zeros(n), np.zeros((3, n)), np.zeros(n), np.zeros((3, n))
     flops, traffic, inner, outer = (np.zeros((3, n)) for _ in range(4))
@@ -158,7 +159,9 @@ def rerun_operators(graph: Graph, stack: Stack, policy: int) -> frozenset[str]:
 # ---- exchanges ---------------------------------------------------------------------------------------------------------
 
 
-def exchanges(graph: Graph, where: Placement, at: SymbolTable, work: list[Kernel]) -> Iterator[Exchange]:
+def exchanges(
+    graph: Graph, where: Placement, at: SymbolTable, work: list[Kernel], times: KernelTimes | None = None
+) -> Iterator[Exchange]:
     """Every collective the placement implies, with the part of it that nothing hides."""
     attention = {
         phase: sum((k.time for k in work if k.kind is Kind.ATTENTION and (k.phase == FORWARD) == (phase == FORWARD)), 0.0)
@@ -166,14 +169,25 @@ def exchanges(graph: Graph, where: Placement, at: SymbolTable, work: list[Kernel
     }
     for phase, found in ((FORWARD, graph.forward_collectives(where)), (INPUT_GRADIENT, graph.backward_collectives(where))):
         for collective in found:
-            yield _exchange(graph, where, at, collective, phase, attention[phase])
+            yield _exchange(graph, where, at, collective, phase, attention[phase], times)
 
 
-def _exchange(graph: Graph, where: Placement, at: SymbolTable, c: Collective, phase: str, attention: Value) -> Exchange:
+def _exchange(
+    graph: Graph,
+    where: Placement,
+    at: SymbolTable,
+    c: Collective,
+    phase: str,
+    attention: Value,
+    times: KernelTimes | None,
+) -> Exchange:
     size = (graph.elements(c.dims, where, c.gathered) * 1).evaluate(at) * _element(c.element, at)
     ranks = at[c.axis]
     inside, inner, outer = group_links(at, c.axis)
-    time = collective_time(c.kind, size, ranks, inside, inner, outer)
+    time = group_time(at, c.kind, size, ranks, inside, inner, outer, times)
+    if c.axis == "tensor" and "stream" in c.dims:  # torch gathers the first dimension: a sequence that is not must be turned
+        turned = np.where((np.asarray(at["micro_batch"]) > 1) & (ranks > 1), at["stack.turn_passes"] * size, 0.0)
+        time = time + np.where(turned > 0, streaming_time(at, turned), 0.0)
     inner_bytes, outer_bytes = collective_bytes(c.kind, size, ranks, inside)
     direction = "forward" if phase == FORWARD else "backward"
     if c.axis == "tensor":
@@ -207,6 +221,21 @@ def _crossings(at: SymbolTable, ranks: Value, inside: Value) -> Value:
     limited = np.where(groups > 0, np.minimum(touched, groups * (nodes - 1.0) / nodes), touched)
     once = (at["stack.deduplicate"] > 0) | (np.asarray(groups) > 0)
     return np.where(once & (nodes > 1), np.minimum(limited / copies, 1.0), 1.0)
+
+
+def group_time(
+    at: SymbolTable,
+    kind: str,
+    size: Value,
+    ranks: Value,
+    inside: Value,
+    inner: Link,
+    outer: Link,
+    times: KernelTimes | None = None,
+) -> Value:
+    """Seconds of a collective on a group's links; between two devices of one domain as it was measured there."""
+    time = collective_time(kind, size, ranks, inside, inner, outer)
+    return time if times is None else time * times.pair_factor(at, kind, size, ranks, inside)
 
 
 def group_links(at: SymbolTable, axis: str) -> tuple[Value, Link, Link]:

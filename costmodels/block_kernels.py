@@ -53,7 +53,7 @@ class Draft:
 def kernels(
     graph: Graph, where: Placement, at: SymbolTable, n: int = 1, stack: Stack | None = None, times: KernelTimes | None = None
 ) -> list[Kernel]:
-    """Every kernel of the block for n combinations of symbols; seconds are the formulas', or what `times` know of the shapes."""
+    """Every kernel of the block for n combinations of symbols; seconds are the formulas', or what `times` know of a shape."""
     drafts = list(drafted(graph, where, at, stack))
     calls = [call for draft in drafts for call in draft.calls]
     seconds = iter([call.formula(at) for call in calls] if times is None else times.seconds(at, calls, n))
@@ -227,22 +227,23 @@ def _unfused_attention(op: Operator, at: SymbolTable, heads: Value, widths: dict
     for phase, factor in ((FORWARD, 1.0), (INPUT_GRADIENT, 2.0)):
         direction = "forward" if phase == FORWARD else "backward"
         score_bytes = at[f"stack.score_traffic.{direction}"] * pairs if op.name == "scores" else 0.0
-        compute = factor * flops / (at["device.matrix_flops.fp16"] * at[f"kernel.attention.{direction}"])
-        time = compute + 2 * at["kernel.gemm.overhead"]
-        if op.name == "scores":
-            time = time + streaming_time(at, score_bytes)
         yield Draft(
             operator=op.name,
             kind=op.kind,
             phase=phase,
-            calls=(Call(formula=_constant(time)),),
+            calls=(Call(formula=_unfused_formula(factor * flops, score_bytes, direction, scores=op.name == "scores")),),
             flops=factor * flops,
             traffic=score_bytes + factor * 2.0 * pairs,
         )
 
 
-def _constant(time: Value) -> Formula:
-    return lambda at: time
+def _unfused_formula(flops: Value, score_bytes: Value, direction: str, *, scores: bool) -> Formula:
+    def formula(at: SymbolTable) -> Value:
+        compute = flops / (at["device.matrix_flops.fp16"] * at[f"kernel.attention.{direction}"])
+        time = compute + 2 * at["kernel.gemm.overhead"]
+        return time + streaming_time(at, score_bytes) if scores else time
+
+    return formula
 
 
 # ---- pointwise ---------------------------------------------------------------------------------------------------------
@@ -313,7 +314,7 @@ def _eager_calls(
         case Kind.ACTIVATION:
             named = "silu" if gated else "gelu"
         case Kind.MULTIPLY if stack.traits.fused_gate_up:
-            return _strided_gate(at, whole, rows, cols, direction)
+            return _strided_gate(whole, rows, cols, direction)
         case Kind.MULTIPLY:
             named = "mul"
         case Kind.ROTARY if len(op.writes) == 2:
@@ -327,7 +328,7 @@ def _eager_calls(
     return (replace(whole, op=named, dimensions=sizes, words={"direction": direction}),)
 
 
-def _strided_gate(at: SymbolTable, whole: Call, rows: Value, cols: Value, direction: str) -> tuple[Call, ...]:
+def _strided_gate(whole: Call, rows: Value, cols: Value, direction: str) -> tuple[Call, ...]:
     """Silu, product and, backward, the joined gradient were measured as one; the others have kernels of their own here."""
     both = 2.0 * rows * cols * 2.0
     silu = _stream("silu", both, rows, cols, direction, share=-1.0)

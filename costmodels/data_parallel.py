@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.block import links_of
+from costmodels.block import group_time, links_of
 from costmodels.collectives import Link, collective_bytes, collective_time
+from costmodels.kernel_times import KernelTimes
 from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable
 from spaces.mesh import worst_group
@@ -23,13 +24,16 @@ from spaces.plan import Offload, RankOrder
 class DataParallelTime:
     """Seconds per step on the stage with the most parameters, arrays of shape (n,).
 
-    `reduce`: one reduction of all gradients; `gather`: one gather of all parameters (0 where none is needed); `copies`: moving
+    `reduce`: one reduction of all gradients; `gather`: one gather of all parameters (0 where none is needed); `last_reduce`,
+    `first_gather`: their parts that come after all computation and before it (the ends of the model); `copies`: moving
     them into and out of communication buffers, once; `optimizer`: the update, host transfers included; `accumulate`: adding
     one microbatch's gradients. `inner_bytes`, `outer_bytes`: bytes a rank sends for one reduction and one gather.
     """
 
     reduce: FloatArray
     gather: FloatArray
+    last_reduce: FloatArray
+    first_gather: FloatArray
     copies: FloatArray
     optimizer: FloatArray
     accumulate: FloatArray
@@ -47,13 +51,22 @@ def shard_ranks(at: SymbolTable) -> tuple[Value, Value]:
     return shard, np.where(fewer, np.minimum(experts, shard), experts)
 
 
-def data_parallel_time(
-    at: SymbolTable, dense: Value, expert: Value, trained: Value, embedding: Value = 0.0
-) -> DataParallelTime:
-    """Times for `dense` and `expert` parameters on a device, of which the share `trained` has gradients.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ends:
+    """Parameters on a device outside the layers: of the embedding and the head, shape (n,); `tied` when they are the same."""
 
-    `embedding` of the dense ones belong to an embedding that is not the head's as well.
-    """
+    embedding: Value = 0.0
+    head: Value = 0.0
+    tied: bool = False
+
+
+NO_ENDS = Ends()
+
+
+def data_parallel_time(
+    at: SymbolTable, dense: Value, expert: Value, trained: Value, ends: Ends = NO_ENDS, times: KernelTimes | None = None
+) -> DataParallelTime:
+    """Times for `dense` and `expert` parameters on a device, of which the share `trained` has gradients."""
     copies = at["context"] * at["data"]
     shard, expert_shard = shard_ranks(at)
     expert_copies = np.maximum(at["tensor"] * copies // (at["expert_tensor"] * at["expert"]), 1)
@@ -67,15 +80,15 @@ def data_parallel_time(
         (expert, expert_copies, expert_group, expert_copies),
     ):
         size = parameters * trained * gradient
-        all_reduce = collective_time("all_reduce", size, ranks, *group)
-        scatter = collective_time("reduce_scatter", size, ranks, *group)
+        all_reduce = group_time(at, "all_reduce", size, ranks, *group, times)
+        scatter = group_time(at, "reduce_scatter", size, ranks, *group, times)
         # HSDP: what is scattered is then reduced over the replicas of the shard group
         replicas = np.maximum(whole // np.maximum(ranks, 1), 1)
         between = np.where(np.asarray(at["rank_order"]) == RankOrder.TENSOR_CONTEXT_PIPELINE_DATA, at["pipeline"], 1)
         replica_group = links_of(at, replicas, at["tensor"] * ranks * between)
         across = collective_time("all_reduce", size / ranks, replicas, *replica_group)
         reduce = reduce + np.where(zero >= 1, scatter, all_reduce) + across
-        gather = gather + np.where(zero >= 1, collective_time("all_gather", parameters * parameter, ranks, *group), 0.0)
+        gather = gather + np.where(zero >= 1, group_time(at, "all_gather", parameters * parameter, ranks, *group, times), 0.0)
         for kind, moved in (("reduce_scatter", size), ("all_gather", parameters * parameter)):
             inner, outer = collective_bytes(kind, moved, ranks, group[0])
             inner_bytes, outer_bytes = inner_bytes + inner, outer_bytes + outer
@@ -84,7 +97,8 @@ def data_parallel_time(
     own = np.where(zero >= 1, dense / shard + expert / expert_shard, dense + expert) * trained
     bandwidth = at["device.memory_bandwidth"] * at["kernel.optimizer.bandwidth"]
     update = own * (at["optimizer.traffic"] / bandwidth + at["kernel.optimizer.element"])
-    update = update + np.where(zero >= 1, embedding / shard, embedding) * trained * at["stack.untouched"]
+    looked_up = 0.0 if ends.tied else ends.embedding
+    update = update + np.where(zero >= 1, looked_up / shard, looked_up) * trained * at["stack.untouched"]
     update = update + at["stack.step_bytes"] * (dense + expert) * trained / bandwidth
     offloaded = np.asarray(at["offload"]) == Offload.OPTIMIZER
     # gradients down and parameters up over the host link, and the update at the host's rate (Ren 2021, ZeRO-Offload §4)
@@ -92,7 +106,20 @@ def data_parallel_time(
     accumulate = (dense + expert) * trained * at["stack.accumulate_bytes"] / bandwidth
     moved = np.where(zero >= 2, at["stack.bucket_bytes.sharded"], at["stack.bucket_bytes.replicated"]) * (copies > 1)
     copied = (dense + expert) * trained * moved / bandwidth
-    return DataParallelTime(reduce, gather, copied, np.where(offloaded, host, update), accumulate, inner_bytes, outer_bytes)
+    # sharded whole, both ends are one unit; else the embedding's gradients are the last of the backward pass
+    outside = np.where(zero >= 3, ends.embedding + ends.head, ends.embedding)
+    share = np.minimum(at["stack.exposed_ends"] * outside / np.maximum(dense + expert, 1.0), 1.0)
+    return DataParallelTime(
+        reduce=reduce,
+        gather=gather,
+        last_reduce=reduce * share,
+        first_gather=np.where(zero >= 3, gather * share, 0.0),
+        copies=copied,
+        optimizer=np.where(offloaded, host, update),
+        accumulate=accumulate,
+        inner_bytes=inner_bytes,
+        outer_bytes=outer_bytes,
+    )
 
 
 def _dense_group(at: SymbolTable, shard: Value) -> tuple[Value, Link, Link]:

@@ -14,7 +14,7 @@ from costmodels.block_table import block_table, blocks_of, graphs
 from costmodels.constants import find_stack
 from costmodels.factors import gathered
 from costmodels.intervals import pair
-from costmodels.kernel_times import kernel_times
+from costmodels.kernel_times import KernelTimes, kernel_times
 from costmodels.kernels import matrix_rate, sixteen_bit_rate
 from costmodels.memory import memory_use
 from costmodels.training import stages_of, tables_of
@@ -86,7 +86,7 @@ def operator_times(problem: Problem, plan: Columns) -> tuple[OperatorTime, ...]:
                             evidence=evidence,
                         )
                     )
-        found += _moves(graph, where, local, work, calls, evidence)
+        found += _moves(graph, where, local, work, calls, evidence, times)
     return tuple(found)
 
 
@@ -103,10 +103,16 @@ def _busiest(problem: Problem, plan: Columns, counts: FloatArray, pipeline: int)
 
 
 def _moves(
-    graph: Graph, where: Placement, at: SymbolTable, work: list[Kernel], calls: float, evidence: str
+    graph: Graph,
+    where: Placement,
+    at: SymbolTable,
+    work: list[Kernel],
+    calls: float,
+    evidence: str,
+    times: KernelTimes,
 ) -> Iterator[OperatorTime]:
     """Collectives of a block: exposed seconds, with the bytes over the links at their datasheet rate as the bound."""
-    for move in exchanges(graph, where, at, work):
+    for move in exchanges(graph, where, at, work, times):
         exposed = float(np.max(move.exposed))
         inner, outer = float(np.max(move.inner_bytes)), float(np.max(move.outer_bytes))
         if exposed:

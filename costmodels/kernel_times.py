@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.constants import device_symbols, find_stack, generation_constants
+from costmodels.kernel_models.fitted import Fit, read_fit
 from costmodels.kernel_models.protocol import KernelModel
 from costmodels.kernel_models.registry import DEFAULT, find_kernel_model, taught_devices
 from costmodels.kernel_models.symbols import kernel_symbols
@@ -62,8 +63,19 @@ class Call:
 class KernelTimes:
     """Answers of one kernel model under one stack; every distinct shape is asked about once and remembered."""
 
-    def __init__(self, model: KernelModel, stack: str, generations: Sequence[str], measured: Sequence[Device]) -> None:
-        """`generations` are the names behind the symbol `generation`, `measured` the devices the model was taught on."""
+    def __init__(
+        self,
+        model: KernelModel,
+        stack: str,
+        generations: Sequence[str],
+        measured: Sequence[Device],
+        pairs: Fit | None = None,
+    ) -> None:
+        """`generations` are the names behind the symbol `generation`, `measured` the devices the model was taught on.
+
+        `pairs` is a fit of collectives between two devices.
+        """
+        self._pairs = pairs
         self._model, self._generations, self._measured = model, tuple(generations), tuple(measured)
         self._known: dict[tuple[Any, ...], dict[tuple[float, ...], float]] = {}
         symbols = {device.name: device_symbols(device, stack) for device in measured}
@@ -82,6 +94,17 @@ class KernelTimes:
             there = at if same else _Over(at, self._symbols[device.name])
             self._correct(device, at, there, calls, times, rows, n)
         return times
+
+    def pair_factor(self, at: SymbolTable, kind: str, size: Value, ranks: Value, inside: Value) -> Value:
+        """Measured over α–β time of a collective between two devices of one domain, (n,) or a number; 1 for any other group."""
+        pair = (np.asarray(ranks) == 2) & (np.asarray(inside) >= 2)
+        if not np.any(pair) or self._pairs is None or kind not in self._pairs.curves:
+            return 1.0
+        known = np.array([any(d.generation == name for d in self._measured) for name in self._generations] or [False])
+        pair = pair & known[np.asarray(at["generation"], np.int64)]
+        each = np.log2(np.maximum(np.asarray(size, np.float64) / 2.0, 1.0))
+        points = np.asarray(self._pairs.curves[kind])
+        return np.where(pair, np.exp(np.interp(each, points[:, 0], points[:, 1])), 1.0)
 
     def _references(self, at: SymbolTable, n: int) -> list[tuple[Device, IntArray]]:
         """Measured devices and the rows they stand for: of the same generation, the nearest by its figures."""
@@ -170,17 +193,18 @@ class _Over:
 
 
 def kernel_times(problem: Problem) -> KernelTimes:
-    """The kernel times a problem asks for: labels `kernel_model` and `calibration` (a folder), both may be absent."""
+    """The kernel times a problem asks for: label `kernel_model`, the learned one where it is absent."""
     labels = problem.labels
-    model, folder = (labels.get(name, ("",))[0] for name in ("kernel_model", "calibration"))
-    return _times(model or DEFAULT, folder, problem.stack, labels.get("generation", ()), labels.get("device", ()))
+    model = labels.get("kernel_model", ("",))[0]
+    return _times(model or DEFAULT, problem.stack, labels.get("generation", ()), labels.get("device", ()))
 
 
 @lru_cache(maxsize=16)
-def _times(name: str, folder: str, stack: str, generations: tuple[str, ...], devices: tuple[str, ...]) -> KernelTimes:
+def _times(name: str, stack: str, generations: tuple[str, ...], devices: tuple[str, ...]) -> KernelTimes:
     taught = taught_devices(name)
     measured = devices if taught is None else taught
-    return KernelTimes(find_kernel_model(name), stack, generations, [find_device(device) for device in measured])
+    pairs = read_fit("collectives") if taught else None
+    return KernelTimes(find_kernel_model(name), stack, generations, [find_device(device) for device in measured], pairs)
 
 
 def attention_kernel(stack: str, generation: str) -> str:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from costmodels.block_table import block_table, graphs
 from costmodels.constants import Stack, device_symbols, find_stack
-from costmodels.data_parallel import DataParallelTime, data_parallel_time, exposed_time
+from costmodels.data_parallel import DataParallelTime, Ends, data_parallel_time, exposed_time
 from costmodels.energy import energy, price
 from costmodels.factors import gathered, joined
 from costmodels.flops import ConventionFlops, convention_flops
 from costmodels.intervals import Around, interval
+from costmodels.kernel_times import kernel_times
 from costmodels.kernels import sixteen_bit_rate
 from costmodels.memory import (
     ActivationMemory,
@@ -42,7 +43,7 @@ from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
 from spaces.hardware import Device
 from spaces.plan import DEFAULTS, NAMES, PLAN_SYMBOLS, Recompute
 from spaces.problem import Problem
-from spaces.stages import StageTable, stage_table
+from spaces.stages import FIRST, LAST, StageTable, stage_table
 
 ROWS = 1 << 14
 """Plans evaluated at a time: their arrays stay in the cache of a core."""
@@ -56,19 +57,18 @@ def training_problem(
     fixed: Mapping[str, float] | None = None,
     optimizer: str | None = None,
     kernels: str = "",
-    calibration: str = "",
 ) -> Problem:
     """A problem with every symbol of the model, the stack's device symbols (when one device is given) and the plan's defaults.
 
     `fixed` binds `sequence`, `global_batch` and whatever else is not an axis; SI units. Columns win over them.
     `optimizer` names a state layout of costmodels/data/optimizers.yaml in place of the stack's own, `kernels` a kernel model
-    (costmodels.kernel_models.registry) in place of the learned one, `calibration` a folder of somebody's own measurements.
+    (costmodels.kernel_models.registry) in place of the learned one.
     """
     chosen = find_stack(stack)
     bound: dict[str, float] = {**DEFAULTS, "shard_degree": 0, **scalars(architecture)}
     bound["parameters"] = graphs(architecture, chosen.traits).parameters()
     bound |= optimizer_symbols(optimizer or chosen.optimizer)
-    labels = {**NAMES, "kernel_model": (kernels,), "calibration": (calibration,)}
+    labels = {**NAMES, "kernel_model": (kernels,)}
     if device is not None:
         bound |= device_symbols(device, stack)
         labels["device"] = (device.name,)
@@ -139,6 +139,7 @@ def tables_of(problem: Problem, points: Columns, *, with_time: bool) -> Tables:
     stack = find_stack(problem.stack)
     names = frozenset(points.levels)
     inner, by_pipe = distinct(points, names - parameters_only(problem, points))
+    times = kernel_times(problem)
     blocks = block_table(problem, inner, stack, with_time=with_time)
     stages, place = stages_of(problem, inner, stack)
     outer, by_data = distinct(points, names - MICROBATCH_ONLY)
@@ -158,8 +159,13 @@ def tables_of(problem: Problem, points: Columns, *, with_time: bool) -> Tables:
         if with_time:
             heaviest = np.argmax(dense + expert, axis=0)[None]
             own = [np.take_along_axis(share, heaviest, axis=0)[0] for share in (dense, expert)]
-            looked_up = np.where(heaviest[0] == 0, 0.0 if tied else embedding, 0.0)
-            data.append(data_parallel_time(at, own[0], own[1], trained_share(at), looked_up))
+            whole = np.asarray(at["pipeline"]) == 1
+            ends = Ends(
+                embedding=np.where(whole | (heaviest[0] == FIRST), embedding, 0.0),
+                head=np.where(whole | (heaviest[0] == LAST), head, 0.0),
+                tied=tied,
+            )
+            data.append(data_parallel_time(at, own[0], own[1], trained_share(at), ends, times))
     pipe, live = [], []
     for rows in _slices(inner.n):
         at = problem.at(inner.take(rows))
@@ -314,11 +320,12 @@ def _step(at: Bindings, pipe: PipelineTime, data: DataParallelTime) -> tuple[Flo
     overlap, contention = at["stack.overlap.data"], at["stack.contention"]
     # sharded gradients cannot wait for the last microbatch, except where the stack keeps them whole until then
     often = np.where((zero >= 2) & (at["stack.reduce_every_microbatch"] > 0), microbatches, 1.0)
-    reduce = often * exposed_time(data.reduce, pipe.backward, overlap, contention)
+    late, early = data.last_reduce, data.first_gather
+    reduce = often * (late + exposed_time(data.reduce - late, pipe.backward, overlap, contention))
     once = exposed_time(data.gather, pipe.compute - pipe.backward, overlap, contention)
     shard = at["stack.overlap.shard"]
-    forward = exposed_time(data.gather, pipe.compute - pipe.backward, shard, contention)
-    again = exposed_time(data.gather, np.maximum(pipe.backward - data.reduce * overlap, 0.0), shard, contention)
+    forward = early + exposed_time(data.gather - early, pipe.compute - pipe.backward, shard, contention)
+    again = exposed_time(data.gather - early, np.maximum(pipe.backward - data.reduce * overlap, 0.0), shard, contention)
     gathers = np.where(zero >= 3, microbatches * (forward + again) + data.gather / pipe.layers, np.where(zero >= 1, once, 0.0))
     parts = dict(pipe.parts)
     parts["data_parallel_communication"] = reduce + gathers + often * data.copies

@@ -77,6 +77,7 @@ def latency_of_two_ranks(patch: Patch) -> None:
     def of_two(original: Any, kind: str, size: Any, ranks: Any, inside: Any, *links: Any) -> Any:
         return np.where(np.asarray(ranks) > 1, original(kind, size, np.minimum(ranks, 2), np.minimum(inside, 2), *links), 0.0)
 
+    _wrap(patch, block, "collective_time", of_two)
     _wrap(patch, data_parallel, "collective_time", of_two)
 
 

@@ -7,7 +7,6 @@ so the leaves that all failed splits of a feature rule out are one row of a tabl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +134,6 @@ def _splits(feature: int, threshold: FloatArray, owner: IntArray, mask: NDArray[
     return Splits(feature=feature, threshold=distinct, trees=trees, allowed=np.bitwise_and.accumulate(allowed, axis=0))
 
 
-def _facts(block: str) -> Mapping[str, str] | dict[str, str]:
+def _facts(block: str) -> dict[str, str]:
     """The key=value lines of a block."""
     return dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
