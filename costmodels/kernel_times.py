@@ -70,12 +70,15 @@ class KernelTimes:
         generations: Sequence[str],
         measured: Sequence[Device],
         pairs: Fit | None = None,
+        *,
+        taught: bool = True,
     ) -> None:
         """`generations` are the names behind the symbol `generation`, `measured` the devices the model was taught on.
 
-        `pairs` is a fit of collectives between two devices.
+        `pairs` is a fit of collectives between two devices. A model that is not `taught` is asked about the devices as they
+        are, and first principles are an answer.
         """
-        self._pairs = pairs
+        self._pairs, self._taught = pairs, taught
         self._model, self._generations, self._measured = model, tuple(generations), tuple(measured)
         self._known: dict[tuple[Any, ...], dict[tuple[float, ...], float]] = {}
         symbols = {device.name: device_symbols(device, stack) for device in measured}
@@ -178,7 +181,8 @@ class KernelTimes:
         }
         at |= {name: np.full(len(shapes), word) for name, word in (("dtype", dtype), *words)}
         time = self._model.predict(op, at, self._asking[device])
-        return np.where(np.isin(time.evidence, _KNOWN), time.value, math.nan).tolist()  # type: ignore[no-any-return]
+        known = np.isin(time.evidence, _KNOWN) if self._taught else np.isfinite(time.value)
+        return np.where(known, time.value, math.nan).tolist()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +208,8 @@ def _times(name: str, stack: str, generations: tuple[str, ...], devices: tuple[s
     taught = taught_devices(name)
     measured = devices if taught is None else taught
     pairs = read_fit("collectives") if taught else None
-    return KernelTimes(find_kernel_model(name), stack, generations, [find_device(device) for device in measured], pairs)
+    found = [find_device(device) for device in measured]
+    return KernelTimes(find_kernel_model(name), stack, generations, found, pairs, taught=taught is not None)
 
 
 def attention_kernel(stack: str, generation: str) -> str:
