@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.certificate import Certificate, Failure
-from search.front import Front, Points, TopList
+from search.front import Front, Points, TopList, non_dominated
 from search.result import Progress
+from search.store import Trials, TrialStore, taken
 from spaces.columns import Columns, FloatArray, IntArray
 from spaces.ranking import Ranking
 from spaces.space import Space
@@ -60,8 +61,13 @@ class Archive:
         deadline: float | None = None,
         cancelled: Callable[[], bool] | None = None,
         told: Callable[[Archive], None] | None = None,
+        store: TrialStore | None = None,
     ) -> None:
-        """`deadline` is on the clock of `time.perf_counter`; `told` is called after every batch."""
+        """`deadline` is on the clock of `time.perf_counter`; `told` is called after every batch.
+
+        With a `store`, every batch is put on record there before the search goes on, and points that are on record already
+        are answered from it: a search asked again with the same seed goes on where it stopped.
+        """
         self.ranking = ranking
         self.question = question
         self.most = min(most, ranking.size)
@@ -78,6 +84,9 @@ class Archive:
         self._deadline = deadline
         self._cancelled = cancelled
         self._told = told
+        self._store = store
+        self._record = store.trials() if store is not None else Trials.none(none.costs.shape[1])
+        self._recorded = dict(zip(self._record.ordinals.tolist(), range(len(self._record)), strict=True))
         self._rows: dict[int, int] = {}
         self._ruled_out: list[tuple[IntArray, NDArray[np.int8]]] = []
         self._screen: NDArray[np.bool_] | None = None
@@ -146,6 +155,11 @@ class Archive:
             self._screen = np.concatenate([self._bound(part) for part in parts] or [np.empty(0, np.bool_)])
         return np.asarray(self._screen[ordinals], np.bool_)
 
+    def proven(self, ordinals: IntArray) -> FloatArray:
+        """The greatest violation that bounds prove of each point, (n,); minus infinity where they say nothing."""
+        found = self.question.proven(self.ranking.columns(ordinals)).values() if len(ordinals) else ()
+        return np.max(np.array([*found]), axis=0) if found else np.full(len(ordinals), -np.inf)
+
     def _bound(self, ordinals: IntArray) -> NDArray[np.bool_]:
         """Ask the bound."""
         reason = np.full(len(ordinals), -1, np.int8)
@@ -194,25 +208,57 @@ class Archive:
         return np.asarray(rows[np.argsort(self.ordinals[rows])], np.int64)
 
     def _evaluate(self, ordinals: IntArray) -> None:
-        started = time.perf_counter()
-        points, worst, failed = self.question.evaluated(self.ranking.columns(ordinals), ordinals)
-        self.evaluation_s += time.perf_counter() - started
-        self._append(points.ordinals, points.costs, worst)
-        lost = np.setdiff1d(ordinals, points.ordinals)
-        self._append(lost, np.full((len(lost), self._costs.shape[1]), np.inf), np.full(len(lost), np.inf))
-        self.evaluated += len(points)
-        for _, reason in failed:
-            self.failed[reason] = self.failed.get(reason, 0) + 1
-        shown = failed[: max(0, _TOLD - len(self.failures))]
-        self.failures += tuple(Failure(point=point.row(0), reason=reason) for point, reason in shown)
+        """Evaluate new points, or take them from the record; put them on record, and keep what counts."""
+        row = np.fromiter((self._recorded.get(o, -1) for o in ordinals.tolist()), np.int64, len(ordinals))
+        self._take(row[row >= 0])
+        new = ordinals[row < 0]
+        if len(new):
+            started = time.perf_counter()
+            points, worst, failed = self.question.evaluated(self.ranking.columns(new), new)
+            self.evaluation_s += time.perf_counter() - started
+            lost = _ordinals(self.ranking, [point for point, _ in failed])
+            reasons = {len(points) + i: reason for i, (_, reason) in enumerate(failed)}
+            trials = Trials(
+                ordinals=np.concatenate([points.ordinals, lost]),
+                costs=np.concatenate([points.costs, np.full((len(lost), self._costs.shape[1]), np.inf)]),
+                violation=np.concatenate([worst, np.full(len(lost), np.inf)]),
+                reasons=reasons,
+            )
+            if self._store is not None:
+                self._store.tell(trials)
+            self._keep(points, worst)
+            self._append(trials)
+        if self._told is not None:
+            self._told(self)
+
+    def _take(self, rows: IntArray) -> None:
+        """Points of the record; only those that may stand on the front or in a list are evaluated again, for their figures."""
+        if not len(rows):
+            return
+        trials = taken(self._record, rows)
+        wanted = np.flatnonzero(trials.violation <= 0)
+        best = np.zeros(len(trials), np.bool_)
+        best[wanted[non_dominated(trials.costs[wanted])]] = True
+        for kept in self.tops:
+            cost = trials.costs[wanted, kept.objective]
+            enters = np.partition(cost, kept.limit - 1)[kept.limit - 1] if len(cost) > kept.limit > 0 else np.inf
+            best[wanted[cost <= min(enters, kept.last())]] = True
+        if not len(wanted) and np.isfinite(trials.violation).any():
+            best[np.argmin(trials.violation)] = True
+        again = trials.ordinals[best]
+        points, worst, _ = self.question.evaluated(self.ranking.columns(again), again)
+        self._keep(points, worst)
+        self.feasible += len(wanted) - int(np.count_nonzero(worst <= 0))
+        self._append(trials)
+
+    def _keep(self, points: Points, worst: FloatArray) -> None:
+        """Extend the front and the lists."""
         fits = np.flatnonzero(worst <= 0)
         self.feasible += len(fits)
         self.front = self.front.extended(points, fits)
         self.tops = tuple(kept.extended(points, fits) for kept in self.tops)
         if not self.feasible:
             self._nearer(points, worst)
-        if self._told is not None:
-            self._told(self)
 
     def _nearer(self, points: Points, worst: FloatArray) -> None:
         """Keep the point that comes closest to feasible while none is."""
@@ -221,16 +267,30 @@ class Archive:
         self._least = float(worst.min())
         self.closest = points.take(np.array([np.argmin(worst)]))
 
-    def _append(self, ordinals: IntArray, costs: FloatArray, violation: FloatArray) -> None:
+    def _append(self, trials: Trials) -> None:
         """Write rows at the end; storage doubles, so that a row costs the same however many there are."""
-        end = self._n + len(ordinals)
+        end = self._n + len(trials)
         if end > len(self._ordinals):
             room = max(end, 2 * len(self._ordinals))
             self._ordinals = np.resize(self._ordinals, room)
             self._costs = np.resize(self._costs, (room, self._costs.shape[1]))
             self._violation = np.resize(self._violation, room)
-        self._ordinals[self._n : end] = ordinals
-        self._costs[self._n : end] = costs
-        self._violation[self._n : end] = violation
-        self._rows |= zip(ordinals.tolist(), range(self._n, end), strict=True)
+        self._ordinals[self._n : end] = trials.ordinals
+        self._costs[self._n : end] = trials.costs
+        self._violation[self._n : end] = trials.violation
+        self._rows |= zip(trials.ordinals.tolist(), range(self._n, end), strict=True)
         self._n = end
+        self.evaluated += len(trials) - len(trials.reasons)
+        for row, reason in trials.reasons.items():
+            self.failed[reason] = self.failed.get(reason, 0) + 1
+            if len(self.failures) < _TOLD:
+                point = self.ranking.columns(trials.ordinals[row : row + 1]).row(0)
+                self.failures += (Failure(point=point, reason=reason),)
+
+
+def _ordinals(ranking: Ranking, points: list[Columns]) -> IntArray:
+    """The numbers of points that come one by one."""
+    if not points:
+        return np.empty(0, np.int64)
+    codes = [[int(point.codes[axis.name][0]) for axis in ranking.space.axes] for point in points]
+    return ranking.rank(np.array(codes, np.int64).T)

@@ -27,9 +27,18 @@ is useful, for cost models are vectorised.
 _METHODS: Mapping[str, str] = MappingProxyType(
     {
         "evolutionary": "search.evolutionary:evolve",
+        "random": "search.optuna_search:random",
+        "qmc": "search.optuna_search:qmc",
+        "tpe": "search.optuna_search:tpe",
+        "nsga2": "search.optuna_search:nsga2",
+        "nsga3": "search.optuna_search:nsga3",
+        "gp": "search.optuna_search:gp",
+        "cmaes": "search.optuna_search:cmaes",
     }
 )
 
+OPTUNA = ("random", "qmc", "tpe", "nsga2", "nsga3", "gp", "cmaes")
+"""Methods that are Optuna's samplers."""
 NAMES = ("auto", "exact", *_METHODS)
 """Every method that can be asked for."""
 

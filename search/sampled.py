@@ -15,7 +15,9 @@ from search.constraint import Constraint
 from search.front import Objective, Points
 from search.methods import Method
 from search.result import Closest, Progress, Result, Sample
+from search.store import TrialStore
 from search.visiting import Task
+from spaces.columns import IntArray
 from spaces.problem import Problem
 from spaces.ranking import ranking
 from spaces.space import Space
@@ -33,14 +35,19 @@ def sampled_search(
     top: int = 10,
     sample: int = 100_000,
     seed: int = 0,
+    start: IntArray | None = None,
+    store: TrialStore | None = None,
+    watch: Callable[[Archive], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Result:
     """The front among the points that a method chose to evaluate, within the budget.
 
     `pruned` counts points that the model's bounds were seen to rule out, `unvisited` all that nobody looked at, and `stopped`
-    says why. Ctrl-C, `cancelled()` and the budget's seconds end the search with what was found so far. Raises what
-    `search.exact.search` raises, and ValueError where the method refuses the question.
+    says why. `start` holds ordinals of points to evaluate first (a front that a cheaper model found), `store` puts every
+    batch on record and answers from it, `watch` is called after every batch. Ctrl-C, `cancelled()` and the budget's seconds
+    end the search with what was found so far. Raises what `search.exact.search` raises, and ValueError where the method
+    refuses the question.
     """
     clock, processor = time.perf_counter(), time.process_time()
     task = Task(model, problem, tuple(objectives), tuple(constraints))
@@ -48,6 +55,8 @@ def sampled_search(
     kept = np.random.default_rng(seed).spawn(2)
 
     def told(archive: Archive) -> None:
+        if watch is not None:
+            watch(archive)
         if progress is not None:
             progress(archive.progress(time.perf_counter() - clock))
 
@@ -59,8 +68,11 @@ def sampled_search(
         deadline=None if budget.seconds is None else clock + budget.seconds,
         cancelled=cancelled,
         told=told,
+        store=store,
     )
     try:
+        if start is not None:
+            archive.evaluate(start)
         method(archive, kept[0])
     except KeyboardInterrupt:
         archive.stopped = "interrupted"

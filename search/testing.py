@@ -101,8 +101,8 @@ class MethodContract:
     """Tests of a search method; subclass it and give the method."""
 
     objectives: tuple[Objective, ...] = (TIME, MEMORY)
-    quality = 0.5
-    """Share of the exact hypervolume that 10 % of the toy space must reach, median of five seeds."""
+    share, seeds, quality = 0.1, 5, 0.5
+    """With this share of the toy space, the median of so many seeds must reach this share of the exact hypervolume."""
 
     def method(self) -> Method:
         """The method under test."""
@@ -159,10 +159,10 @@ class MethodContract:
 
     def test_finds_much_of_the_front(self) -> None:
         whole = self.exact()
-        budget = Budget(share=0.1)
+        budget = Budget(share=self.share)
         shares = [
             hypervolume_share(found.front.points.values(self.objectives), whole, self.objectives)
-            for found in (self.look(Toy(), budget, seed) for seed in range(5))
+            for found in (self.look(Toy(), budget, seed) for seed in range(self.seeds))
         ]
         assert float(np.median(shares)) >= self.quality
 
