@@ -115,7 +115,7 @@ def uncertain_shapes(source: str | os.PathLike[str], most: int = 5) -> Uncertain
     experiment = load(source if folder is None else folder / "experiment.yaml")
     if experiment.kind != "training":
         raise ValueError(f"{source} is a {experiment.kind} experiment; --for takes a training experiment")
-    run = answer_to(experiment)[0] if folder is None else run_folder.read(folder)
+    run = answer_to(experiment) if folder is None else run_folder.read(folder)
     if not run.front:
         raise ValueError(f"no plan of {source} is feasible, so there is no plan to measure for")
     best = run.front[0]

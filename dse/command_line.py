@@ -9,9 +9,12 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from dse.answers import Run
 
 INFEASIBLE = 2
 
@@ -40,15 +43,43 @@ def _root() -> None:
 def run_command(file: File, out: Out = None, settings: Settings = None, as_json: Json = False, debug: Debug = False) -> None:
     """Search an experiment's space: print its front and write a run folder."""
     del debug
-    from dse.answers import to_json_text
     from dse.progress import reporter
     from dse.runner import run
 
     with reporter() as report:
         answer = run(file, out=out, overrides=tuple(settings or ()), progress=report)
+    _print_run(answer, as_json)
+
+
+@app.command("resume")
+def resume_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    settings: Settings = None,
+    as_recorded: Annotated[
+        bool, typer.Option("--as-recorded", help="Go on although the file that the run was made from changed.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with a run that was ended by anything; --set may change who does the work (search.executor, workers, address)."""
+    del debug
+    from dse.progress import reporter
+    from dse.resumption import resume
+
+    with reporter() as report:
+        answer = resume(folder, overrides=tuple(settings or ()), as_recorded=as_recorded, progress=report)
+    _print_run(answer, as_json)
+
+
+def _print_run(answer: Run, as_json: bool) -> None:
+    """Print an answer and leave with its exit code."""
+    from dse.answers import to_json_text
+
     typer.echo(str(answer))
     if answer.trouble:
         typer.echo(f"dse: {answer.trouble}", err=True)
+    if answer.certificate["stopped"] and answer.folder is not None:
+        typer.echo(f"dse: stopped ({answer.certificate['stopped']}); dse resume {answer.folder} goes on", err=True)
     if as_json:
         typer.echo(to_json_text(answer.to_json()))
     raise typer.Exit(answer.exit_code)

@@ -29,7 +29,7 @@ def explain(
     if plan is not None and rank is not None:
         raise ValueError("give a plan or a rank, not both")
     if plan is None:
-        run = answer_to(experiment)[0] if folder is None else run_folder.read(folder)
+        run = answer_to(experiment) if folder is None else run_folder.read(folder)
         if not 1 <= (rank or 1) <= len(run.front):
             raise ValueError(f"the front has {len(run.front)} plans; there is no number {rank or 1}")
         plan = run.front[(rank or 1) - 1].plan

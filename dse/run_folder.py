@@ -1,7 +1,7 @@
 """Run folders: made new each time, never overwritten, holding all that is needed to read and to repeat a run.
 
-`experiment.yaml` as resolved, `manifest.json` (versions, seed, hashes, certificate), `run.sqlite` (front, top, sample,
-ledger), `front.csv`, `top.csv`, `report.md`, `report.html`.
+`experiment.yaml` as resolved, `manifest.json` (versions, seed, hashes, certificate), `run.sqlite` (slices and trials as they
+were found, then front, top and sample), `front.csv`, `top.csv`, `report.md`, `report.html`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import platform
 import shutil
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dse.answers import PlanAnswer, Run, row, to_json_text
+from dse.run_store import FILE, connect
 
 SCHEMA = 2
 """Version of the folder's layout; a reader refuses any other."""
@@ -54,12 +55,16 @@ def create_at(folder: Path) -> Path:
     return folder
 
 
-def write(run: Run, folder: Path, *, seed: int, model_file: Path | None, ledger: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Fill a new folder. Raises OSError or sqlite3.Error when the disk does not take it."""
-    (folder / "experiment.yaml").write_text(run.experiment, encoding="utf-8")
+def write_experiment(experiment: str, model_file: Path | None, folder: Path) -> None:
+    """What is asked, in a new folder. Raises OSError."""
+    (folder / "experiment.yaml").write_text(experiment, encoding="utf-8")
     if model_file is not None:
         shutil.copyfile(model_file, folder / "config.json")
-    _write_store(run, folder / "run.sqlite", ledger)
+
+
+def write(run: Run, folder: Path, *, seed: int) -> None:
+    """Fill a folder with a run's answer. Raises OSError or sqlite3.Error when the disk does not take it."""
+    _write_store(run, folder)
     _write_csv(folder / "front.csv", ({"rank": i} | row(a) for i, a in enumerate(run.front, 1)))
     top = ({"by": by, "rank": i} | row(a) for by, plans in run.top.items() for i, a in enumerate(plans, 1))
     _write_csv(folder / "top.csv", top)
@@ -115,6 +120,20 @@ def data_hashes() -> dict[str, str]:
     return hashes
 
 
+def code_hash() -> str:
+    """SHA-256 over the source of spaces, cost models and search: what figures come from."""
+    import costmodels
+    import search
+    import spaces
+
+    digest = hashlib.sha256()
+    for package in (spaces, costmodels, search):
+        root = Path(next(iter(package.__path__)))
+        for file in sorted(root.rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
 def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     held = list(rows)
     headings = list(dict.fromkeys(key for entry in held for key in entry))
@@ -126,15 +145,9 @@ def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 # --- the store ----------------------------------------------------------------------------------------------------------------
 
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE plan (list TEXT, rank INTEGER, answer TEXT NOT NULL, PRIMARY KEY (list, rank));
-CREATE TABLE removed (axis TEXT, reason TEXT, count INTEGER NOT NULL);
-CREATE TABLE ledger (chunk INTEGER PRIMARY KEY, entry TEXT NOT NULL);
-"""
 
-
-def _write_store(run: Run, path: Path, ledger: Sequence[Mapping[str, Any]]) -> None:
+def _write_store(run: Run, folder: Path) -> None:
+    """All of the answer or nothing; the slices of a whole search have done their duty."""
     plans = [("front", i, a) for i, a in enumerate(run.front, 1)]
     plans += [(f"top:{by}", i, a) for by, found in run.top.items() for i, a in enumerate(found, 1)]
     plans += [(name, 1, a) for name, a in (("baseline", run.baseline), ("closest", run.closest)) if a is not None]
@@ -149,13 +162,17 @@ def _write_store(run: Run, path: Path, ledger: Sequence[Mapping[str, Any]]) -> N
         "wall_s": run.wall_s,
         "cpu_s": run.cpu_s,
     }
-    with closing(sqlite3.connect(path)) as store, store:
-        store.execute("PRAGMA journal_mode=WAL")
-        store.executescript(_TABLES)
-        store.executemany("INSERT INTO meta VALUES (?, ?)", [(key, to_json_text(value)) for key, value in meta.items()])
+    with closing(connect(folder)) as store, store:
+        store.execute("BEGIN IMMEDIATE")
+        if not run.certificate["stopped"]:
+            store.execute("UPDATE chunk SET found = NULL")
+        for table in ("plan", "removed"):
+            store.execute(f"DELETE FROM {table}")
+        store.execute("DROP TABLE IF EXISTS sample")
+        rows = [(key, to_json_text(value)) for key, value in meta.items()]
+        store.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
         store.executemany("INSERT INTO plan VALUES (?, ?, ?)", [(n, i, to_json_text(a.to_json())) for n, i, a in plans])
         store.executemany("INSERT INTO removed VALUES (?, ?, ?)", run.removed)
-        store.executemany("INSERT INTO ledger VALUES (?, ?)", [(i, to_json_text(entry)) for i, entry in enumerate(ledger)])
         _write_sample(store, run.sample)
 
 
@@ -171,7 +188,7 @@ def _write_sample(store: sqlite3.Connection, sample: Mapping[str, Any]) -> None:
 
 def read(folder: Path) -> Run:
     """The run a folder holds. Raises BadRunFolder, FileNotFoundError."""
-    store_path = folder / "run.sqlite"
+    store_path = folder / FILE
     if not store_path.is_file():
         raise BadRunFolder(f"{folder} is not a run folder: it has no run.sqlite")
     try:
@@ -183,6 +200,8 @@ def read(folder: Path) -> Run:
 
 def _read(store: sqlite3.Connection, folder: Path) -> Run:
     meta = {key: json.loads(value) for key, value in store.execute("SELECT key, value FROM meta")}
+    if "certificate" not in meta:
+        raise BadRunFolder(f"{folder} holds a run that has not ended; dse resume {folder} goes on with it")
     if meta["schema"] != SCHEMA:
         raise BadRunFolder(f"{folder} was written with schema {meta['schema']}; this version reads schema {SCHEMA}")
     lists: dict[str, list[PlanAnswer]] = {}

@@ -20,6 +20,8 @@ from search.store import Trials, new_rows, taken
 from spaces.columns import IntArray
 
 FILE = "run.sqlite"
+PATIENCE = 1.0
+"""Seconds a transaction waits for a database that is locked."""
 _LOCK = "lock"
 
 TABLES = """
@@ -39,14 +41,13 @@ class RunStore:
     """A run's `search.store.Ledger` and `search.store.TrialStore` on disk; also what the run was asked (`meta`).
 
     Holds the lock of the folder until `close`; the lock dies with the process. Raises RunLocked when another driver has it,
-    OSError when the folder cannot be written. A transaction waits `patience` seconds for a database that is locked.
+    OSError when the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, objectives: Sequence[str], *, patience: float = 1.0) -> None:
+    def __init__(self, folder: Path, objectives: Sequence[str]) -> None:
         self.folder = folder
         self.trouble = ""
         self._lock = _locked(folder)
-        self._patience = patience
         self._database: sqlite3.Connection | None = None
         self._pending: list[tuple[str, list[tuple[Any, ...]]]] = []
         self._slices: dict[int, tuple[int, bytes, float]] = {}  # not written yet
@@ -158,7 +159,7 @@ class RunStore:
     def _open(self) -> sqlite3.Connection:
         """The database, made if need be."""
         if self._database is None:
-            self._database = connect(self.folder, self._patience)
+            self._database = connect(self.folder)
             costs = "".join(f", {name} REAL" for name in self._costs)
             self._database.execute(
                 f"CREATE TABLE IF NOT EXISTS trial (number INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, violation REAL, "
@@ -167,9 +168,9 @@ class RunStore:
         return self._database
 
 
-def connect(folder: Path, patience: float = 1.0) -> sqlite3.Connection:
+def connect(folder: Path) -> sqlite3.Connection:
     """The database of a run, with its tables. Raises sqlite3.Error."""
-    database = sqlite3.connect(folder / FILE, timeout=patience, isolation_level=None)
+    database = sqlite3.connect(folder / FILE, timeout=PATIENCE, isolation_level=None)
     try:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=NORMAL")

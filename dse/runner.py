@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from dse.answers import PlanAnswer, Run, answers, with_ties
 from dse.asking import ImpossiblePlan, models_of, point, problem_of, space_of
 from dse.experiment import Experiment, load
 from dse.kinds.registry import find
+from dse.recording import Asked, Recording
+from dse.run_store import RunStore
 from search.exact import Constraint, Result, search
-from search.executors import executor
+from search.executors import ExecutorError, executor
 from search.front import Objective, Points
 from spaces.problem import Problem
 
@@ -41,22 +42,46 @@ def run(
 ) -> Run:
     """Search the experiment's space and write a new run folder, `runs/<name>-<n>` or `out`; nothing is overwritten.
 
-    `overrides` are KEY=VALUE texts; `progress` and `cancelled` go to the search, which keeps what it found when cancelled.
-    A folder that cannot be written is told in `Run.trouble`, not raised. Raises ExperimentError, ImpossiblePlan, OSError.
+    The folder is written while the search goes on, so that `resume` can go on with it after anything. `overrides` are
+    KEY=VALUE texts; `progress` and `cancelled` go to the search, which keeps what it found when cancelled. A folder that
+    cannot be written is told in `Run.trouble`, not raised. Raises ExperimentError, ImpossiblePlan, ExecutorError, OSError.
     """
     experiment = load(source, overrides)
-    answer, ledger = answer_to(experiment, progress=progress, cancelled=cancelled)
-    return _kept(answer, experiment, ledger, out)
+
+    def make() -> Path:
+        return run_folder.create(RUNS, experiment.name) if out is None else run_folder.create_at(Path(out))
+
+    recording = Recording.begun(experiment, Asked.of(experiment, source, overrides), make, str(out or RUNS))
+    return recorded(experiment, recording, progress, cancelled)
+
+
+def recorded(
+    experiment: Experiment[Any],
+    recording: Recording,
+    progress: Callable[..., None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Run:
+    """The run, written down as it goes on; what is on record already is not searched again."""
+    try:
+        answer = answer_to(experiment, store=recording.store, progress=progress, cancelled=cancelled)
+        return recording.finished(answer, experiment.seed)
+    except Exception as error:
+        if recording.given_up() and isinstance(error, ExecutorError):
+            raise ExecutorError(f"{error}; what was found is kept: dse resume {recording.folder}") from error
+        raise
+    finally:
+        recording.close()
 
 
 def answer_to(
     experiment: Experiment[Any],
     *,
     model: CostModel | None = None,
+    store: RunStore | None = None,
     progress: Callable[..., None] | None = None,
     cancelled: Callable[[], bool] | None = None,
-) -> tuple[Run, Sequence[Mapping[str, Any]]]:
-    """The run without a folder, and the search's ledger by chunk."""
+) -> Run:
+    """The run without a folder; `store` holds what was found before, and is told what is found."""
     model = model or models_of(experiment)[-1]
     problem, space = problem_of(experiment), space_of(experiment)
     baseline = _baseline(experiment, problem, model)
@@ -72,8 +97,9 @@ def answer_to(
         progress=progress,
         cancelled=cancelled,
         executor=executor(experiment.executor, experiment.workers, experiment.address),
+        ledger=store,
     )
-    return _with_stages(_run_of(experiment, problem, result, baseline), problem, result), ()
+    return _with_stages(_run_of(experiment, problem, result, baseline), problem, result)
 
 
 def _with_stages(answer: Run, problem: Problem, result: Result) -> Run:
@@ -145,18 +171,3 @@ def _sample(result: Result, symbols: frozenset[str]) -> dict[str, NDArray[Any]]:
     plain = {symbol: columns[symbol] for symbol in columns.levels if symbol in symbols}
     values = {f"metric.{o.name}": result.sample.values[:, i] for i, o in enumerate(result.objectives)}
     return {**plain, **values, "feasible": result.sample.feasible.astype(np.int64)}
-
-
-def _kept(
-    answer: Run, experiment: Experiment[Any], ledger: Sequence[Mapping[str, Any]], out: str | os.PathLike[str] | None
-) -> Run:
-    """The run in a new folder, or with `trouble` when the disk does not take it."""
-    folder: Path | None = None
-    try:
-        folder = run_folder.create(RUNS, experiment.name) if out is None else run_folder.create_at(Path(out))
-        kept = dataclasses.replace(answer, folder=folder)
-        run_folder.write(kept, folder, seed=experiment.seed, model_file=experiment.model_file, ledger=ledger)
-    except (OSError, sqlite3.Error) as error:
-        where = folder or out or RUNS
-        return dataclasses.replace(answer, trouble=f"the run could not be kept in {where}: {error}")
-    return kept

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -20,7 +21,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
 @pytest.fixture(scope="session")
-def ray_once() -> Iterator[OnRay]:
+def ray_cluster() -> Iterator[Any]:
     """One Ray cluster of two nodes for all tests; its workers find the tests where this process finds them."""
     import ray
     from ray.cluster_utils import Cluster
@@ -32,6 +33,12 @@ def ray_once() -> Iterator[OnRay]:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-    yield OnRay(address=cluster.address)
+        yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_once(ray_cluster: Any) -> OnRay:
+    """The executor on that cluster."""
+    return OnRay(address=ray_cluster.address)

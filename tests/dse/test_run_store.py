@@ -114,8 +114,9 @@ def test_two_drivers_on_one_folder_the_second_is_refused(tmp_path: Path) -> None
     RunStore(tmp_path, ["a"]).close()
 
 
-def test_a_locked_database_loses_nothing(tmp_path: Path) -> None:
-    store = RunStore(tmp_path, ["a"], patience=0.01)
+def test_a_locked_database_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dse.run_store.PATIENCE", 0.01)
+    store = RunStore(tmp_path, ["a"])
     store.tell(trials_of_one([1]))
     other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
