@@ -28,7 +28,7 @@ from search import spreading
 
 pytestmark = pytest.mark.fault
 ROUNDS = range(int(os.environ.get("FAULT_ROUNDS", "1")))
-POINTS = 1500  # of a slice, so that a run has some thirty
+POINTS = 5000  # of a slice, so that a run has eight
 
 EXPERIMENT = """\
 kind: training
@@ -62,6 +62,7 @@ class Whole:
     file: Path
     answer: tuple[Any, ...]
     slices: int
+    size: int
 
 
 def told(folder: Path) -> tuple[Any, ...]:
@@ -88,7 +89,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     (folder / "faulty.yaml").write_text(EXPERIMENT, encoding="utf-8")
     answer = run(folder / "faulty.yaml", out=folder / "run")
     assert answer.front
-    return Whole(folder / "faulty.yaml", told(folder / "run"), answer.certificate["space"] // POINTS)
+    slices, size = answer.certificate["space"] // POINTS, (folder / "run" / FILE).stat().st_size
+    return Whole(folder / "faulty.yaml", told(folder / "run"), slices, size)
 
 
 @pytest.fixture(params=ROUNDS)
@@ -203,7 +205,7 @@ def test_a_node_that_leaves_the_cluster_changes_nothing(
     whole: Whole, tmp_path: Path, chance: random.Random, ray_cluster: Any
 ) -> None:
     node = ray_cluster.add_node(num_cpus=1)
-    moment = chance.randint(1, max(1, whole.slices // 2))
+    moment = chance.randint(1, whole.slices // 2)
     seen: list[Any] = []
 
     def leave(progress: Any) -> None:
@@ -223,7 +225,8 @@ def test_a_disk_that_fills_up_keeps_what_is_on_record(
 ) -> None:
     out = tmp_path / "run"
     workers = "search.workers=1" if who == "serial" else "search.workers=2"
-    code, err = ended(started(whole, out, f"search.executor={who}", workers, room=chance.randint(90_000, 500_000)))
+    room = chance.randint(whole.size // 5, whole.size // 2)
+    code, err = ended(started(whole, out, f"search.executor={who}", workers, room=room))
     assert code == 1
     assert "could not be" in err
     assert "Traceback" not in err
