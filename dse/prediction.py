@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,13 +23,17 @@ from spaces.columns import Columns
 from spaces.plan import NAMES, Recompute
 from spaces.problem import Problem
 
+_SIDES = ("", "_low", "_high")
 RESULTS: Mapping[str, tuple[str, ...]] = {
     "training": (
         *("step_time_s", "step_time_s_low", "step_time_s_high", "tokens_per_s_per_gpu", "model_tflops_per_gpu"),
         *("hw_tflops_per_gpu", "mfu", "hfu", "mfu_causal", "peak_memory_bytes", "device_memory_bytes", "fits"),
         *("evidence", "assumptions", "error"),
     ),
-    "serving": ("assumptions", "error"),
+    "serving": (
+        *(f"{name}{side}" for name in ("ttft_s", "tpot_s", "request_latency_s", "tokens_per_s_per_gpu") for side in _SIDES),
+        *("peak_memory_bytes", "kv_capacity_tokens", "evidence", "assumptions", "error"),
+    ),
     "kernel": ("time_s", "time_s_low", "time_s_high", "evidence", "error"),
 }
 """Columns appended, by kind; a column of the same name in the input is replaced."""
@@ -76,18 +80,37 @@ def predict_rows(rows: Sequence[Row], kind: str = "training") -> list[dict[str, 
     answered: list[dict[str, Any]] = [{**row, **blank} for row in rows]
     if kind == "kernel":
         return _kernels(rows)
-    if kind != "training":
-        for result in answered:
-            result["error"] = f"{kind} is not available yet in this version"
-        return answered
-    questions: dict[int, Question] = {}
+    if kind == "serving":
+        from dse.serving_prediction import answer_serving
+        from dse.serving_rows import read_serving
+
+        return _answered(rows, answered, read_serving, answer_serving)
+    return _answered(rows, answered, read, _evaluated)
+
+
+class _Asked(Protocol):
+    """A row as a question; rows of one group are evaluated as one batch."""
+
+    @property
+    def group(self) -> tuple[Any, ...]: ...
+
+
+Asked = TypeVar("Asked", bound=_Asked)
+Evaluate: TypeAlias = Callable[[Sequence[Asked]], list[dict[str, Any]]]
+
+
+def _answered(
+    rows: Sequence[Row], answered: list[dict[str, Any]], ask: Callable[[Row], Asked], evaluate: Evaluate[Asked]
+) -> list[dict[str, Any]]:
+    """Every row read as a question, and the questions evaluated group by group."""
+    questions: dict[int, Asked] = {}
     for i, row in enumerate(rows):
         try:
-            questions[i] = read(row)
+            questions[i] = ask(row)
         except BadRow as error:
             answered[i]["error"] = str(error)
     for members in _groups(questions).values():
-        _answer(answered, members, [questions[i] for i in members])
+        _answer(answered, members, [questions[i] for i in members], evaluate)
     return answered
 
 
@@ -104,7 +127,7 @@ def _text(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.9g}"
 
 
-def _groups(questions: Mapping[int, Question]) -> dict[tuple[Any, ...], list[int]]:
+def _groups(questions: Mapping[int, Asked]) -> dict[tuple[Any, ...], list[int]]:
     """Row numbers by model, stack and device."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, question in questions.items():
@@ -112,16 +135,18 @@ def _groups(questions: Mapping[int, Question]) -> dict[tuple[Any, ...], list[int
     return groups
 
 
-def _answer(answered: list[dict[str, Any]], members: Sequence[int], questions: Sequence[Question]) -> None:
+def _answer(
+    answered: list[dict[str, Any]], members: Sequence[int], questions: Sequence[Asked], evaluate: Evaluate[Asked]
+) -> None:
     """Fill in one group; when the batch fails, each row by itself, so that one bad row spoils no other."""
     try:
-        results = _evaluated(questions)
+        results = evaluate(questions)
     except Exception as error:  # a row must never end the file
         if len(members) == 1:
             answered[members[0]]["error"] = f"{type(error).__name__}: {error}"
             return
         for i, question in zip(members, questions, strict=True):
-            _answer(answered, [i], [question])
+            _answer(answered, [i], [question], evaluate)
         return
     for i, result in zip(members, results, strict=True):
         answered[i].update(result)

@@ -52,8 +52,8 @@ def read(row: Row) -> Question:
     """The row as a question. Raises BadRow."""
     assumed: list[str] = []
     try:
-        architecture = _architecture(row, assumed)
-        device = _device(row)
+        architecture = architecture_of(row, assumed)
+        device = device_of(row)
     except ValueError as error:
         raise BadRow(str(error)) from None
     plan = _plan(row, architecture, assumed)
@@ -61,7 +61,7 @@ def read(row: Row) -> Question:
         architecture=architecture,
         stack=plan.stack,
         device=device,
-        vocab_parallel=_flag(row, "vocab_parallel"),
+        vocab_parallel=flag_in(row, "vocab_parallel"),
         optimizer=plan.optimizer,
         symbols=plan.symbols,
         recompute_open=plan.recompute_open,
@@ -77,7 +77,7 @@ def cell(row: Row, name: str) -> str:
     return (row.get(name) or "").strip()
 
 
-def _number(row: Row, name: str) -> float | None:
+def number_in(row: Row, name: str) -> float | None:
     """A positive, finite number, None when blank. Raises BadRow."""
     text = cell(row, name)
     if not text:
@@ -91,9 +91,9 @@ def _number(row: Row, name: str) -> float | None:
     return number
 
 
-def _count(row: Row, name: str, default: int | None = None, least: int = 1) -> int:
+def count_in(row: Row, name: str, default: int | None = None, least: int = 1) -> int:
     """A whole number from `least`. Raises BadRow, also when blank without a default."""
-    number = _number(row, name)
+    number = number_in(row, name)
     if number is None:
         if default is None:
             raise BadRow(f"{name} is blank, and nothing stands for it")
@@ -103,7 +103,7 @@ def _count(row: Row, name: str, default: int | None = None, least: int = 1) -> i
     return int(number)
 
 
-def _flag(row: Row, name: str) -> int | None:
+def flag_in(row: Row, name: str) -> int | None:
     """0 or 1, None when blank."""
     text = cell(row, name).lower()
     if not text:
@@ -113,7 +113,7 @@ def _flag(row: Row, name: str) -> int | None:
     return int(text in ("1", "true", "yes", "1.0"))
 
 
-def _choice(row: Row, name: str, known: Mapping[str, int], default: int) -> int:
+def choice_in(row: Row, name: str, known: Mapping[str, int], default: int) -> int:
     text = cell(row, name).lower().replace("_", "-")
     if not text:
         return default
@@ -138,11 +138,11 @@ _NO_EXPERTS = {
 }
 
 
-def _architecture(row: Row, assumed: list[str]) -> Architecture:
+def architecture_of(row: Row, assumed: list[str]) -> Architecture:
     """The preset with the row's dimensions in place of its own, or the dimensions alone."""
-    given: dict[str, Any] = {name: _count(row, name, least=0) for name in _SIZES if cell(row, name)}
-    given |= {name: bool(_flag(row, name)) for name in ("gated", "tied_embeddings") if cell(row, name)}
-    name, sequence = cell(row, "model"), _count(row, "seq")
+    given: dict[str, Any] = {name: count_in(row, name, least=0) for name in _SIZES if cell(row, name)}
+    given |= {name: bool(flag_in(row, name)) for name in ("gated", "tied_embeddings") if cell(row, name)}
+    name, sequence = cell(row, "model"), count_in(row, "seq")
     key = tuple(sorted(given.items()))
     try:
         preset = _preset(name) if name else None
@@ -197,11 +197,11 @@ def _stretched(architecture: Architecture, sequence: int, assumed: list[str]) ->
     return architecture.with_dimensions(max_positions=sequence, max_sequence=max(sequence, architecture.max_sequence))
 
 
-def _device(row: Row) -> Device:
+def device_of(row: Row) -> Device:
     """The catalogue's device with the row's node size and NIC."""
     if not cell(row, "gpu"):
         raise BadRow("gpu is blank, and nothing stands for it")
-    return _changed(cell(row, "gpu"), _count(row, "gpus_per_node", 0, least=0), _number(row, "nic_GBps") or 0.0)
+    return _changed(cell(row, "gpu"), count_in(row, "gpus_per_node", 0, least=0), number_in(row, "nic_GBps") or 0.0)
 
 
 @lru_cache(maxsize=4096)
@@ -240,18 +240,18 @@ class _Plan:
 
 def _plan(row: Row, model: Architecture, assumed: list[str]) -> _Plan:
     """Every symbol of the plan, each blank filled as the contract says."""
-    devices = _count(row, "n_gpus")
-    tensor, pipeline, context = (_count(row, name, 1) for name in ("tp", "pp", "cp"))
-    expert, micro, batch = _count(row, "ep", 1), _count(row, "micro_batch", 1), _count(row, "global_batch")
+    devices = count_in(row, "n_gpus")
+    tensor, pipeline, context = (count_in(row, name, 1) for name in ("tp", "pp", "cp"))
+    expert, micro, batch = count_in(row, "ep", 1), count_in(row, "micro_batch", 1), count_in(row, "global_batch")
     data = _data(row, devices, tensor, pipeline, context, assumed)
     stack = _stack(row, tensor * pipeline, assumed)
     virtual, schedule = _chunks(row, model, pipeline, assumed)
-    zero = _count(row, "zero_stage", find_stack(stack).default_zero, least=0)
+    zero = count_in(row, "zero_stage", find_stack(stack).default_zero, least=0)
     _check(model, row, tensor=tensor, context=context, data=data, expert=expert, micro=micro, zero=zero)
     text = cell(row, "recompute").lower()
     base, plus, _ = text.partition("+sp")
-    recompute = _choice({"recompute": base}, "recompute", _RECOMPUTES, DEFAULTS["recompute"])
-    precision = _choice(row, "precision", _PRECISIONS, DEFAULTS["precision"])
+    recompute = choice_in({"recompute": base}, "recompute", _RECOMPUTES, DEFAULTS["recompute"])
+    precision = choice_in(row, "precision", _PRECISIONS, DEFAULTS["precision"])
     if not cell(row, "precision"):
         assumed.append("precision bf16")
     ranks = data * context
@@ -263,7 +263,7 @@ def _plan(row: Row, model: Architecture, assumed: list[str]) -> _Plan:
         "pipeline": pipeline,
         "data": data,
         "expert": expert,
-        "expert_tensor": _count(row, "expert_tensor", 1),
+        "expert_tensor": count_in(row, "expert_tensor", 1),
         "virtual": virtual,
         "stage_layout": _layout(model.layers, pipeline * virtual),
         "schedule": schedule,
@@ -275,8 +275,8 @@ def _plan(row: Row, model: Architecture, assumed: list[str]) -> _Plan:
         "offload": Offload.NONE,
         "precision": precision,
         "rank_order": RankOrder.TENSOR_CONTEXT_DATA_PIPELINE,
-        "trainable": _choice(row, "trainable", _TRAINABLE, DEFAULTS["trainable"]),
-        "sequence": _count(row, "seq"),
+        "trainable": choice_in(row, "trainable", _TRAINABLE, DEFAULTS["trainable"]),
+        "sequence": count_in(row, "seq"),
         "global_batch": batch,
     }
     optimizer = _optimizer(row, stack, assumed)
@@ -292,7 +292,7 @@ def _data(row: Row, devices: int, tensor: int, pipeline: int, context: int, assu
             raise BadRow(f"n_gpus = {devices} is not a multiple of tp·pp·cp = {ranks}")
         assumed.append(f"dp {devices // ranks}")
         return devices // ranks
-    data = _count(row, "dp")
+    data = count_in(row, "dp")
     if ranks * data != devices:
         raise BadRow(f"n_gpus = {devices} is not tp·pp·dp·cp = {ranks * data}")
     return data
@@ -311,12 +311,12 @@ def _stack(row: Row, model_parallel: int, assumed: list[str]) -> str:
 
 def _chunks(row: Row, model: Architecture, pipeline: int, assumed: list[str]) -> tuple[int, int]:
     """Chunks per device and the schedule they mean."""
-    virtual = _count(row, "vpp", 1)
+    virtual = count_in(row, "vpp", 1)
     if pipeline == 1 and virtual > 1:
         assumed.append(f"vpp {virtual} means nothing without a pipeline")
         virtual = 1
     default = Schedule.INTERLEAVED if virtual > 1 else Schedule.ONE_F_ONE_B
-    schedule = _choice(row, "schedule", _SCHEDULES, default)
+    schedule = choice_in(row, "schedule", _SCHEDULES, default)
     if schedule == Schedule.INTERLEAVED and virtual == 1:
         schedule = Schedule.ONE_F_ONE_B
     if pipeline * virtual > model.layers:
@@ -334,7 +334,7 @@ def _check(
     model: Architecture, row: Row, *, tensor: int, context: int, data: int, expert: int, micro: int, zero: int
 ) -> None:
     """Raise BadRow for a plan that cannot exist."""
-    batch, ranks = _count(row, "global_batch"), tensor * context * data
+    batch, ranks = count_in(row, "global_batch"), tensor * context * data
     if batch % (data * micro):
         raise BadRow(f"global_batch = {batch} is not a multiple of dp·micro_batch = {data * micro}")
     if zero > 3:
@@ -351,14 +351,14 @@ def _shards(row: Row, zero: int, ranks: int) -> int:
     """Ranks that states are sharded over; all data·context ranks unless given (HSDP)."""
     if zero == 0:
         return 1
-    shards = _count(row, "shard_degree", ranks)
+    shards = count_in(row, "shard_degree", ranks)
     if ranks % shards:
         raise BadRow(f"shard_degree = {shards} does not divide the dp·cp = {ranks} ranks")
     return shards
 
 
 def _sequence_parallel(row: Row, plus: bool, tensor: int, stack: str, model: Architecture, assumed: list[str]) -> int:
-    given = _flag(row, "sequence_parallel")
+    given = flag_in(row, "sequence_parallel")
     if tensor == 1:
         return 0
     if given is not None or plus:

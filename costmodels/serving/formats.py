@@ -33,6 +33,11 @@ def cache_bytes(kv_precision: Value) -> FloatArray:
     return np.asarray(each[np.asarray(kv_precision, np.int64)])
 
 
+def native_precision(model: str) -> str:
+    """Format a model's weights are published in."""
+    return str(_facts()["native"].get(model, "bf16"))
+
+
 def dequantised_share() -> float:
     """Share of the 16-bit rate that products with narrow weights and 16-bit activations reach."""
     return float(_facts()["dequantise"]["value"])

@@ -1,0 +1,129 @@
+"""Serving rows answered: static batches in closed form, everything else simulated step by step on the same tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from costmodels.metrics import Evidence
+from costmodels.serving.capacity import Capacity, capacity
+from costmodels.serving.engine import engines
+from costmodels.serving.intervals import pairs
+from costmodels.serving.problem import serving_problem
+from costmodels.serving.replay import Replay, replay
+from costmodels.serving.stack import find_serving_stack
+from costmodels.serving.static_batch import static_batch
+from dse.serving_rows import ServingQuestion
+from spaces.columns import Columns
+
+RATE = "tokens_per_s_per_gpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """What one row's run comes to: seconds, and output tokens a second of all replicas."""
+
+    first: float
+    token: float
+    latency: float
+    rate: float
+    notes: tuple[str, ...] = ()
+
+
+def answer_serving(questions: Sequence[ServingQuestion]) -> list[dict[str, Any]]:
+    """Appended cells of the rows of one group, which share model, stack, machine and way of being driven."""
+    first = questions[0]
+    problem = serving_problem(first.architecture, first.stack, first.device)
+    names = sorted({name for question in questions for name in question.symbols})
+    usual = problem.scalars
+    columns = Columns.from_values({name: np.array([q.symbols.get(name, usual.get(name)) for q in questions]) for name in names})
+    tables, engine = engines(problem, columns)
+    at = problem.at(columns)
+    held = capacity(first.architecture, find_serving_stack(first.stack), at)
+    if first.static:
+        together, prompt, output = (np.asarray(at[name], np.float64) for name in ("concurrency", "input_tokens", "output_tokens"))
+        share = np.maximum(np.ceil(together / (at["data"] * at["attention_data"])), 1.0)
+        found = static_batch(tables, engine, share, prompt, output)
+        overhead = float(usual["stack.request_overhead"])
+        served = []
+        for i in range(len(questions)):
+            latency = float(found.first[i] + (output[i] - 1.0) * found.token[i]) + overhead
+            served.append(
+                _Served(
+                    first=float(found.first[i]) + overhead,
+                    token=float(found.token[i]),
+                    latency=latency,
+                    rate=float(together[i] * output[i]) / latency,
+                )
+            )
+    else:
+        served = [
+            _run(replay(tables, int(engine[i]), _replay(q, usual, float(held.tokens[i]))), q, i, held)
+            for i, q in enumerate(questions)
+        ]
+    return [_cells(q, one, held, i) for i, (q, one) in enumerate(zip(questions, served, strict=True))]
+
+
+def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float) -> Replay:
+    """The run that a row describes, of one replica."""
+    symbols = {**usual, **question.symbols}
+    replicas = int(symbols["data"])
+    return Replay(
+        prompt=int(symbols["input_tokens"]),
+        output=int(symbols["output_tokens"]),
+        rate=symbols["request_rate"],
+        concurrency=int(symbols["concurrency"]),
+        requests=question.requests,
+        replicas=replicas,
+        attention_data=int(symbols["attention_data"]),
+        stages=int(symbols["pipeline"]),
+        max_batch=int(symbols["max_batch"]),
+        token_budget=int(symbols["token_budget"]),
+        kv_tokens=tokens,
+        block_tokens=int(symbols["stack.block_tokens"]),
+        mixed=symbols["stack.mixed_steps"] > 0,
+        chunked=symbols["stack.chunked"] > 0,
+        whole_answer=symbols["stack.reserve_output"] > 0,
+        overhead=symbols["stack.request_overhead"],
+        prefix_hit=symbols["prefix_hit"],
+        steady=question.steady,
+    )
+
+
+def _run(found: Any, question: ServingQuestion, i: int, held: Capacity) -> _Served:
+    notes = () if held.tokens[i] > 0 else ("does not fit in memory: predicted as if it did",)
+    return _Served(first=found.ttft, token=found.tpot, latency=found.latency, rate=found.tokens_per_second, notes=notes)
+
+
+def _cells(question: ServingQuestion, served: _Served, held: Capacity, i: int) -> dict[str, Any]:
+    """The appended cells of one row."""
+    around = pairs(question.stack, question.device.generation)
+    value = {
+        "ttft_s": served.first,
+        "tpot_s": served.token,
+        "request_latency_s": served.latency,
+        RATE: served.rate / question.symbols["devices"],
+    }
+    notes = "; ".join([*question.assumptions, *served.notes])
+    if not all(math.isfinite(number) for number in value.values()):
+        return {"error": "the run gives no finite prediction for this plan", "assumptions": notes}
+    cells: dict[str, Any] = {}
+    for name, number in value.items():
+        low, high = (float(around[side]) for side in (("first_low", "first_high") if name == "ttft_s" else ("low", "high")))
+        low, high = (1.0 / high, 1.0 / low) if name == RATE else (low, high)
+        cells |= {name: f"{number:.9g}", f"{name}_low": f"{number * low:.9g}", f"{name}_high": f"{number * high:.9g}"}
+    groups = question.symbols["attention_data"]
+    if question.static:
+        requests = math.ceil(question.symbols["concurrency"] / (question.symbols["data"] * groups))
+        cached = requests * (question.symbols["input_tokens"] + question.symbols["output_tokens"])
+    else:
+        cached = float(held.tokens[i])
+    cells["peak_memory_bytes"] = f"{float(held.fixed[i] + cached * held.token[i]):.9g}"
+    cells["kv_capacity_tokens"] = f"{float(held.tokens[i] * groups):.9g}"
+    cells["evidence"] = Evidence[str(around["evidence"]).upper()].name.lower().replace("_", "-")
+    cells["assumptions"] = notes
+    return cells
