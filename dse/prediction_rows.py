@@ -330,9 +330,7 @@ def _layout(layers: int, chunks: int) -> int:
     return StageLayout.LIGHT_ENDS if light else StageLayout.EVEN
 
 
-def _check(
-    model: Architecture, row: Row, *, tensor: int, context: int, data: int, expert: int, micro: int, zero: int
-) -> None:
+def _check(model: Architecture, row: Row, *, tensor: int, context: int, data: int, expert: int, micro: int, zero: int) -> None:
     """Raise BadRow for a plan that cannot exist."""
     batch, ranks = count_in(row, "global_batch"), tensor * context * data
     if batch % (data * micro):

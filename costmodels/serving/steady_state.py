@@ -178,6 +178,7 @@ def _metrics(problem: Problem, at: Bindings, states: States, rows: slice) -> Met
             found = answer(states, place[some], wanted, most, uneven[some])
             for name, array in served.items():
                 array[some] = getattr(found, name)
+    served["first"] += _rows(at["stack.request_overhead"], n)
     s = _Served(**served)
     output = work.output[place]
     rate = s.rate * groups

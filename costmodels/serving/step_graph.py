@@ -8,7 +8,7 @@ the projections around it are the same work either way, attention itself is not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -92,16 +92,25 @@ def token_calls(architecture: Architecture, stack: ServingStack, at: Bindings, t
     """Linear layers, experts, pointwise operators and collectives of all layers, and the embedding; grid (T,)."""
     local = Local(at, tokens)
     for _, graph, count in layer_graphs(architecture, stack):
-        for op in graph.operators:
-            for call in _operator(op, graph, stack, local):
-                yield _repeated(call, count)
-        for call in _cache_write(architecture, stack, local):
-            yield _repeated(call, count)
-        yield _repeated(reduction(local, local["tensor"], tokens * 2.0 * local["hidden"]), count)
-        yield from (_repeated(call, count) for call in expert_exchange(local, tokens, experts=_has_experts(graph)))
+        layer = [call for op in graph.operators for call in _operator(op, graph, stack, local)]
+        layer += _cache_write(architecture, stack, local)
+        layer.append(reduction(local, local["tensor"], tokens * 2.0 * local["hidden"]))
+        layer += expert_exchange(local, tokens, experts=_has_experts(graph))
+        yield from (_repeated(call, count) for call in (*layer, _gaps(layer, local)))
     yield from _stream(stack, "embedding", tokens, local["hidden"])
-    yield reduction(local, local["tensor"], tokens * 2.0 * local["hidden"])
+    yield reduction(local, local["tensor"], tokens * 2.0 * local["hidden"], times=local["stack.embedding_sharded"])
     yield send(local, tokens * 2.0 * local["hidden"], local["pipeline"] - 1)
+
+
+def _gaps(layer: Sequence[Call], local: Local) -> Call:
+    """What passes between the end of one kernel of a layer and the start of the next that waits for it, attention included."""
+    started = sum((np.where(np.asarray(call.times) > 0, kernels_of(call), 0.0) for call in layer), np.asarray(1.0))
+    return Call(op="", floor=started * local["stack.kernel_gap"])
+
+
+def kernels_of(call: Call) -> float:
+    """Kernels behind a call of the model: silu and its product by the gate are two, copies of keys and of values as well."""
+    return {"chunk_silu_mul": 2.0}.get(call.op, max(round(float(np.max(call.times))), 1) if call.op == "copy" else 1.0)
 
 
 def _has_experts(graph: Graph) -> bool:
@@ -167,7 +176,10 @@ def _product(local: Local, m: Value, n: Value, k: Value, groups: Value, quantise
     rate = np.maximum(local["device.matrix_flops.bf16"], local["device.matrix_flops.fp16"]) * local["kernel.gemm.share.bf16"]
     floor = np.where(narrow, 2.0 * m * n * k * groups / (rate * dequantised_share()), 0.0)
     shape = {"m": m, "n": n, "k": np.maximum(k * share, 1.0), "groups": groups, "dtype": words, "cache": "cold"}
-    return Call(op="gemm", shape=shape, times=slower, floor=floor)
+    memory = groups * n * k * weight_bytes(precision) / local["device.memory_bandwidth"]
+    compute = 2.0 * m * n * k * groups / rate
+    hot = compute**3 / (compute**3 + memory**3)  # how far the product is bound by the matrix units, and so by power
+    return Call(op="gemm", shape=shape, times=slower * (1.0 + (local["stack.sustained"] - 1.0) * hot), floor=floor)
 
 
 def assignments(local: Local) -> Value:

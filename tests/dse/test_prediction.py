@@ -136,10 +136,6 @@ def test_no_rows_are_no_rows() -> None:
     assert predict_rows([]) == []
 
 
-def test_a_kind_that_is_not_there_yet_says_so() -> None:
-    assert "not available yet" in predict_rows([ROW], "serving")[0]["error"]
-
-
 KERNELS = [
     {"id": "a", "op": "gemm", "gpu": "H100", "dtype": "bf16", "m": "4096", "n": "8192", "k": "8192"},
     {"id": "b", "op": "gem", "gpu": "H100", "dtype": "bf16", "m": "4096", "n": "8192", "k": "8192"},

@@ -1,0 +1,126 @@
+"""`dse predict --kind serving`: no row dropped, every clause of the columns, blanks and rules."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from dse.prediction import RESULTS, predict, predict_rows
+
+ROW = {"model": "llama-3.1-8b", "gpu": "H100", "n_gpus": "1", "isl": "1024", "osl": "64", "concurrency": "8"}
+
+
+def answer(**changes: str) -> dict[str, str]:
+    return predict_rows([{**ROW, **changes}], "serving")[0]
+
+
+def number(row: dict[str, str], name: str) -> float:
+    assert not row["error"], row["error"]
+    return float(row[name])
+
+
+def test_a_row_keeps_its_columns_and_gains_the_results() -> None:
+    row = answer(remark="mine")
+    assert row["remark"] == "mine"
+    assert set(RESULTS["serving"]) <= set(row)
+    for name in ("ttft_s", "tpot_s", "request_latency_s", "tokens_per_s_per_gpu"):
+        assert number(row, f"{name}_low") < number(row, name) < number(row, f"{name}_high")
+    assert number(row, "kv_capacity_tokens") > 8 * 1088
+    assert number(row, "peak_memory_bytes") < 85e9
+    assert row["evidence"]
+    assert "vllm" in row["assumptions"]
+
+
+def test_a_file_keeps_its_order_and_drops_nothing(tmp_path: Path) -> None:
+    rows = [{**ROW, "model": name} for name in ("llama-3.1-8b", "no-such-model", "Qwen/Qwen3-8B")]
+    points, out = tmp_path / "points.csv", tmp_path / "out.csv"
+    with points.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    told = predict(points, out, "serving")
+    with out.open(newline="") as file:
+        answered = list(csv.DictReader(file))
+    assert [row["model"] for row in answered] == [row["model"] for row in rows]
+    assert (told.rows, told.predicted) == (3, 2)
+    assert "no-such-model" in answered[1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "accepted"),
+    [
+        ({"n_gpus": "8", "tp": "2", "pp": "2", "dp": "2"}, True),
+        ({"n_gpus": "8", "tp": "2", "pp": "2"}, True),
+        ({"n_gpus": "8", "tp": "2", "pp": "2", "dp": "1"}, False),
+        ({"model": "deepseek-v3", "n_gpus": "8", "tp": "1", "attention_dp": "8", "ep": "8", "gpu": "H200"}, True),
+        ({"model": "deepseek-v3", "n_gpus": "8", "tp": "8", "ep": "8", "gpu": "H200"}, True),
+        ({"model": "deepseek-v3", "n_gpus": "8", "tp": "8", "ep": "1", "gpu": "H200"}, True),
+        ({"model": "deepseek-v3", "n_gpus": "16", "tp": "8", "ep": "16", "gpu": "H200"}, True),
+        ({"model": "deepseek-v3", "n_gpus": "12", "tp": "8", "ep": "8", "gpu": "H200"}, False),
+        ({"n_gpus": "8", "ep": "8"}, False),
+    ],
+)
+def test_devices_are_pp_dp_and_the_larger_of_attention_and_experts(changes: dict[str, str], accepted: bool) -> None:
+    assert (not answer(**changes)["error"]) is accepted
+
+
+@pytest.mark.parametrize(
+    "names", [("meta-llama/Llama-3.1-8B-Instruct", "H100-80GB-SXM"), ("Llama_3.1.8B", "h100"), ("llama-3.1-8b", "H100")]
+)
+def test_names_compare_without_case_separators_and_organisation(names: tuple[str, str]) -> None:
+    assert answer(model=names[0], gpu=names[1])["tpot_s"] == answer()["tpot_s"]
+
+
+def test_a_format_in_the_name_is_the_format_of_a_blank_precision() -> None:
+    assert answer(model="Qwen/Qwen3-32B-FP8", stack="vllm")["tpot_s"] == answer(model="qwen3-32b", precision="fp8")["tpot_s"]
+    assert "fp8" in answer(model="deepseek-ai/DeepSeek-R1", n_gpus="8", tp="8", ep="8", gpu="H200")["assumptions"]
+
+
+def test_dimensions_stand_for_a_model_nobody_knows() -> None:
+    sizes = {"layers": "32", "hidden": "4096", "heads": "32", "kv_heads": "8", "ffn": "14336", "vocab": "128256"}
+    own = answer(model="mine", gated="true", **sizes)
+    assert number(own, "tpot_s") == pytest.approx(number(answer(), "tpot_s"), rel=1e-6)
+
+
+def test_narrow_weights_change_time_as_well_as_memory() -> None:
+    wide, narrow = answer(), answer(precision="fp8")
+    assert number(narrow, "tpot_s") < 0.8 * number(wide, "tpot_s")
+    assert number(narrow, "kv_capacity_tokens") > number(wide, "kv_capacity_tokens")
+
+
+def test_a_static_batch_is_one_prefill_and_the_steps_after_it() -> None:
+    row = answer(stack="torch-graph", static_batch="true")
+    latency = number(row, "ttft_s") + 63 * number(row, "tpot_s")
+    assert number(row, "request_latency_s") == pytest.approx(latency, rel=1e-6)
+    assert number(row, "tokens_per_s_per_gpu") == pytest.approx(8 * 64 / latency, rel=1e-6)
+
+
+def test_statistics_of_a_closed_loop_hold_its_first_burst_unless_steady() -> None:
+    one, many = answer(concurrency="1"), answer(concurrency="64", isl="4096")
+    assert number(many, "ttft_s") > 3 * number(answer(concurrency="1", isl="4096"), "ttft_s")
+    assert number(one, "ttft_s") < 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"isl": ""}, "isl"),
+        ({"osl": "0"}, "osl"),
+        ({"gpu": "H1000"}, "H100"),
+        ({"stack": "vlm"}, "vllm"),
+        ({"precision": "fp9"}, "fp8"),
+        ({"tp": "5", "n_gpus": "5"}, "heads"),
+        ({"kv_fraction": "1.5"}, "kv_fraction"),
+        ({"concurrency": "-1"}, "concurrency"),
+    ],
+)
+def test_what_cannot_be_is_told_in_the_row(changes: dict[str, str], word: str) -> None:
+    assert word in answer(**changes)["error"]
+
+
+def test_a_model_that_fits_nowhere_is_still_predicted_and_says_so() -> None:
+    row = answer(model="llama-3.1-405b")
+    assert number(row, "kv_capacity_tokens") == 0
+    assert "does not fit" in row["assumptions"]
