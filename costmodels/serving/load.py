@@ -27,7 +27,7 @@ class Work:
 
     `prompt` tokens to prefill (those found in the cache are left out), which see `pairs` keys; `cached` mean tokens of a
     decoding request's cache; `output` tokens; `budget` new tokens a step; `mixed` whether prompts share steps with decoding;
-    `drafted`, `acceptance`, `draft_share` of speculation.
+    `drafted`, `acceptance`, `draft_share` of speculation; `overhead` seconds between a client and the scheduler.
     """
 
     engine: IntArray
@@ -40,6 +40,7 @@ class Work:
     drafted: FloatArray
     acceptance: FloatArray
     draft_share: FloatArray
+    overhead: FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

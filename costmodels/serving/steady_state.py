@@ -127,6 +127,7 @@ def work_of(at: Bindings, engine: IntArray) -> load.Work:
         drafted=_rows(at["speculation"], k),
         acceptance=_rows(at["acceptance"], k),
         draft_share=_rows(at["draft_share"], k),
+        overhead=_rows(at["stack.request_overhead"], k),
     )
 
 
@@ -178,7 +179,6 @@ def _metrics(problem: Problem, at: Bindings, states: States, rows: slice) -> Met
             found = answer(states, place[some], wanted, most, uneven[some])
             for name, array in served.items():
                 array[some] = getattr(found, name)
-    served["first"] += _rows(at["stack.request_overhead"], n)
     s = _Served(**served)
     output = work.output[place]
     rate = s.rate * groups
@@ -225,7 +225,7 @@ def _open(states: States, row: IntArray, rate: FloatArray, most: FloatArray, une
     few = np.minimum(carried * uneven / curve.rate[row, 0], 1.0)  # below one running request: as lonely, and rarer
     running = np.minimum(v["running"] * few, most)
     fits = (work.budget[row] - np.where(work.mixed[row] > 0, running, 0.0)) / work.prompt[row]
-    first = waiting.open_loop(carried, v["decode"], v["added"], v["service"], fits, work.mixed[row])
+    first = waiting.open_loop(carried, v["decode"], v["added"], v["service"], fits, work.mixed[row]) + work.overhead[row]
     step = v["decode"] + few * (v["step"] - v["decode"])
     token = step * v["token"] / v["step"] * uneven
     first = first + waiting.admission(running, most, (work.output[row] - 1.0) * token) + waiting.overload(rate, highest)
@@ -246,10 +246,10 @@ def _closed(states: States, row: IntArray, together: FloatArray, most: FloatArra
     others = np.where(mixed > 0, (cohorts - 1.0) * v["added"] * v["shared"], 0.0)
     lives = np.maximum(work.output[row] - 1.0, load.LEAST)
     round_ = (steady + (work.output[row] - 1.0) * v["decode"] * v["token"] / v["step"] + others) * uneven
-    rate = inside / round_
+    rate = inside / (round_ + work.overhead[row])
     queued = np.maximum(together - inside, 0.0) / rate
     token = np.where(work.output[row] > 1, (round_ - steady * uneven) / lives, v["token"] * uneven)
-    first = (first_round + (ROUNDS - 1.0) * steady) / ROUNDS + queued
+    first = (first_round + (ROUNDS - 1.0) * steady) / ROUNDS + queued + work.overhead[row]
     return _Served(inside, token, v["decode"], first, rate, np.full(len(row), -1.0))
 
 
