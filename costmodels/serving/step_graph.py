@@ -38,6 +38,7 @@ PLACEMENT = Placement(
     }
 )
 """Which mesh axes shard a dimension of a served model."""
+_SMALL = 2.0e-6  # s of a kernel that does next to nothing (costmodels/data/measurements: the smallest pointwise operands)
 _ROWS = 8  # rows of the smallest tile of a product on the matrix units
 _DENSE_WIDTHS = frozenset({"ffn", "shared_ffn"})
 _FIXED = {
@@ -95,17 +96,23 @@ def token_calls(architecture: Architecture, stack: ServingStack, at: Bindings, t
         layer = [call for op in graph.operators for call in _operator(op, graph, stack, local)]
         layer += _cache_write(architecture, stack, local)
         layer.append(reduction(local, local["tensor"], tokens * 2.0 * local["hidden"]))
-        layer += expert_exchange(local, tokens, experts=_has_experts(graph))
-        yield from (_repeated(call, count) for call in (*layer, _gaps(layer, local)))
+        parts = {"latent": architecture.kv_lora_rank > 0, "experts": _has_experts(graph)}
+        layer += expert_exchange(local, tokens, experts=parts["experts"])
+        yield from (_repeated(call, count) for call in (*layer, _gaps(layer, local, parts)))
     yield from _stream(stack, "embedding", tokens, local["hidden"])
     yield reduction(local, local["tensor"], tokens * 2.0 * local["hidden"], times=local["stack.embedding_sharded"])
     yield send(local, tokens * 2.0 * local["hidden"], local["pipeline"] - 1)
 
 
-def _gaps(layer: Sequence[Call], local: Local) -> Call:
-    """What passes between the end of one kernel of a layer and the start of the next that waits for it, attention included."""
+def _gaps(layer: Sequence[Call], local: Local, parts: Mapping[str, bool]) -> Call:
+    """What passes between the end of one kernel of a layer and the start of the next that waits for it, attention included.
+
+    `parts` says whether the layer has latent attention and experts: both start small kernels of their own (splits, rotations
+    and absorptions; counting, sorting and scattering tokens) that cost their start alone.
+    """
     started = sum((np.where(np.asarray(call.times) > 0, kernels_of(call), 0.0) for call in layer), np.asarray(1.0))
-    return Call(op="", floor=started * local["stack.kernel_gap"])
+    small = sum(local[f"stack.small_kernels.{part}"] for part, there in parts.items() if there)
+    return Call(op="", floor=started * local["stack.kernel_gap"] + small * (local["stack.kernel_gap"] + _SMALL))
 
 
 def kernels_of(call: Call) -> float:
@@ -261,6 +268,7 @@ def sequence_calls(architecture: Architecture, stack: ServingStack, at: Bindings
     ranks = np.asarray(local["tensor"], np.float64)
     collected = np.where((ranks > 1) & (np.asarray(local["stack.gather_logits"]) > 0), 1.0, 0.0)
     yield reduction(local, ranks, sequences * 2.0 * local["vocab"], kind="all_gather", times=collected)
+    yield Call(op="", floor=local["stack.exposed"] + local["stack.exposed_per_sequence"] * sequences)
     kernel = stack.streams["sample"]
     if kernel.op != "none":
         yield Call(op=kernel.op, shape={"rows": sequences, "cols": local["vocab"]})
