@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from dse.explanation import explain as explain
     from dse.prediction import predict as predict
     from dse.prediction import predict_rows as predict_rows
+    from dse.resumption import resume as resume
     from dse.run_folder import read as read
     from dse.runner import run as run
+    from dse.sweeps import sweep as sweep
     from dse.validation import validate as validate
 
 _FUNCTIONS = {
     "run": "dse.runner",
+    "resume": "dse.resumption",
+    "sweep": "dse.sweeps",
     "read": "dse.run_folder",
     "explain": "dse.explanation",
     "predict": "dse.prediction",
@@ -27,7 +31,7 @@ _FUNCTIONS = {
     "calibrate": "dse.calibration",
 }
 
-__all__ = ["calibrate", "explain", "predict", "predict_rows", "read", "run", "validate"]
+__all__ = ["calibrate", "explain", "predict", "predict_rows", "read", "resume", "run", "sweep", "validate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -124,6 +124,11 @@ class Run:
     trouble: str = ""
 
     @property
+    def stopped(self) -> str:
+        """Why plans are unvisited; "" when none is."""
+        return str(self.certificate["stopped"])
+
+    @property
     def exit_code(self) -> int:
         """0; 2 when nothing is feasible; 1 when the run could not be kept."""
         return 1 if self.trouble else 0 if self.front else 2

@@ -15,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from dse.answers import Run
+    from dse.sweeps import Sweep
 
 INFEASIBLE = 2
 
@@ -65,21 +66,37 @@ def resume_command(
     del debug
     from dse.progress import reporter
     from dse.resumption import resume
+    from dse.sweeps import GRID, resume_sweep
 
+    answer: Run | Sweep
     with reporter() as report:
-        answer = resume(folder, overrides=tuple(settings or ()), as_recorded=as_recorded, progress=report)
+        go_on = resume_sweep if (folder / GRID).is_file() else resume
+        answer = go_on(folder, overrides=tuple(settings or ()), as_recorded=as_recorded, progress=report)
     _print_run(answer, as_json)
 
 
-def _print_run(answer: Run, as_json: bool) -> None:
+@app.command("sweep")
+def sweep_command(file: File, settings: Settings = None, out: Out = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Run an experiment for every combination of --set KEY=[A,B,…], and join the fronts. `dse resume` goes on with it."""
+    del debug
+    from dse.progress import reporter
+    from dse.sweeps import sweep
+
+    with reporter() as report:
+        answer = sweep(file, tuple(settings or ()), out=out, progress=report)
+    _print_run(answer, as_json)
+
+
+def _print_run(answer: Run | Sweep, as_json: bool) -> None:
     """Print an answer and leave with its exit code."""
     from dse.answers import to_json_text
 
     typer.echo(str(answer))
     if answer.trouble:
         typer.echo(f"dse: {answer.trouble}", err=True)
-    if answer.certificate["stopped"] and answer.folder is not None:
-        typer.echo(f"dse: stopped ({answer.certificate['stopped']}); dse resume {answer.folder} goes on", err=True)
+    stopped = answer.stopped
+    if stopped and answer.folder is not None:
+        typer.echo(f"dse: stopped ({stopped}); dse resume {answer.folder} goes on", err=True)
     if as_json:
         typer.echo(to_json_text(answer.to_json()))
     raise typer.Exit(answer.exit_code)

@@ -80,7 +80,8 @@ def require_same(folder: Path, then: Asked, now: Asked, *, as_recorded: bool = F
     anew = f"dse run {folder / 'experiment.yaml'} begins it anew"
     changed = _difference(then.experiment, now.experiment)
     if changed:
-        raise AnotherQuestion(f"{folder}: its experiment.yaml changed since the run began:\n{changed}\nput it back, or {anew}")
+        said = f"what is asked changed since the run began (experiment.yaml or --set):\n{changed}"
+        raise AnotherQuestion(f"{folder}: {said}\ntake it back, or {anew}")
     data = sorted(name for name in {*then.data, *now.data} if then.data.get(name) != now.data.get(name))
     if data:
         raise AnotherQuestion(f"{folder}: data changed since the run began ({', '.join(data)}): {anew}")

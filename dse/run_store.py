@@ -47,7 +47,7 @@ class RunStore:
     def __init__(self, folder: Path, objectives: Sequence[str]) -> None:
         self.folder = folder
         self.trouble = ""
-        self._lock = _locked(folder)
+        self._lock = lock(folder)
         self._database: sqlite3.Connection | None = None
         self._pending: list[tuple[str, list[tuple[Any, ...]]]] = []
         self._slices: dict[int, tuple[int, bytes, float]] = {}  # not written yet
@@ -181,8 +181,8 @@ def connect(folder: Path) -> sqlite3.Connection:
     return database
 
 
-def _locked(folder: Path) -> int:
-    """The descriptor that holds the folder's lock."""
+def lock(folder: Path) -> int:
+    """A descriptor that holds the folder's lock until it is closed or the process ends. Raises RunLocked, OSError."""
     import fcntl
 
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)

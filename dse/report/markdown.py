@@ -13,7 +13,7 @@ def page(run: Run) -> str:
     """The whole report."""
     blocks = [f"# {run.name}", run.title + "."]
     if run.front:
-        blocks += [f"## Front: {words.objectives_text(run.objectives)}", _table(words.front_sheet(run))]
+        blocks += [f"## Front: {words.objectives_text(run.objectives)}", as_table(words.front_sheet(run))]
         if len(run.front) > words.LISTED:
             blocks.append(f"{len(run.front) - words.LISTED:,} more plans are in front.csv.")
         blocks += _winner(run)
@@ -21,23 +21,25 @@ def page(run: Run) -> str:
         blocks += ["## Nothing is feasible", _plain(nothing_fits(run))]
     if run.baseline is not None:
         blocks += ["## Baseline", _plain(baseline_text(run))]
-    blocks += ["## Certificate", certificate_text(run), _table(words.certificate_sheet(run))]
+    blocks += ["## Certificate", certificate_text(run), as_table(words.certificate_sheet(run))]
     if run.removed:
-        blocks += ["## What structure removed", _table(words.removed_sheet(run))]
+        blocks += ["## What structure removed", as_table(words.removed_sheet(run))]
     blocks += ["## Assumptions", "\n".join(f"- {line}" for line in run.assumptions)]
     return "\n\n".join(blocks) + "\n"
 
 
 def _winner(run: Run) -> list[str]:
     best = run.front[0]
-    blocks = [f"## Plan 1: {place(best)}{best.text}", _table(words.figures_sheet(best))]
+    blocks = [f"## Plan 1: {place(best)}{best.text}", as_table(words.figures_sheet(best))]
     for metric, heading in find(run.kind).breakdowns:
         if best.parts.get(metric):
-            blocks += [f"### {heading}", _table(words.parts_sheet(best, metric))]
+            blocks += [f"### {heading}", as_table(words.parts_sheet(best, metric))]
     return blocks
 
 
-def _table(sheet: Sheet) -> str:
+def as_table(sheet: Sheet) -> str:
+    """A sheet as a Markdown table."""
+
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
