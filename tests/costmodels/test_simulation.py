@@ -1,0 +1,56 @@
+"""The serving simulator against the tables it reads, queueing theory where it is exact, and what every run must conserve."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from serving_tables import constant_tables, imagined_tables
+
+from costmodels.simulation import Limits, simulate
+from costmodels.step_tables import Batch, step_time
+from spaces.workload import BadRequests, Requests
+
+
+def one_request(prompt: int, output: int) -> Requests:
+    return Requests(arrival=np.zeros(1), prompt=np.array([prompt]), output=np.array([output]))
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(1, 1), (5, 3), (700, 40), (9000, 2), (30000, 5)])
+def test_a_lone_request_takes_the_tables_times(prompt: int, output: int) -> None:
+    tables = imagined_tables()
+    outcome = simulate(tables, 1, one_request(prompt, output), Limits(max_tokens=40000))
+    first = step_time(tables, 1, Batch(prefill_queries=prompt, prefill_pairs=prompt * (prompt + 1) / 2, prompts_finished=1))
+    cached = prompt + np.arange(output - 1)
+    steps = step_time(tables, 1, Batch(decode_requests=np.ones(output - 1), decode_kv=cached))
+    expected = np.cumsum(np.concatenate([np.atleast_1d(first), steps]))
+    np.testing.assert_allclose(outcome.tokens.times(0), expected, rtol=1e-12)
+    assert outcome.counts["completed"] == 1
+
+
+def test_the_wait_for_a_server_of_one_fixed_step_is_that_of_m_d_1() -> None:
+    """Mean wait ρ·D / 2(1 − ρ) (Pollaczek–Khinchine for a fixed service time D)."""
+    step, load, n = 0.01, 0.7, 400_000
+    generator = np.random.default_rng(5)
+    arrival = np.cumsum(generator.exponential(step / load, n))
+    requests = Requests(arrival=arrival, prompt=np.full(n, 7), output=np.ones(n, np.int64))
+    outcome = simulate(constant_tables(step), 0, requests, Limits(max_batch=1, max_tokens=8))
+    assert outcome.mean("queueing") == pytest.approx(load * step / (2 * (1 - load)), rel=0.02)
+    assert np.max(np.abs(outcome.latency - outcome.queueing - step)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompt": np.array([5, 0])}, "prompt is 0"),
+        ({"output": np.array([0, 4])}, "request 1 output is 0"),
+        ({"arrival": np.array([2.0, 1.0])}, "sort"),
+        ({"arrival": np.array([-1.0, 1.0])}, "not negative"),
+        ({"arrival": np.array([0.0, np.nan])}, "finite"),
+        ({"prompt": np.array([5, 5, 5])}, "shape"),
+        ({"concurrency": 3}, "closed loop"),
+    ],
+)
+def test_requests_that_cannot_be_are_told(change: dict[str, object], said: str) -> None:
+    good = {"arrival": np.array([0.0, 1.0]), "prompt": np.array([5, 5]), "output": np.array([4, 4])}
+    with pytest.raises(BadRequests, match=said):
+        Requests(**(good | change))  # type: ignore[arg-type]
