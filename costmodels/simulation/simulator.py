@@ -68,8 +68,6 @@ def _run(
 ) -> Outcome:
     if router not in ROUTERS:
         raise ValueError(f"router {router!r} is unknown ({', '.join(ROUTERS)})")
-    if len(pools) > 1 and any(pool.tables.stages[pool.engine] > 1 and pool.limits.policy == "static" for pool in pools):
-        raise ValueError("a static batch cannot be disaggregated: take 'mixed' or 'prefill-first'")
     from costmodels.simulation.entry import event_loop
 
     block = layout(pools, requests, link, router, horizon)
