@@ -172,10 +172,17 @@ def validate_command(
     """Compare predictions with published results: error by source, interval coverage, order of plans."""
     del debug
     from dse.answers import to_json_text
-    from dse.validation import validate, why_no_headlines
 
     if headlines:
-        raise ValueError(why_no_headlines())
+        from dse.headlines import headlines as judged
+
+        claims = judged()
+        typer.echo(str(claims))
+        if as_json:
+            typer.echo(to_json_text(claims.to_json()))
+        return
+    from dse.validation import validate
+
     found = validate(split)
     typer.echo(str(found))
     if as_json:

@@ -1,4 +1,4 @@
-"""`dse validate --headlines`: what papers claim, held against the engine; a claim that does not come out is shown with the reason."""
+"""`dse validate --headlines`: what papers claim, held against the engine, with the reason where a claim does not come out."""
 
 from __future__ import annotations
 
@@ -36,13 +36,11 @@ class Headlines:
 
     def __str__(self) -> str:
         missed = [f"not reproduced: {v.claim.paper}: {v.claim.claim}: {v.reason}" for v in self.verdicts if not v.reproduced]
-        count = f"{self.reproduced} of {len(self.verdicts)} claims reproduced within the tolerance their files had before the first run."
+        count = f"{self.reproduced} of {len(self.verdicts)} claims are reproduced within the tolerance that their files fixed."
         return "\n\n".join(filter(None, (_table(self.verdicts), "\n".join(missed), count)))
 
 
-def headlines(
-    files: Sequence[Path] | None = None, progress: Callable[[str], None] | None = None
-) -> Headlines:
+def headlines(files: Sequence[Path] | None = None, progress: Callable[[str], None] | None = None) -> Headlines:
     """Every claim of experiments/reproductions, or of the files given, judged. Raises ClaimError, BadFormulas, OSError."""
     chosen = sorted(FOLDER.glob("*.yaml")) if files is None else list(files)
     verdicts = []
@@ -72,7 +70,11 @@ def _table(verdicts: Iterable[Verdict]) -> str:
             near = {"near": f"{figure.tolerance:.3g}", "at_least": "≥", "at_most": "≤"}[figure.holds]
             wanted = f"± {float(near):.1%}" if figure.holds == "near" else near
             unit = f" {figure.unit}".rstrip()
-            cells = (f"{significant(figure.published)}{unit}", f"{significant(figure.predicted)}{unit}", f"{figure.difference:+.1%}")
+            cells = (
+                f"{significant(figure.published)}{unit}",
+                f"{significant(figure.predicted)}{unit}",
+                f"{figure.difference:+.1%}",
+            )
             table.add_row("" if place else head, figure.name, *cells, wanted, "" if place else said)
     text = io.StringIO()
     Console(file=text, width=_WIDTH, highlight=False, markup=False).print(table)

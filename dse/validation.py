@@ -351,11 +351,3 @@ def _cell(value: float) -> str:
 def percent(value: float) -> str:
     """One decimal; a dash where there is nothing."""
     return f"{value:.1f}" if math.isfinite(value) else "–"
-
-
-def why_no_headlines() -> str:
-    """Why `dse validate --headlines` ends with exit code 1."""
-    return (
-        "the headline claims of published papers cannot be checked yet in this version: no table of claims, with the "
-        "experiments that reproduce them, is shipped. dse validate compares step times and memory with published results."
-    )

@@ -67,7 +67,7 @@ def model(name: str, sequence: int) -> Figures:
     from costmodels.block_table import graphs
     from costmodels.constants import find_stack
     from costmodels.flops import convention_flops
-    from costmodels.serving.step_graph import values_per_token
+    from costmodels.serving.step_graph import Local, values_per_token
     from costmodels.training import training_problem
     from spaces.architecture import find
     from spaces.columns import Columns
@@ -77,7 +77,7 @@ def model(name: str, sequence: int) -> Figures:
     at = problem.at(Columns(n=1, codes={}, levels={}))
     whole = graphs(architecture, stack.traits)
     flops = convention_flops(whole, stack, at, 1)
-    cached = float(values_per_token(architecture, at)) * 2.0 * architecture.layers
+    cached = float(values_per_token(architecture, Local(at, 1))) * 2.0 * architecture.layers
     return {
         "parameters": (float(whole.parameters()), ""),
         "forward_flops": (float(flops.full[0]) / sequence, "FLOP"),

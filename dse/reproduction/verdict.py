@@ -30,7 +30,7 @@ class Predicted:
 
     @property
     def met(self) -> bool:
-        """Whether the prediction is as near as the tolerance says, or on the side of the published number that it must be on."""
+        """Whether the prediction is as near as the tolerance says, or on the side of the published number it must be on."""
         if self.holds == "at_least":
             return self.difference >= -1e-9
         if self.holds == "at_most":

@@ -134,8 +134,6 @@ def test_the_page_of_a_terminal_has_every_table(dse: Run) -> None:
     assert max(map(len, done.out.splitlines())) <= 128
 
 
-def test_an_unknown_split_and_headlines_are_refused(dse: Run) -> None:
+def test_an_unknown_split_is_refused(dse: Run) -> None:
     done = dse("validate", "--split", "heldout")
     assert (done.code, "the nearest is held-out" in done.err) == (1, True)
-    done = dse("validate", "--headlines")
-    assert (done.code, "cannot be checked yet" in done.err) == (1, True)
