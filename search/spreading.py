@@ -21,6 +21,7 @@ _GRAIN = 1 << 17  # points of a batch
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
 _LARGEST = 1 << 21  # points of a slice
 _CHUNK_S = 1.0  # seconds of work in a slice
+_SHARES = 16  # of what is left, a slice is at most one part of so many
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,13 +127,16 @@ class Spread:
     def _chunks(self, known: Mapping[int, int]) -> Iterator[tuple[Slice, float]]:
         """The slices that are not known, each with the sample key from which on none is of use."""
         starts = np.array(sorted(known), np.int64)
+        size = self.space.size()
 
         def wanted(start: int) -> int:
             """Points of the slice that starts here: as on record, or by measured cost up to the next on record."""
             if start in known:
                 return known[start]
             after = int(np.searchsorted(starts, start))
-            return min(_chunk(self._cost), int(starts[after]) - start) if after < len(starts) else _chunk(self._cost)
+            until = int(starts[after]) if after < len(starts) else size
+            share = max(_FIRST, (size - start) // _SHARES)  # smaller towards the end, so that workers end together
+            return max(1, min(_chunk(self._cost), share, until - start))
 
         for part in slices(self.space, wanted):
             if part.start not in known:

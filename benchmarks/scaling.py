@@ -1,0 +1,139 @@
+"""Exact search with one and two workers, on local processes and on Ray; and what a trial costs the run store.
+
+`python -m benchmarks.scaling [--rounds N] [--set KEY=VALUE] --json`. Every figure comes from a fresh process that makes the
+whole run, its folder included, after the workers have started and answered once. Rounds alternate between the executors and
+numbers of workers, so that other work on the machine meets all of them alike; the medians of the rounds' ratios are
+reported. CPU seconds do not depend on who else is there: `cpu_scaling` is what the wall ratio would be on two idle cores,
+one worker's CPU seconds over the longer of half of all work and of what one process must do by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+EXPERIMENT = Path("experiments/training/any-of-six-gpus-at-most-2048.yaml")
+EXECUTORS = ("local", "ray")
+BATCH = 100
+"""Trials told together."""
+
+
+def once(executor: str, workers: int, settings: Sequence[str]) -> dict[str, float]:
+    """One run in this process: wall seconds, CPU seconds of the driver and of the search in workers, plans."""
+    from dse.runner import run
+
+    overrides = [*settings, f"search.executor={executor}", f"search.workers={workers}"]
+    if executor == "ray":
+        _start_ray(workers)
+    with tempfile.TemporaryDirectory() as folder:
+        wall, cpu = time.perf_counter(), time.process_time()
+        answer = run(EXPERIMENT, out=Path(folder) / "run", overrides=overrides)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    if answer.trouble:
+        raise RuntimeError(answer.trouble)
+    return {
+        "plans": answer.certificate["space"],
+        "front": len(answer.front),
+        "wall_s": wall,
+        "driver_cpu_s": cpu,
+        "workers_cpu_s": answer.cpu_s - cpu,
+    }
+
+
+def _start_ray(workers: int) -> None:
+    """Ray's own start is not the search's: it is up before the clock starts."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def scaling(rounds: int, settings: Sequence[str]) -> dict[str, Any]:
+    """Runs by executor and workers, and their ratios."""
+    runs: dict[str, list[dict[str, float]]] = {f"{e} {w}": [] for e in EXECUTORS for w in (1, 2)}
+    for _ in range(rounds):
+        for name, found in runs.items():
+            command = [sys.executable, "-m", "benchmarks.scaling", "--once", *name.split()]
+            command += [part for setting in settings for part in ("--set", setting)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+    answer: dict[str, Any] = {"plans": runs["local 1"][0]["plans"], "load": os.getloadavg()[0], "runs": runs}
+    for executor in EXECUTORS:
+        one, two = runs[f"{executor} 1"], runs[f"{executor} 2"]
+        answer[executor] = {
+            "wall_ratio": median(a["wall_s"] / b["wall_s"] for a, b in zip(one, two, strict=True)),
+            "cpu_scaling": median(_total(a) / max(_total(b) / 2, b["driver_cpu_s"]) for a, b in zip(one, two, strict=True)),
+            "wall_s": [median(r["wall_s"] for r in one), median(r["wall_s"] for r in two)],
+            "driver_cpu_s": [median(r["driver_cpu_s"] for r in one), median(r["driver_cpu_s"] for r in two)],
+            "workers_cpu_s": [median(r["workers_cpu_s"] for r in one), median(r["workers_cpu_s"] for r in two)],
+        }
+    both = list(zip(runs["local 2"], runs["ray 2"], strict=True))
+    answer["ray_wall_overhead"] = median(b["wall_s"] / a["wall_s"] for a, b in both) - 1
+    answer["ray_cpu_overhead"] = median(_total(b) / _total(a) for a, b in both) - 1
+    return answer
+
+
+def _total(run: dict[str, float]) -> float:
+    return run["driver_cpu_s"] + run["workers_cpu_s"]
+
+
+def store(counts: Sequence[int] = (1_000, 10_000, 100_000)) -> list[dict[str, float]]:
+    """CPU microseconds to tell a trial and to look one up, in stores that hold so many."""
+    from dse.run_store import RunStore
+    from search.store import Trials
+
+    random = np.random.default_rng(0)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        run_store = RunStore(Path(folder), ["step_time", "memory"])
+        held = 0
+        for count in counts:
+            first = count - max(counts[0], count // 10)
+            while held < count:
+                if held == max(first, 0):
+                    started, looking = time.process_time(), 0.0
+                ordinals = random.integers(0, 1 << 40, BATCH)
+                run_store.tell(Trials(ordinals=ordinals, costs=random.random((BATCH, 2)), violation=random.random(BATCH)))
+                pause = time.process_time()
+                run_store.known(random.integers(0, 1 << 40, BATCH))
+                looking += time.process_time() - pause
+                held += BATCH
+            told = count - max(first, 0)
+            spent = time.process_time() - started
+            found.append({"trials": count, "tell_us": (spent - looking) / told * 1e6, "known_us": looking / told * 1e6})
+        run_store.close()
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--once", nargs=2, metavar=("EXECUTOR", "WORKERS"))
+    parser.add_argument("--store", action="store_true", help="the run store alone")
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    given = parser.parse_args()
+    if given.once:
+        print(json.dumps(once(given.once[0], int(given.once[1]), given.settings)))
+        return
+    answer = {"store": store()} if given.store else scaling(given.rounds, given.settings) | {"store": store()}
+    print(json.dumps(answer, indent=None if given.json else 1))
+
+
+if __name__ == "__main__":
+    main()
