@@ -34,6 +34,8 @@ MAXIMISED = frozenset(
         "kv_capacity",
         "kv_headroom",
         "goodput",
+        "goodput_per_device",
+        "requests_per_second",
         "slo_attainment",
     }
 )

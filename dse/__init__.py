@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dse.resumption import resume as resume
     from dse.run_folder import read as read
     from dse.runner import run as run
+    from dse.sizing import size as size
     from dse.sweeps import sweep as sweep
     from dse.validation import validate as validate
 
@@ -29,9 +30,10 @@ _FUNCTIONS = {
     "predict_rows": "dse.prediction",
     "validate": "dse.validation",
     "calibrate": "dse.calibration",
+    "size": "dse.sizing",
 }
 
-__all__ = ["calibrate", "explain", "predict", "predict_rows", "read", "resume", "run", "sweep", "validate"]
+__all__ = ["calibrate", "explain", "predict", "predict_rows", "read", "resume", "run", "size", "sweep", "validate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -139,6 +139,7 @@ class Run:
         return {
             "run": None if self.folder is None else str(self.folder),
             "certificate": {key: self.certificate[key] for key in keys},
+            "stages": dict(self.certificate.get("stages", ())),
             "front": [answer.to_json() for answer in self.front],
             "closest": None if self.closest is None else self.closest.to_json(),
             "baseline": None if self.baseline is None else self.baseline.to_json(),

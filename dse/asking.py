@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from costmodels.metrics import CostModel
 from dse.experiment import Experiment
 from dse.kinds.registry import find
+from search.screening import Fidelity
 from spaces.columns import Columns
 from spaces.problem import Problem
 from spaces.space import Space
@@ -27,7 +27,7 @@ def space_of(experiment: Experiment[Any]) -> Space:
     return find(experiment.kind).space(experiment.job)
 
 
-def models_of(experiment: Experiment[Any]) -> tuple[CostModel, ...]:
+def models_of(experiment: Experiment[Any]) -> tuple[Fidelity, ...]:
     """The cost models that answer, cheapest first: each screens for the next, and the last one's figures are reported."""
     return find(experiment.kind).models(experiment.job)
 

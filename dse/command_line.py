@@ -133,6 +133,27 @@ def explain_command(
     typer.echo(str(explain(source, plan=plan, rank=rank, overrides=tuple(settings or ()))))
 
 
+@app.command("size")
+def size_command(
+    file: File,
+    objective: Annotated[str, typer.Option("--objective", help="What is made least: devices, dollars or watts.")] = "devices",
+    rate: Annotated[float | None, typer.Option("--rate", help="Requests a second, in place of the file's.")] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find the fewest accelerators (or dollars, or watts) that carry a rate within the limits of a serving experiment."""
+    del debug
+    from dse.answers import to_json_text
+    from dse.sizing import size
+
+    found = size(file, objective=objective, rate=rate, overrides=tuple(settings or ()))
+    typer.echo(str(found))
+    if as_json:
+        typer.echo(to_json_text(found.to_json()))
+    raise typer.Exit(found.exit_code)
+
+
 @app.command("export")
 def export_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],

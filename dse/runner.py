@@ -25,6 +25,7 @@ from dse.run_store import RunStore
 from search.exact import Constraint, Result, search
 from search.executors import ExecutorError, executor
 from search.front import Objective, Points
+from search.screening import Fidelity, screen
 from spaces.problem import Problem
 
 RUNS = Path("runs")
@@ -81,25 +82,33 @@ def answer_to(
     progress: Callable[..., None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Run:
-    """The run without a folder; `store` holds what was found before, and is told what is found."""
-    model = model or models_of(experiment)[-1]
+    """The run without a folder; `store` holds what was found before, and is told what is found.
+
+    Where a kind has two fidelities, the cheap one screens every plan and is not written down: it is done again in seconds.
+    """
+    fidelities = models_of(experiment) if model is None else (Fidelity(name="given", model=model),)
     problem, space = problem_of(experiment), space_of(experiment)
-    baseline = _baseline(experiment, problem, model)
-    result = search(
-        space,
-        model,
-        problem,
-        [Objective(name=o.metric, metric=o.metric, maximize=o.maximise) for o in experiment.objectives],
-        _constraints(experiment),
-        top=experiment.top,
-        sample=experiment.sample,
-        seed=experiment.seed,
-        progress=progress,
-        cancelled=cancelled,
-        executor=executor(experiment.executor, experiment.workers, experiment.address),
-        ledger=store,
-    )
-    return _with_stages(_run_of(experiment, problem, result, baseline), problem, result)
+    baseline = _baseline(experiment, problem, fidelities[-1].model)
+    how: dict[str, Any] = {
+        "top": experiment.top,
+        "sample": experiment.sample,
+        "seed": experiment.seed,
+        "progress": progress,
+        "cancelled": cancelled,
+        "executor": executor(experiment.executor, experiment.workers, experiment.address),
+    }
+    objectives = [Objective(name=o.metric, metric=o.metric, maximize=o.maximise) for o in experiment.objectives]
+    asked = (objectives, _constraints(experiment))
+    said: dict[str, Any] = {}
+    if len(fidelities) > 1:
+        screened = screen(space, fidelities[0], fidelities[1], problem, *asked, **how)
+        result = screened.result
+        said = {"stages": [[stage.name, stage.saw] for stage in screened.stages], "contenders_left": screened.left}
+    else:
+        result = search(space, fidelities[0].model, problem, *asked, ledger=store, **how)
+    answer = _run_of(experiment, problem, result, baseline)
+    answer = dataclasses.replace(answer, certificate={**answer.certificate, **said})
+    return _with_stages(answer, problem, result)
 
 
 def _with_stages(answer: Run, problem: Problem, result: Result) -> Run:

@@ -196,5 +196,19 @@ def certificate_text(run: Run) -> str:
         tail += f"; stopped: {c['stopped']}"
     if c.get("failed_by_reason"):
         tail += "; failed: " + ", ".join(f"{count:,} × {reason}" for reason, count in c["failed_by_reason"].items())
+    if c.get("stages"):
+        return f"{head}: {tail}.\n{_stages_text(run)}\n{run.wall_s:.1f} s, {run.cpu_s:.1f} CPU-s."
     proof = "; no plan outside the front beats it under this model" if c["complete"] and run.front else ""
     return f"{head}: {tail}{proof}.\n{run.wall_s:.1f} s, {run.cpu_s:.1f} CPU-s."
+
+
+def _stages_text(run: Run) -> str:
+    """What each fidelity saw, and what that proves."""
+    (cheap, looked), (dear, saw) = run.certificate["stages"]
+    left = run.certificate["contenders_left"]
+    rest = (
+        f"{left:,} more might still change the front (search.simulate lets more be looked at)"
+        if left
+        else "the others lose to the front even at the gaps seen between the two"
+    )
+    return f"Stages: {cheap} {looked:,} plans, {dear} {saw:,} of them; the front is of the {dear}; {rest}."

@@ -10,17 +10,17 @@ from dse.locations import Fault
 from spaces.hardware import Device, cluster
 
 if TYPE_CHECKING:
-    from dse.schema.sections import Hardware
+    from dse.schema.sections import Machines
 
 
-def fabrics(hardware: Hardware) -> tuple[Device, ...]:
+def fabrics(hardware: Machines) -> tuple[Device, ...]:
     """Every device with every network asked for, as devices of their own names."""
     changes: dict[str, Any] = {}
     if hardware.devices_per_node is not None:
         changes["devices_per_node"] = hardware.devices_per_node
     if hardware.price_per_hour is not None:
         changes |= {"price_per_hour": hardware.price_per_hour, "price_range": (hardware.price_per_hour,) * 2}
-    devices = [dataclasses.replace(device, **changes) if changes else device for device in hardware.device]
+    devices = [dataclasses.replace(device, **changes) if changes else device for device in hardware.device or ()]
     if hardware.nic is None:
         return tuple(devices)
     several = len(hardware.nic) > 1
@@ -35,12 +35,12 @@ def fabrics(hardware: Hardware) -> tuple[Device, ...]:
     )
 
 
-def cluster_faults(hardware: Hardware, at: tuple[str | int, ...] = ("hardware",)) -> Iterable[Fault]:
+def cluster_faults(hardware: Machines, at: tuple[str | int, ...] = ("hardware",)) -> Iterable[Fault]:
     """Clusters nobody can build; `at` is where the section stands."""
-    how, count = hardware.devices
+    how, count = hardware.devices or ("exactly", 1)
     domains: Sequence[int | None] = hardware.domain or [None]
-    several = len(hardware.device) > 1
-    for device in hardware.device:
+    several = len(hardware.device or ()) > 1
+    for device in hardware.device or ():
         for j, domain in enumerate(domains):
             try:
                 cluster(device, count if how == "exactly" else 1, domain, hardware.devices_per_node)
@@ -49,9 +49,9 @@ def cluster_faults(hardware: Hardware, at: tuple[str | int, ...] = ("hardware",)
                 yield Fault(path=path, message=f"{device.name}: {error}" if several else str(error))
 
 
-def named_devices(value: Mapping[str, Any], hardware: Hardware) -> dict[str, Any]:
+def named_devices(value: Mapping[str, Any], hardware: Machines) -> dict[str, Any]:
     """The section as it was written, its devices by the names that the catalogue has for them."""
     named = dict(value)
     asked = named["device"] if isinstance(named["device"], list) else [named["device"]]
-    names = [device.name if isinstance(item, str) else item for item, device in zip(asked, hardware.device, strict=True)]
+    names = [device.name if isinstance(item, str) else item for item, device in zip(asked, hardware.device or (), strict=True)]
     return named | {"device": names[0] if len(names) == 1 else names}

@@ -8,7 +8,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from costmodels.metrics import CostModel
+from search.screening import Fidelity
 from spaces.columns import Columns
 from spaces.problem import Problem
 from spaces.space import Space
@@ -56,7 +56,7 @@ class Kind(Generic[Job]):
     job: Callable[[Any], Job]
     problem: Callable[[Job], Problem]
     space: Callable[[Job], Space]
-    models: Callable[[Job], tuple[CostModel, ...]]
+    models: Callable[[Job], tuple[Fidelity, ...]]
     point: Callable[[Job, Mapping[str, Any]], Columns]
     codes: Callable[[Job, str | Mapping[str, Any]], dict[str, Any]]
     sampled: frozenset[str]
@@ -70,7 +70,9 @@ class Kind(Generic[Job]):
     explained: Callable[[Job, Mapping[str, Any]], Explained]
 
 
-KINDS: Mapping[str, str] = MappingProxyType({"training": "dse.kinds.training"})
+KINDS: Mapping[str, str] = MappingProxyType(
+    {"training": "dse.kinds.training", "serving": "dse.kinds.serving"}
+)
 """The package of every kind, imported when first asked for."""
 
 

@@ -54,15 +54,22 @@ class Section(BaseModel):
         return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
 
-class Hardware(Section):
+class Machines(Section):
     """What it runs on; `device`, `domain` and `nic` may be lists, and are axes then."""
 
-    device: Devices
-    devices: Annotated[tuple[str, int], BeforeValidator(read_device_count)]
+    device: Devices | None = None
+    devices: Annotated[tuple[str, int], BeforeValidator(read_device_count)] | None = None
     domain: Counts | None = None
     devices_per_node: Count | None = None
     nic: Rates | None = None
     price_per_hour: Price | None = None
+
+
+class Hardware(Machines):
+    """Machines that have to be said."""
+
+    device: Devices
+    devices: Annotated[tuple[str, int], BeforeValidator(read_device_count)]
 
 
 class Search(Section):

@@ -9,19 +9,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from costmodels.explanation import stage_memory
-from costmodels.metrics import CostModel
 from costmodels.training import TrainingModel
 from dse.kinds.registry import Kind
 from dse.kinds.training import job, plans, schema, words
 from dse.measures import TRAINING
+from search.screening import Fidelity
 from spaces.plan import PLAN_SYMBOLS
 
 if TYPE_CHECKING:
     from dse.kinds.training.explanation import Explanation
 
 
-def _models(_: job.TrainingJob) -> tuple[CostModel, ...]:
-    return (TrainingModel(),)
+def _models(_: job.TrainingJob) -> tuple[Fidelity, ...]:
+    return (Fidelity(name="closed form", model=TrainingModel()),)
 
 
 def _explained(asked: job.TrainingJob, codes: Mapping[str, Any]) -> Explanation:

@@ -1,0 +1,284 @@
+"""Serving in steady state with prefill and decode together or in pools of their own, the two joined by their rate.
+
+The prefill pool serves requests of one output token; the decode pool requests whose prompt is cached already; between them the
+cache crosses a link. Each side is evaluated once per distinct plan of its own and gathered: a space of pairs costs its sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from costmodels.metrics import Metrics
+from costmodels.serving.capacity import capacity
+from costmodels.serving.stack import find_serving_stack
+from costmodels.serving.steady_state import ServingModel
+from spaces.columns import Columns, FloatArray, IntArray, distinct
+from spaces.problem import Problem
+from spaces.serving_space import PREFILL, engine_devices
+
+RATES = 24
+"""Rates at which each side is evaluated where only the concurrency is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class PooledServingModel:
+    """Cost model of serving in steady state, aggregated or disaggregated as `mode` says."""
+
+    model: ServingModel = field(default_factory=ServingModel)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Symbols of plan and workload, those of the prefill pool included."""
+        own = self.model.reads
+        return own | {PREFILL + symbol for symbol in own} | {"mode", "link_bandwidth", "link_latency"}
+
+    def bound(self, problem: Problem, points: Columns) -> Metrics:
+        """Exact memory, from the graph before any time is computed; of pools the fuller."""
+        return self._by_mode(problem, points, self.model.bound, _bound_of_pools)
+
+    def evaluate(self, problem: Problem, points: Columns) -> Metrics:
+        """All metrics of the n plans."""
+        return self._by_mode(problem, points, self.model.evaluate, _evaluate_pools)
+
+    def _by_mode(self, problem: Problem, points: Columns, together: Any, apart: Any) -> Metrics:
+        if "mode" not in points.levels and problem.scalars.get("mode", 0) == 0:
+            found: Metrics = together(problem, points)
+            return found
+        mode = np.broadcast_to(np.asarray(problem.at(points)["mode"]), (points.n,))
+        rows = [np.flatnonzero(mode == code) for code in (0, 1)]
+        pieces: list[tuple[IntArray, Metrics]] = []
+        if len(rows[0]) or not points.n:
+            pieces.append((rows[0], together(problem, _without_prefill(points.take(rows[0])))))
+        if len(rows[1]):
+            pieces.append((rows[1], apart(self.model, problem, points.take(rows[1]))))
+        return pieces[0][1] if len(pieces) == 1 else _merged(points.n, pieces)
+
+
+def side(problem: Problem, points: Columns, start: str) -> tuple[Problem, Columns]:
+    """One pool of disaggregated plans as plans of their own: its problem, and its columns without the other pool's.
+
+    The prefill pool's requests have one output token, the decode pool's a prompt that is cached. `devices` are the pool's.
+    """
+    names = {symbol for symbol in points.levels if symbol.startswith(PREFILL)}
+    shared = {"mode", "devices", *names}
+    levels = {symbol: entry for symbol, entry in points.levels.items() if symbol not in shared}
+    if start:
+        renamed = {symbol.removeprefix(start): points.levels[symbol] for symbol in names}
+        levels = {symbol: entry for symbol, entry in levels.items() if symbol not in renamed} | renamed
+    used = {axis for axis, _ in levels.values()}
+    columns = Columns(n=points.n, codes={axis: points.codes[axis] for axis in used}, levels=levels)
+    own = {symbol.removeprefix(start): value for symbol, value in problem.scalars.items() if start and symbol.startswith(start)}
+    given = {"output_tokens": 1.0, "acceptance": 0.0} if start else {"prefix_hit": 1.0}
+    pool = dataclasses.replace(problem, scalars={**problem.scalars, **own, **given, "mode": 0})
+    count = np.broadcast_to(_devices(pool, columns), (points.n,))
+    return pool, _with_column(columns, "devices", count)
+
+
+def _devices(problem: Problem, columns: Columns) -> FloatArray:
+    at = problem.at(columns)
+    engine = {symbol: at[symbol] for symbol in ("pipeline", "tensor", "attention_data", "expert", "expert_tensor")}
+    return np.asarray(engine_devices(engine) * at["data"], np.float64)
+
+
+def _with_column(columns: Columns, name: str, values: FloatArray) -> Columns:
+    levels, codes = np.unique(values, return_inverse=True)
+    return Columns(
+        n=columns.n,
+        codes={**columns.codes, name: codes.astype(np.int32)},
+        levels={**columns.levels, name: (name, levels)},
+    )
+
+
+def _without_prefill(points: Columns) -> Columns:
+    """The columns of aggregated plans, which have no prefill pool."""
+    levels = {s: entry for s, entry in points.levels.items() if not s.startswith(PREFILL) and s != "mode"}
+    used = {axis for axis, _ in levels.values()}
+    return Columns(n=points.n, codes={axis: points.codes[axis] for axis in used}, levels=levels)
+
+
+def transfer_time(problem: Problem, points: Columns) -> tuple[FloatArray, FloatArray]:
+    """(seconds a prompt token's cache takes to cross, seconds of latency) of n disaggregated plans.
+
+    Every device sends or receives its shard over a link of its own; the pool whose devices hold more of a token is the slower.
+    """
+    at = problem.at(points)
+    shard = np.zeros(points.n)
+    for start in (PREFILL, ""):
+        pool, columns = side(problem, points, start)
+        combinations, index = distinct(columns, frozenset(columns.levels) - {"devices", "data", "request_rate", "concurrency"})
+        held = capacity(pool.architecture, find_serving_stack(pool.stack), pool.at(combinations))
+        shard = np.maximum(shard, held.token[index])
+    bandwidth = np.asarray(at.get("link_bandwidth", 0.0), np.float64)
+    bandwidth = np.where(bandwidth > 0, bandwidth, np.asarray(at["device.nic_bandwidth"], np.float64))
+    latency = np.broadcast_to(np.asarray(at.get("link_latency", 1e-4), np.float64), (points.n,))
+    return np.asarray(shard / bandwidth), np.asarray(latency)
+
+
+def _bound_of_pools(model: ServingModel, problem: Problem, points: Columns) -> Metrics:
+    memory = np.full(points.n, -np.inf)
+    for start in (PREFILL, ""):
+        pool, columns = side(problem, points, start)
+        combinations, index = distinct(columns, columns.levels)
+        memory = np.maximum(memory, model.bound(pool, combinations).violation["memory"][index])
+    devices = np.broadcast_to(np.asarray(problem.at(points)["devices"], np.float64), (points.n,)).copy()
+    return Metrics(n=points.n, value={"devices": devices}, violation={"memory": memory})
+
+
+def _evaluate_pools(model: ServingModel, problem: Problem, points: Columns) -> Metrics:
+    at = problem.at(points)
+    together = np.broadcast_to(np.asarray(at["concurrency"], np.float64), (points.n,))
+    if np.any(together > 0):
+        points = _with_column(points, "request_rate", _rate_of(model, problem, points, together))
+        points = _with_column(points, "concurrency", np.zeros(points.n))
+    sides = []
+    for start in (PREFILL, ""):
+        pool, columns = side(problem, points, start)
+        combinations, index = distinct(columns, columns.levels)
+        sides.append((model.evaluate(pool, combinations), index))
+    per_token, latency = transfer_time(problem, points)
+    return _joined(problem, points, sides[0], sides[1], per_token, latency)
+
+
+Side = tuple[Metrics, IntArray]
+
+
+def _joined(
+    problem: Problem, points: Columns, prefill: Side, decode: Side, per_token: FloatArray, latency: FloatArray
+) -> Metrics:
+    """Metrics of n pairs: times follow one another, rates are the lesser, violations the greater, costs add up."""
+    at = problem.at(points)
+    n = points.n
+    (first, i), (then, j) = prefill, decode
+
+    def rows(value: Any) -> FloatArray:
+        return np.broadcast_to(np.asarray(value, np.float64), (n,))
+
+    def both(name: str) -> tuple[FloatArray, FloatArray]:
+        return first.value[name][i], then.value[name][j]
+
+    output = np.maximum(rows(at["output_tokens"]), 1.0)
+    gaps = np.maximum(output - 1.0, 1.0)
+    cross = latency + per_token * rows(at["input_tokens"])
+    ttft, token = first.value["ttft"][i], then.value["tpot"][j]
+    wait = np.maximum(then.value["ttft"][j] - token, 0.0)
+    tpot = token + (cross + wait) / gaps
+    rate = np.minimum(*both("request_rate"))
+    tokens = rate * output
+    devices = sum(both("devices"))
+
+    def per_second(name: str) -> FloatArray:
+        """What both pools take a second of something that is given per output token."""
+        return np.asarray(sum(m.value[name][k] * m.value["tokens_per_second"][k] for m, k in (prefill, decode)))
+
+    value = {
+        "ttft": ttft,
+        "tpot": tpot,
+        "request_latency": ttft + (output - 1.0) * tpot,
+        "request_rate": rate,
+        "tokens_per_second": tokens,
+        "tokens_per_second_per_device": tokens / devices,
+        "tokens_per_second_per_user": 1.0 / tpot,
+        "running_requests": np.asarray(sum(both("running_requests"))),
+        "kv_capacity": then.value["kv_capacity"][j],
+        "kv_headroom": then.value["kv_headroom"][j],
+        "memory": np.maximum(*both("memory")),
+        "devices": np.asarray(devices),
+        "price_per_million_tokens": per_second("price_per_million_tokens") / np.maximum(tokens, 1e-12),
+        "energy_per_token": per_second("energy_per_token") / np.maximum(tokens, 1e-12),
+    }
+    parts = {name: part[j] for name, part in then.parts["tpot"].items()} | {"transfer": cross / gaps, "admission": wait / gaps}
+    low, high = {}, {}
+    for name, array in value.items():
+        source, k = (first, i) if name == "ttft" else (then, j)
+        own = np.where(source.value[name][k] == 0, 1.0, source.value[name][k])
+        low[name] = array * np.where(source.value[name][k] == 0, 1.0, source.low[name][k] / own)
+        high[name] = array * np.where(source.value[name][k] == 0, 1.0, source.high[name][k] / own)
+    names = tuple(dict.fromkeys((*first.violation, *then.violation)))
+    violation = {name: np.maximum(first.violation[name][i], then.violation[name][j]) for name in names}
+    evidence = None
+    if first.evidence is not None and then.evidence is not None:
+        evidence = np.maximum(first.evidence[i], then.evidence[j])
+    return Metrics(n=n, value=value, low=low, high=high, parts={"tpot": parts}, violation=violation, evidence=evidence)
+
+
+def _rate_of(model: ServingModel, problem: Problem, points: Columns, together: FloatArray) -> FloatArray:
+    """Requests a second at which `together` requests are in flight in all: where rate · latency meets them, (n,).
+
+    Each side's latency is read off its own curve over the rate (Little's law joins them), by bisection.
+    """
+    at = problem.at(points)
+    gaps = np.maximum(np.broadcast_to(np.asarray(at["output_tokens"], np.float64), (points.n,)) - 1.0, 0.0)
+    per_token, latency = transfer_time(problem, points)
+    cross = latency + per_token * np.asarray(at["input_tokens"], np.float64)
+    curves = [_latencies(model, *side(problem, points, start), prefill=bool(start)) for start in (PREFILL, "")]
+    low = np.full(points.n, -16.0)
+    high = np.minimum(*(np.log(most[index]) for most, _, index in curves))
+    for _ in range(40):
+        middle = (low + high) / 2.0
+        stay = cross.copy()
+        for (most, times, index), weight in zip(curves, (np.ones(points.n), gaps), strict=True):
+            stay = stay + weight * _read(most, times, index, middle)
+        over = np.exp(middle) * stay > together
+        low, high = np.where(over, low, middle), np.where(over, middle, high)
+    return np.asarray(np.exp(low), np.float64)
+
+
+def _latencies(
+    model: ServingModel, problem: Problem, columns: Columns, *, prefill: bool
+) -> tuple[FloatArray, FloatArray, IntArray]:
+    """(highest rate (k,), seconds at RATES shares of it (k, RATES), combination of each plan (n,)) of one pool."""
+    free = frozenset(columns.levels) - {"request_rate", "concurrency"}
+    combinations, index = distinct(columns, free)
+    levels = {name: entry for name, entry in combinations.levels.items() if name in free}
+    base = Columns(n=combinations.n, codes={axis: combinations.codes[axis] for axis, _ in levels.values()}, levels=levels)
+    open_ = dataclasses.replace(problem, scalars={**problem.scalars, "concurrency": 0.0, "request_rate": 1e12})
+    most = np.maximum(model.evaluate(open_, base).value["request_rate"], 1e-9)
+    shares = _SHARES
+    repeated = base.take(np.repeat(np.arange(base.n), RATES))
+    rates = (most[:, None] * shares[None, :]).reshape(-1)
+    found = model.evaluate(open_, _with_column(repeated, "request_rate", rates)).value
+    times = found["ttft"] if prefill else found["tpot"]
+    return most, times.reshape(base.n, RATES), index
+
+
+_SHARES = np.concatenate([np.geomspace(0.001, 0.5, RATES // 2), 1.0 - np.geomspace(0.45, 0.002, RATES - RATES // 2)])
+
+
+def _read(most: FloatArray, times: FloatArray, index: IntArray, log_rate: FloatArray) -> FloatArray:
+    """Seconds of each plan's pool at its rate, between the points of the curve, (n,)."""
+    share = np.clip(np.exp(log_rate) / most[index], _SHARES[0], _SHARES[-1])
+    left = np.clip(np.searchsorted(_SHARES, share, side="right") - 1, 0, RATES - 2)
+    part = (share - _SHARES[left]) / (_SHARES[left + 1] - _SHARES[left])
+    return np.asarray(times[index, left] * (1.0 - part) + times[index, left + 1] * part)
+
+
+def _merged(n: int, pieces: list[tuple[IntArray, Metrics]]) -> Metrics:
+    """Metrics of rows in any order, put in their places; what a piece lacks is 0 among parts."""
+
+    def place(arrays: list[tuple[IntArray, Mapping[str, FloatArray]]], missing: float) -> dict[str, FloatArray]:
+        whole: dict[str, FloatArray] = {}
+        for rows, found in arrays:
+            for name, array in found.items():
+                whole.setdefault(name, np.full(n, missing))[rows] = array
+        return whole
+
+    metrics = dict.fromkeys(metric for _, piece in pieces for metric in piece.parts)
+    evidence = np.zeros(n, np.int8)
+    known = all(piece.evidence is not None for _, piece in pieces)
+    for rows, piece in pieces:
+        if piece.evidence is not None:
+            evidence[rows] = piece.evidence
+    return Metrics(
+        n=n,
+        value=place([(rows, piece.value) for rows, piece in pieces], np.nan),
+        low=place([(rows, piece.low) for rows, piece in pieces], np.nan),
+        high=place([(rows, piece.high) for rows, piece in pieces], np.nan),
+        parts={m: place([(rows, piece.parts.get(m, {})) for rows, piece in pieces], 0.0) for m in metrics},
+        violation=place([(rows, piece.violation) for rows, piece in pieces], -1.0),
+        evidence=evidence if known else None,
+    )

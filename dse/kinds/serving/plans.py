@@ -1,0 +1,228 @@
+"""From a serving job to what the engine takes: a problem, a space of plans, and single plans as points of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from costmodels.serving.problem import serving_problem, serving_symbols
+from costmodels.serving.stack import find_serving_stack
+from dse.asking import ImpossiblePlan
+from dse.kinds.serving.job import ServingJob
+from dse.kinds.serving.schema import coded
+from dse.measures import nearest
+from spaces.columns import Columns
+from spaces.hardware import Device
+from spaces.problem import Problem
+from spaces.serving_plan import SERVING_NAMES, SERVING_PLAN
+from spaces.serving_space import MODES, PREFILL, Pools, engine_devices, serving_space
+from spaces.space import Axis, Space
+
+SYMBOLS = ("mode", *SERVING_PLAN, *(PREFILL + symbol for symbol in SERVING_PLAN if symbol != "devices"))
+"""Every choice of a serving plan, in the order people read them."""
+
+_ENGINE = ("pipeline", "tensor", "attention_data", "expert", "expert_tensor")
+
+
+def problem_of(job: ServingJob) -> Problem:
+    """Everything that does not vary: model, requests, stack, and the device when there is only one."""
+    traffic = job.traffic
+    prompt, answer = traffic.means
+    fixed = {
+        "input_tokens": prompt,
+        "output_tokens": answer,
+        "request_rate": traffic.mean_rate,
+        "concurrency": float(traffic.concurrency),
+        "prefix_hit": traffic.hit,
+        "link_bandwidth": job.link or 0.0,
+    }
+    one = job.devices[0] if len(job.devices) == 1 else None
+    if job.pools is not None:
+        fixed |= {PREFILL + name: value for name, value in serving_symbols(job.pools[0].device).items()}
+    problem = serving_problem(job.architecture, job.stack, one, fixed)
+    labels = {**problem.labels, "mode": MODES}
+    if one is not None:
+        return dataclasses.replace(problem, labels=labels)
+    names = {"device": tuple(device.name for device in job.devices), "generation": _generations(job.devices)}
+    shared = {name: float(values[0]) for name, values in _device_values(job).items() if _same(values)}
+    return dataclasses.replace(problem, labels={**labels, **names}, scalars={**problem.scalars, **shared})
+
+
+def _generations(devices: tuple[Device, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(device.generation for device in devices))
+
+
+def _device_values(job: ServingJob) -> dict[str, NDArray[Any]]:
+    """Every symbol that choosing one of the devices binds, shape (devices,); a rate that one lacks is 0 there."""
+    figures = [serving_symbols(device) for device in job.devices]
+    names = sorted({name for figure in figures for name in figure} - {"device", "generation"})
+    values = {name: np.array([figure.get(name, 0.0) for figure in figures], np.float64) for name in names}
+    known = _generations(job.devices)
+    return values | {"generation": np.array([known.index(device.generation) for device in job.devices])}
+
+
+def _same(values: NDArray[Any]) -> bool:
+    return bool((values == values[0]).all())
+
+
+def _hardware(job: ServingJob) -> tuple[Axis, ...]:
+    """The kind of device when there are several, and the scale-up domain when it is a choice."""
+    axes: list[Axis] = []
+    if len(job.devices) > 1:
+        values = {name: array for name, array in _device_values(job).items() if not _same(array)}
+        axes.append(Axis(name="device", symbols={"device": np.arange(len(job.devices)), **values}))
+    if job.domains:
+        axes.append(Axis(name="device.domain", symbols={"device.domain": np.array(sorted(set(job.domains)), np.float64)}))
+    return tuple(axes)
+
+
+def space_of(job: ServingJob) -> Space:
+    """Every legal plan that the experiment asks about."""
+    pools = None
+    if job.pools is not None:
+        prefill, decode = job.pools
+        pools = Pools(
+            prefill=prefill.count, decode=decode.count, prefill_at_most=prefill.at_most, decode_at_most=decode.at_most
+        )
+    return serving_space(
+        architecture=job.architecture,
+        count=job.count,
+        at_most=job.at_most is not None,
+        modes=job.modes,
+        options=job.options,
+        prefill=job.prefill,
+        pools=pools,
+        defaults=find_serving_stack(job.stack).default,
+        hardware=_hardware(job),
+        labels={"device": tuple(device.name for device in job.devices)},
+    )
+
+
+def point(job: ServingJob, plan: Mapping[str, Any]) -> Columns:
+    """One plan as a batch of one; choices left out take their resting value. Raises ImpossiblePlan, with the rule."""
+    given = {symbol: float(value) for symbol, value in plan.items() if symbol in SYMBOLS}
+    apart = given.get("mode", 1.0 if any(s.startswith(PREFILL) for s in given) else min(job.modes)) == 1
+    options = {symbol: (value,) for symbol, value in _filled(job, given, "").items()}
+    prefill = {symbol: (value,) for symbol, value in _filled(job, given, PREFILL).items()} if apart else {}
+    devices = int(given.get("devices") or _devices(job, given, apart))
+    single = dataclasses.replace(
+        job,
+        devices=(_device(job, plan.get("device")),),
+        modes=(int(apart),),
+        options=options,
+        prefill=prefill,
+        count=devices,
+        at_most=None,
+        pools=None,
+        domains=(),
+    )
+    space = space_of(single)
+    found = next(iter(space.batches()), None)
+    if found is None:
+        reasons = dict.fromkeys(rule[1] for rule in space.removed())
+        raise ImpossiblePlan(f"no legal plan on {devices} devices: {'; '.join(reasons) or 'structure leaves nothing'}")
+    return _on_device(job, found.take(slice(0, 1)), single.devices[0])
+
+
+def _filled(job: ServingJob, given: Mapping[str, float], start: str) -> dict[str, float]:
+    """One pool's choices with defaults where structure does not decide."""
+    own = {symbol.removeprefix(start): value for symbol, value in given.items() if symbol.startswith(start)}
+    own = {symbol: value for symbol, value in own.items() if symbol in SERVING_PLAN and symbol != "devices"}
+    default = find_serving_stack(job.stack).default
+    full: dict[str, float] = {"pipeline": 1, "tensor": 1, "attention_data": 1, **own}
+    if not job.architecture.experts:
+        full |= {"expert": 1, "expert_tensor": 1}
+    elif "expert" not in full and "expert_tensor" not in full:
+        full["expert"] = 1
+    if start:
+        return full | {"token_budget": own.get("token_budget", default["token_budget"])}
+    resting = {name: default[name] for name in ("max_batch", "token_budget", "kv_fraction")}
+    resting |= {name: job.options[name][0] for name in ("precision", "kv_precision")}
+    return {**resting, "cuda_graphs": 1, "speculation": 0, **full}
+
+
+def _devices(job: ServingJob, given: Mapping[str, float], apart: bool) -> int:
+    """Devices of a plan that does not say: all of them, or as many as its degrees multiply to."""
+    if job.at_most is None and not apart:
+        return job.count
+    total = 0.0
+    for start in ("", PREFILL) if apart else ("",):
+        engine = {symbol: given.get(start + symbol, 1.0) for symbol in _ENGINE}
+        total += float(engine_devices(engine)) * given.get(start + "data", 1.0)
+    return int(total)
+
+
+def _device(job: ServingJob, name: object) -> Device:
+    """The job's device of that name, or its first."""
+    for device in job.devices:
+        if name in (None, device.name, *device.aliases):
+            return device
+    raise ImpossiblePlan(f"the experiment has no device {name!r}; it has {', '.join(one.name for one in job.devices)}")
+
+
+def _on_device(job: ServingJob, columns: Columns, device: Device) -> Columns:
+    """The point with its device bound as the experiment binds it: in the columns when the device is an axis."""
+    values = {symbol: columns[symbol] for symbol in columns.levels}
+    if job.domains:
+        values["device.domain"] = np.array([float(job.domains[0])])
+    if len(job.devices) > 1:
+        index = job.devices.index(device)
+        own = {name: array[[index]] for name, array in _device_values(job).items() if not _same(array)}
+        values = {**own, "device": np.array([index]), **values}
+    return Columns.from_values(values)
+
+
+def one_device(job: ServingJob, name: object) -> ServingJob:
+    """The job with the device of that name (or its first) alone."""
+    return dataclasses.replace(job, devices=(_device(job, name),))
+
+
+_SHORT = {
+    "tp": "tensor",
+    "pp": "pipeline",
+    "dp": "data",
+    "ep": "expert",
+    "etp": "expert_tensor",
+    "attention_dp": "attention_data",
+}
+
+
+def plan_codes(job: ServingJob, plan: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A plan as codes, from `tensor=8,data=2` (or tp=8) or from names by symbol; `device` stays a name.
+
+    Raises ImpossiblePlan with every choice that cannot be read.
+    """
+    given = plan if isinstance(plan, Mapping) else _split(plan)
+    codes: dict[str, Any] = {}
+    found = []
+    for name, value in given.items():
+        start, stem = (PREFILL, name.removeprefix(PREFILL)) if name.startswith(PREFILL) else ("", name)
+        symbol = start + _SHORT.get(stem, stem)
+        if symbol in ("device", "domain"):
+            codes[symbol] = _device(job, value).name if symbol == "device" else int(value)
+        elif symbol not in SYMBOLS:
+            found.append(f"a plan has no choice {name!r}{nearest(name, SYMBOLS)}")
+        else:
+            try:
+                codes[symbol] = value if symbol == PREFILL + "data" and value == 0 else coded(_SHORT.get(stem, stem))(value)
+            except ValueError as error:
+                found.append(f"{name}: {error}")
+    if found:
+        raise ImpossiblePlan("; ".join(found))
+    return codes
+
+
+def _split(text: str) -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ImpossiblePlan(f"expected choices like tensor=8,data=2, got {part!r}")
+        plain = name.strip() in (*SERVING_NAMES, "mode", "device")
+        pairs[name.strip()] = value.strip() if plain else yaml.safe_load(value)
+    return pairs

@@ -1,0 +1,281 @@
+"""Screen every plan by a cheap model, then evaluate by a dear one those that can still change the front.
+
+The cheap search is exact and certified. Its figures, made better by the gaps seen between both models so far, bound what the
+dear model may find: a plan whose bound the front already beats is left alone. Gaps are learnt as the dear figures come in, so
+what is left alone is left on evidence, not on proof, and the answer says how many plans each stage saw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.metrics import CostModel, Metrics
+from search.constraint import Constraint
+from search.exact import search
+from search.front import Front, Objective, Points, TopList, beaten, join, non_dominated
+from search.result import Closest, Progress, Result
+from spaces.columns import Columns, FloatArray, IntArray
+from spaces.problem import Problem
+from spaces.space import Space
+
+CHUNK = 8
+"""Plans that the dear model sees before the gaps are looked at again."""
+RELAXED = 0.5
+"""Share by which a plan may miss a constraint in the cheap model and still be a contender."""
+FIRST_GAP = 0.8
+"""Dear figure over cheap figure that is thought possible before any is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fidelity:
+    """A cost model as one stage of an answer: what it is called, how many plans it may see (0: all), and the metrics on which
+    it agrees with the stage before."""
+
+    name: str
+    model: CostModel
+    most: int = 0
+    agrees: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One model's part of an answer: how many plans it saw."""
+
+    name: str
+    saw: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Screened:
+    """What both stages found: a result whose front, lists and closest plan are the dear model's.
+
+    `left` plans might still change the front and were not evaluated, for want of budget; `gaps` are the ratios of dear to cheap
+    costs that bounded the rest, by objective.
+    """
+
+    result: Result
+    stages: tuple[Stage, ...]
+    left: int
+    gaps: tuple[float, ...]
+
+
+def screen(
+    space: Space,
+    cheap: Fidelity,
+    dear: Fidelity,
+    problem: Problem,
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint] = (),
+    *,
+    top: int = 10,
+    sample: int = 100_000,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    executor: Any = None,
+) -> Screened:
+    """The front by the dear model, of the plans that it may see. Raises what `search.exact.search` raises."""
+    clock, processor = time.perf_counter(), time.process_time()
+    relaxed = [_relaxed(constraint, dear.agrees) for constraint in constraints]
+    most = dear.most or space.size()
+    more: dict[str, Any] = {} if executor is None else {"executor": executor}
+    found = search(
+        space,
+        cheap.model,
+        problem,
+        objectives,
+        relaxed,
+        top=top,
+        sample=max(sample, 1 << 21),
+        seed=seed,
+        progress=progress,
+        cancelled=cancelled,
+        **more,
+    )
+    contenders = _Contenders.of(found, objectives)
+    seen = _Seen.none(found)
+    agreed = np.array([objective.metric in dear.agrees for objective in objectives])
+    while len(seen.points) < most and not (cancelled is not None and cancelled()):
+        rows = contenders.next(seen, min(CHUNK, most - len(seen.points)))
+        if not len(rows):
+            break
+        seen = seen.after(dear.model, problem, contenders, rows, constraints, objectives, agreed)
+    left = len(contenders.possible(seen))
+    result = dataclasses.replace(
+        _answer(found, seen, problem, objectives, constraints, top, sample),
+        wall_s=time.perf_counter() - clock,
+        cpu_s=time.process_time() - processor,
+    )
+    looked = found.certificate.evaluated + sum(found.certificate.pruned.values())
+    stages = (Stage(name=cheap.name, saw=looked), Stage(name=dear.name, saw=len(seen.points)))
+    return Screened(result=result, stages=stages, left=left, gaps=tuple(float(gap) for gap in seen.gaps))
+
+
+def _relaxed(constraint: Constraint, exact: frozenset[str]) -> Constraint:
+    """The constraint as the cheap model may judge by it."""
+    if constraint.metric in exact:
+        return constraint
+    factor = 1.0 + RELAXED if constraint.upper else 1.0 / (1.0 + RELAXED)
+    return dataclasses.replace(constraint, limit=constraint.limit * factor)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Contenders:
+    """Plans that the cheap model holds feasible, one of those with equal costs; `costs` (n, objectives), less is better."""
+
+    columns: Columns
+    costs: FloatArray
+    ordinals: IntArray
+
+    @classmethod
+    def of(cls, found: Result, objectives: Sequence[Objective]) -> _Contenders:
+        signs = np.array([-1.0 if objective.maximize else 1.0 for objective in objectives])
+        costs = found.sample.values * signs
+        rows = np.flatnonzero(found.sample.feasible)
+        _, first = np.unique(np.round(np.log(np.abs(costs[rows]) + 1e-300), 7), axis=0, return_index=True)
+        rows = rows[np.sort(first)] if len(rows) else rows
+        return cls(found.sample.columns.take(rows), costs[rows], found.sample.ordinals[rows])
+
+    def possible(self, seen: _Seen) -> IntArray:
+        """Rows not yet evaluated whose bound no evaluated plan beats."""
+        waiting = np.setdiff1d(np.arange(len(self.costs)), seen.rows)
+        if not len(waiting) or not len(seen.front):
+            return waiting
+        return waiting[~beaten(self.bounds(seen)[waiting], seen.front)]
+
+    def bounds(self, seen: _Seen) -> FloatArray:
+        """Costs at their best by the gaps seen, (n, objectives)."""
+        better = np.where(self.costs >= 0, seen.gaps, 1.0 / seen.gaps)
+        return np.asarray(self.costs * better)
+
+    def next(self, seen: _Seen, count: int) -> IntArray:
+        """The next rows to evaluate: those that nothing else waiting dominates, spread over the first objective."""
+        waiting = self.possible(seen)
+        if not len(waiting):
+            return waiting
+        edge = waiting[non_dominated(self.costs[waiting])]
+        edge = edge[np.argsort(self.costs[edge, 0], kind="stable")]
+        return edge[np.unique(np.linspace(0, len(edge) - 1, min(count, len(edge))).round().astype(np.int64))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """What the dear model said: its points, their rows among the contenders, their greatest violations, and the gaps."""
+
+    rows: IntArray
+    points: Points
+    worst: FloatArray
+    ratios: FloatArray
+    gaps: FloatArray
+
+    @classmethod
+    def none(cls, found: Result) -> _Seen:
+        k = len(found.objectives)
+        none = np.empty(0, np.int64)
+        return cls(none, found.front.points.take(none), np.empty(0), np.empty((0, k)), np.full(k, FIRST_GAP))
+
+    @property
+    def front(self) -> FloatArray:
+        """Costs of the feasible points, (m, objectives)."""
+        return self.points.costs[np.flatnonzero(self.worst <= 0)]
+
+    def after(
+        self,
+        dear: CostModel,
+        problem: Problem,
+        contenders: _Contenders,
+        rows: IntArray,
+        constraints: Sequence[Constraint],
+        objectives: Sequence[Objective],
+        agreed: NDArray[np.bool_],
+    ) -> _Seen:
+        """With some more contenders evaluated."""
+        columns = contenders.columns.take(rows)
+        metrics = dear.evaluate(problem, columns)
+        at = problem.at(columns)
+        costs = np.stack([objective.cost(metrics, at) for objective in objectives], axis=1)
+        worst = _worst(metrics, columns, problem, constraints)
+        sound = np.asarray(np.isfinite(costs).all(axis=1))
+        costs, worst = np.where(sound[:, None], costs, 1e300), np.where(sound, worst, np.inf)
+        points = Points(columns=columns, metrics=metrics, costs=costs, ordinals=contenders.ordinals[rows])
+        cheap = contenders.costs[rows]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(costs >= 0, costs / cheap, cheap / costs)
+        ratios = np.concatenate([self.ratios, np.where(np.isfinite(ratio) & (ratio > 0), ratio, 1.0)])
+        gaps = np.where(agreed, 1.0, np.clip(np.quantile(ratios, 0.1, axis=0), 0.05, 1.0))
+        every = np.concatenate([self.worst, worst])
+        return _Seen(np.concatenate([self.rows, rows]), join(self.points, points), every, ratios, gaps)
+
+
+def _worst(metrics: Metrics, columns: Columns, problem: Problem, constraints: Sequence[Constraint]) -> FloatArray:
+    """Greatest violation of each point, (n,)."""
+    at = problem.at(columns)
+    found = [np.broadcast_to(np.asarray(array, np.float64), (columns.n,)) for array in metrics.violation.values()]
+    for constraint in constraints:
+        value = metrics.value[constraint.metric] if constraint.metric in metrics.value else at[constraint.metric]
+        found.append(constraint.violation(np.broadcast_to(np.asarray(value, np.float64), (columns.n,))))
+    return np.max(np.stack(found), axis=0) if found else np.full(columns.n, -np.inf)
+
+
+def _answer(
+    found: Result,
+    seen: _Seen,
+    problem: Problem,
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    top: int,
+    sample: int,
+) -> Result:
+    """The cheap result with the dear model's front, lists and closest plan in place of its own."""
+    order = np.argsort(seen.points.ordinals, kind="stable")
+    points, worst = seen.points.take(order), seen.worst[order]
+    none = points.take(np.empty(0, np.int64))
+    feasible = np.flatnonzero(worst <= 0)
+    front = Front(points=none, ties=np.empty(0, np.int64)).extended(points, feasible).ordered()
+    lists = {
+        objective.name: TopList(objective=j, limit=top, points=none).extended(points, feasible).points
+        for j, objective in enumerate(objectives)
+    }
+    closest = found.closest
+    if not len(feasible) and len(points):
+        row = np.array([int(np.argmin(worst))])
+        closest = Closest(points=points.take(row), lacks=_lacks(points.take(row), problem, constraints))
+    kept = found.sample
+    if len(kept) > sample:
+        rows = np.linspace(0, len(kept) - 1, sample).astype(np.int64)
+        kept = dataclasses.replace(
+            kept,
+            columns=kept.columns.take(rows),
+            values=kept.values[rows],
+            feasible=kept.feasible[rows],
+            ordinals=kept.ordinals[rows],
+        )
+    return dataclasses.replace(
+        found,
+        constraints=tuple(constraints),
+        front=front,
+        top=lists,
+        closest=None if len(feasible) else closest,
+        feasible=len(feasible),
+        sample=kept,
+    )
+
+
+def _lacks(point: Points, problem: Problem, constraints: Sequence[Constraint]) -> dict[str, float]:
+    """Every constraint that a point breaks, and by how much."""
+    broken = {name: float(array[0]) for name, array in point.metrics.violation.items() if array[0] > 0}
+    at = problem.at(point.columns)
+    for constraint in constraints:
+        value = point.metrics.value.get(constraint.metric)
+        value = np.asarray(at[constraint.metric], np.float64).reshape(-1) if value is None else value
+        over = float(constraint.violation(value)[0])
+        if over > 0:
+            broken[constraint.name] = over
+    return broken
