@@ -23,7 +23,7 @@ def plan(experiment: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -
 
     asked = load(experiment)
     problem, columns = problem_of(asked), point(asked, plan_codes(asked, plan or {}))
-    return _figures(models_of(asked)[-1].evaluate(problem, columns))
+    return _figures(models_of(asked)[-1].model.evaluate(problem, columns))
 
 
 def best(experiment: Mapping[str, Any], by: str) -> Figures:
