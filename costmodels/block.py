@@ -137,7 +137,18 @@ class _Local:
             return self.at[f"stack.{symbol}"]
         if symbol == "autocast":
             return _autocast(self.at)
+        if symbol == "whole_gradient_bytes":
+            return _whole_gradient_bytes(self.at)
         return self.at[symbol]
+
+
+def _whole_gradient_bytes(at: SymbolTable) -> Value:
+    """Bytes a parameter of a gradient before it is reduced: gathered 16-bit parameters have 16-bit gradients."""
+    width = at["optimizer.gradients"]
+    if np.all(np.asarray(at["stack.memory.persistent_gradients"]) > 0):
+        return width
+    gathered = (np.asarray(at["zero_stage"]) >= 3) & (np.asarray(at["precision"]) != Precision.FP32)
+    return np.where(gathered, np.minimum(width, at["stack.parameter_bytes"]), width)
 
 
 def _autocast(at: SymbolTable) -> Value:

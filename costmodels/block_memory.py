@@ -106,6 +106,22 @@ class Ledger:
             self.sizes[name] = size * 2.0 if self.autocast and self.wide(name) else size
         return self.sizes[name]
 
+    def gathers(self, op: Operator, name: str) -> bool:
+        """Whether a product gathers its input over the tensor ranks (sequence parallelism)."""
+        split = self.where.axes.get("stream") != self.where.axes.get("tokens")
+        wanted = dict(op.reads).get(name, ())
+        return split and op.kind in MATRIX_KINDS and "stream" in self.graph.tensors[name].dims and "tokens" in wanted
+
+    def gathers_back(self, name: str, op: Operator) -> bool:
+        """Whether the gradient of a value read split by tokens is wanted whole, where the value was a partial sum."""
+        split = self.where.axes.get("stream") != self.where.axes.get("tokens")
+        return split and "tokens" in self.graph.tensors[name].dims and "stream" in dict(op.reads)[name]
+
+    def gathered_size(self, op: Operator, name: str) -> Value:
+        """Bytes of a product's input once gathered."""
+        element = self.size(name) / self.graph.elements(self.graph.tensors[name].dims, self.where).evaluate(self.at)
+        return element * self.graph.elements(dict(op.reads)[name], self.where).evaluate(self.at)
+
     def storage(self, tensor: Tensor) -> tuple[str, Value]:
         """The storage that keeping a tensor keeps alive, and its bytes: the whole product where it is a view of it."""
         writer = self.graph.writer.get(tensor.name)
@@ -138,6 +154,10 @@ class Ledger:
                 yield f"{op.name} input", self.size(name) / 2.0
                 continue
             key, size = self.storage(tensor)
+            if self.gathers(op, name):
+                whole = np.asarray(self.at["stack.memory.gathered_inputs"])
+                yield f"{name} gathered", self.gathered_size(op, name) * whole
+                size = size * (1.0 - whole)
             if self.autocast and not self.views and op.kind is Kind.NORM and name in self.graph.writer and self.wide(name):
                 size = size / 2.0  # compiled blocks keep the narrow term of the sum and add again
             yield key, size * np.where(low & quantised, 0.5, 1.0)
@@ -229,7 +249,7 @@ class _Walk:
         for name, _ in op.reads:
             if name in self.gradients:
                 self._moment(ledger.size(name))
-            elif ledger.autocast and not ledger.wide(name):
+            elif (ledger.autocast and not ledger.wide(name)) or ledger.gathers_back(name, op):
                 self._put(name, ledger.size(name))
                 self._moment()
             else:
@@ -253,6 +273,9 @@ class _Walk:
             self._cast(op, made)
         else:
             own = self._own(op)
+            # the gradient of a gathered input is whole, and copied once, before each rank has its part
+            whole = [ledger.gathered_size(op, name) for name in made if ledger.gathers(op, name)]
+            self._moment(2.0 * sum(whole) + own)
             self._moment(sum(made.values()) + own + (self._segments(op) if op.kind is Kind.EMBEDDING else 0.0))
         for name in written:
             self._drop(name)
@@ -274,7 +297,7 @@ class _Walk:
     def _own(self, op: Operator) -> Value:
         """Bytes of the operator's weight gradients while it runs; they stay where nothing held them before."""
         ledger = self.ledger
-        new = ledger.weights(op) * ledger.at["optimizer.gradients"] * (1.0 - ledger.at["stack.memory.persistent_gradients"])
+        new = ledger.weights(op) * ledger.at["whole_gradient_bytes"] * (1.0 - ledger.at["stack.memory.persistent_gradients"])
         if self.held == FRESH:
             self.weights = self.weights + new
             self.last = new
@@ -300,9 +323,16 @@ class _Walk:
         self.storages.clear()
         # under autocast the loss is fp32, but one kernel takes in 16-bit logits and gives back their gradient
         element = 4.0 if ledger.autocast else ledger.at["stack.loss_bytes"]
-        wide = logits * element / ledger.at["stack.logits_bytes"]
-        self._moment(ledger.at["stack.memory.logits_copies"] * wide - (logits if ledger.autocast else 0.0))
+        wide = logits / ledger.at["stack.logits_bytes"] * loss_bytes(ledger.at, element)
+        self._moment(wide - (logits if ledger.autocast else 0.0))
         self._put(op.reads[0][0], logits)
+
+
+def loss_bytes(at: SymbolTable, element: Value) -> Value:
+    """Bytes a logit of log-probabilities and gradients while the loss runs; two fp32 copies at least where it is spread over
+    the ranks of a vocabulary-parallel head."""
+    spread = (np.asarray(at["stack.vocab_parallel"]) > 0) & (np.asarray(at["tensor"]) > 1)
+    return np.maximum(at["stack.memory.logits_copies"] * element, np.where(spread, 8.0, 0.0))
 
 
 def allocation_rounding(size: Value) -> Value:

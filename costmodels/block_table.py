@@ -71,7 +71,9 @@ def blocks_of(model: Model) -> tuple[Graph, ...]:
 
 def block_table(problem: Problem, points: Columns, stack: Stack, *, with_time: bool) -> BlockTable:
     """Tabulate all blocks of the problem's model for the given points."""
-    reads = frozenset(points.levels) - (PLAN_ONLY - {"zero_stage"} if stack.numbers["stack.memory.autocast"] else PLAN_ONLY)
+    # sharded parameters have narrower gradients and need no autocast
+    sharding = frozenset() if stack.numbers["stack.memory.persistent_gradients"] else {"zero_stage"}
+    reads = frozenset(points.levels) - (PLAN_ONLY - sharding)
     combinations, index = distinct(points, reads)
     model = graphs(problem.architecture, stack.traits)
     blocks = blocks_of(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -132,7 +132,12 @@ def _moves(
 
 def _everywhere(record: Record, stage: int) -> Record:
     """A record of (3, n) arrays in which every stage is the given one."""
-    rows = {f.name: np.repeat(getattr(record, f.name)[stage : stage + 1], 3, axis=0) for f in fields(record)}  # type: ignore[arg-type]
+    def everywhere(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: everywhere(each) for name, each in value.items()}
+        return np.repeat(value[stage : stage + 1], 3, axis=0)
+
+    rows = {f.name: everywhere(getattr(record, f.name)) for f in fields(record)}  # type: ignore[arg-type]
     return type(record)(**rows)
 
 

@@ -142,6 +142,8 @@ def _fixed(row: Mapping[str, str]) -> dict[str, float]:
         "stack.memory.composite_norms": float(row["norm"] == "composite"),
         "stack.memory.views": float(row["fused"] == "true"),
     }
+    if row.get("variant") == "keep":
+        fixed["stack.memory.reshard"] = 0.0
     if row["optimizer"] == "adamw_foreach":
         fixed["stack.memory.update"] = 2.0 if row["precision"] == "bf16" else 4.0
     if row["loss_dtype"] == "fp32":

@@ -7,13 +7,16 @@ activations are what the graph says is kept, times the microbatches in flight.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from costmodels.block_memory import FRESH, HELD, BlockMemory
+from costmodels.block_memory import FRESH, HELD, BlockMemory, loss_bytes
 from costmodels.data_parallel import shard_ranks
 from costmodels.schedule import in_flight
+from costmodels.sharded_memory import sharded_moments
+from costmodels.step_moments import ActivationMemory, StateMemory, whole_moments
 from spaces.columns import FloatArray, IntArray, Value
 from spaces.expressions import SymbolTable
 from spaces.plan import Offload, Recompute, Schedule, Trainable
@@ -36,47 +39,6 @@ class MemoryUse:
     stages: FloatArray
     device: FloatArray
     overhead: FloatArray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ActivationMemory:
-    """Bytes that grow with the microbatch, per stage profile, each (3, n).
-
-    `layers`: kept over all microbatches in flight when a backward pass begins; `remaining`: without the layer whose backward
-    runs first; `left`: when it reaches its last layer, without that one; `others`: those of other microbatches alone.
-    `head`, `layer`, `embedding`: the worst moment of such a block's own backward pass, what it kept included (0 where the
-    stage has none); `loss`: the part of the head's that is logits, log-probabilities and their gradients; `named`: logits that
-    the training loop still holds.
-    """
-
-    layers: FloatArray
-    remaining: FloatArray
-    left: FloatArray
-    others: FloatArray
-    head: FloatArray
-    layer: FloatArray
-    embedding: FloatArray
-    loss: FloatArray
-    named: FloatArray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StateMemory:
-    """Bytes that parameters cost, per stage profile, each (3, n), after sharding.
-
-    `weights`, `gradients` (all of them, `head` of the head alone, `before` all but the last layer's and the embedding's, `rest`
-    all but the embedding's), `optimizer` state, `gathered`: parameters whole at a time under ZeRO-3, or the buckets of DDP;
-    and `updating`: temporaries of the optimizer's update.
-    """
-
-    weights: FloatArray
-    gradients: FloatArray
-    head: FloatArray
-    before: FloatArray
-    rest: FloatArray
-    optimizer: FloatArray
-    gathered: FloatArray
-    updating: FloatArray
 
 
 def stage_parameters(
@@ -135,15 +97,16 @@ def activation_memory(
     entry = np.zeros_like(kept)
     entry[FIRST] = blocks.kept[kinds, 0][combination]
     entry[LAST] = np.where(alone, entry[FIRST], 0.0)
-    held = gradients_held(at, combination)
+    steady = microbatches > flights
+    held = gradients_held(at, steady)
     policy = policy_of(at, len(combination))
 
-    def worst(block: int) -> FloatArray:
-        return np.asarray(blocks.backward[block, held, policy, combination], np.float64)
+    def worst(block: int, stage: int | slice = slice(None)) -> FloatArray:
+        return np.asarray(blocks.backward[block, held[stage], policy, combination], np.float64)
 
     layer = np.stack([worst(kind) for kind in range(kinds)]).max(axis=0)
     head, embedding, loss, named = (np.zeros_like(kept) for _ in range(4))
-    head[LAST], embedding[FIRST], loss[LAST] = worst(kinds + 1), worst(kinds), _loss(at, blocks, combination)
+    head[LAST], embedding[FIRST], loss[LAST] = worst(kinds + 1, LAST), worst(kinds, FIRST), _loss(at, blocks, combination)
     named[LAST] = _logits(at) * at["stack.memory.logits_held"]
     for array in (head, named, loss):
         array[FIRST] = np.where(alone, array[LAST], 0.0)
@@ -154,6 +117,8 @@ def activation_memory(
         cached = np.einsum("ksn,kn->sn", counts, blocks.cached[:kinds, combination]) * (policy > 0)
         forward = cached + blocks.kept[kinds + 1, 0][combination] + 3.0 * _logits(at)
         head = np.where(head > 0, np.maximum(head, forward), 0.0)
+    if np.any(np.asarray(at["stack.memory.sends_held"]) > 0):
+        running = running + _sent(at, pipeline, microbatches)
     others = running - kept - entry
     return ActivationMemory(
         layers=running,
@@ -165,62 +130,101 @@ def activation_memory(
         embedding=embedding,
         loss=loss,
         named=named,
+        ends={} if _buffered(at) else _ends(at, blocks, combination, alone) | {"steady": 1.0 * steady, "single": kept + entry},
     )
 
 
-def gradients_held(at: SymbolTable, combination: IntArray) -> IntArray:
-    """`HELD` where gradients exist when a backward pass begins: from the second microbatch on, and where the stack keeps a
-    buffer for them; `FRESH` where sharding takes the whole ones away after every backward pass. Shape (n,)."""
+def _sent(at: SymbolTable, pipeline: Value, microbatches: Value) -> FloatArray:
+    """Bytes sent to neighbours, where the training loop holds all it has sent until the step ends: what goes up in every
+    microbatch, what comes down in all but the one that runs."""
+    stream = at["micro_batch"] * at["sequence"] / at["context"] * at["hidden"] * 2.0
+    size = np.where(pipeline > 1, stream * at["stack.memory.sends_held"], 0.0)
+    up, down = size * microbatches, size * (microbatches - 1.0)
+    return np.stack([up, np.where(pipeline > 2, up + down, np.where(pipeline == 2, down, 0.0)), down])
+
+
+def _ends(at: SymbolTable, blocks: BlockMemory, combination: IntArray, alone: NDArray[np.bool_]) -> dict[str, FloatArray]:
+    """The logits of a microbatch, and what the head keeps, on the stages that have one."""
+    found = {"output": _logits(at), "entering": blocks.kept[-1, 0][combination]}
+    return {name: np.stack([np.where(alone, value, 0.0), 0.0 * alone, value + 0.0 * alone]) for name, value in found.items()}
+
+
+def _buffered(at: SymbolTable) -> bool:
+    """Whether the stack always keeps a buffer for the gradients."""
+    return bool(np.all(np.asarray(at["stack.memory.persistent_gradients"]) > 0))
+
+
+def gradients_held(at: SymbolTable, steady: NDArray[np.bool_]) -> IntArray:
+    """`HELD` where gradients exist when a backward pass begins with all its microbatches in flight, `FRESH` elsewhere, (3, n).
+
+    They do where there are more microbatches than fit in flight (`steady`), unless sharding takes the whole ones away after
+    each, and where the stack keeps a buffer for them.
+    """
+    if _buffered(at):
+        return np.full(steady.shape, HELD)
     persistent = np.asarray(at["stack.memory.persistent_gradients"]) > 0
-    if persistent.all():
-        return np.full(combination.shape, HELD)
-    several = np.asarray(at["global_batch"] > at["data"] * at["micro_batch"])
-    held = persistent | (several & (np.asarray(at["zero_stage"]) < 2))
-    return np.broadcast_to(np.where(held, HELD, FRESH), combination.shape)
+    return np.where(persistent | (steady & (np.asarray(at["zero_stage"]) < 2)), HELD, FRESH)
 
 
 def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> MemoryUse:
     """The timeline's peak over stages and moments, for n plans whose live and state bytes are given."""
     several = at["global_batch"] > at["data"] * at["micro_batch"]
-    held = np.where(several, 1.0, at["stack.memory.persistent_gradients"])
+    live, held = _settled(at, live, state, several)
     # DualPipe keeps two copies of the parameters, one a direction (DeepSeek-V3 table 2)
     copies = np.where(np.asarray(at["schedule"]) == Schedule.DUALPIPE, 2.0, 1.0)
     resident = state.weights * copies + state.optimizer
-    grown = [held * state.gradients + (1.0 - held) * part for part in (0.0, state.head, state.before, state.rest)]
     n = resident.shape[1]
-    values = (live.layers, live.remaining, live.left, live.others)
-    working = (live.head, live.layer, live.layer, live.embedding)
-    moments = np.empty((15, n))
-    for i in range(4):
-        np.add(resident + state.gathered, grown[i] + values[i] + working[i] + live.named, out=moments[3 * i : 3 * i + 3])
-    np.add(resident + state.updating, state.gradients, out=moments[12:15])
-    when = np.argmax(moments, axis=0)
+    moments = whole_moments(live, state, held)
+    totals = np.stack([moment.total() for moment in moments])
+    if state.units and np.any(sharded := np.broadcast_to(np.asarray(at["zero_stage"]) >= 3, (n,))):
+        more = tuple(sharded_moments(at, live, state, held))
+        totals[:-1, :, sharded] = -np.inf
+        totals = np.concatenate([totals, np.stack([np.where(sharded, moment.total(), -np.inf) for moment in more])])
+        moments += more
+    totals += resident
+    totals = totals.reshape(-1, n)
+    when = np.argmax(totals, axis=0)
     stage, moment = when % 3, when // 3
     rows = stage * n + np.arange(n)
 
-    def of_stage(value: FloatArray, factor: Value = 1.0) -> FloatArray:
-        return np.asarray(value.ravel()[rows] * factor, np.float64)
+    def of_stage(value: FloatArray) -> FloatArray:
+        return np.asarray(value.ravel()[rows], np.float64)
 
-    def by_moment(*values: FloatArray) -> FloatArray:
-        return np.asarray(np.choose(moment, [value.ravel()[rows] for value in values]), np.float64)
+    def of_moment(part: str) -> FloatArray:
+        return np.asarray(np.choose(moment, [getattr(one, part).ravel()[rows] for one in moments]), np.float64)
 
-    nothing = np.zeros((3, n))
-    own = live.layers - live.remaining
+    workspace = at["stack.memory.workspace"]
     parts = {
-        "weights": of_stage(state.weights, copies),
-        "gradients": by_moment(*grown, state.gradients),
+        "weights": of_stage(state.weights) * copies,
+        "gradients": of_moment("gradients"),
         "optimizer": of_stage(state.optimizer),
-        "activations": by_moment(live.layers, live.layers, live.left + own, live.others, nothing),
-        "logits": of_stage(live.named, moment < 4) + of_stage(live.loss, moment == 0),
-        "working": by_moment(live.head - live.loss, live.layer - own, live.layer - own, live.embedding, nothing)
-        + at["stack.memory.workspace"],
-        "gathered": by_moment(*[state.gathered] * 4, state.updating),
+        "activations": of_moment("activations"),
+        "logits": of_moment("logits"),
+        "working": of_moment("working") + workspace,
+        "gathered": of_moment("gathered"),
     }
-    peak = moments.ravel()[when * n + np.arange(n)] + at["stack.memory.workspace"]
+    peak = totals[when, np.arange(n)] + workspace
     overhead = peak * at["stack.memory.fragmentation"] + at["stack.memory.reserve"] + _buffers(at)
-    return MemoryUse(
-        peak, parts, moments.reshape(5, 3, n).max(axis=0) + at["stack.memory.workspace"], peak + overhead, overhead
-    )
+    return MemoryUse(peak, parts, totals.reshape(-1, 3, n).max(axis=0) + workspace, peak + overhead, overhead)
+
+
+def _settled(
+    at: SymbolTable, live: ActivationMemory, state: StateMemory, several: Value
+) -> tuple[ActivationMemory, FloatArray | float]:
+    """Activations and whether gradients exist beside them (1 or 0) at the fullest backward pass of each stage.
+
+    Where all microbatches are in flight before the first runs back, there are no gradients yet; the second has them, and one
+    microbatch less: the fuller of the two counts.
+    """
+    if not live.ends:
+        return live, 1.0
+    persistent = np.asarray(at["stack.memory.persistent_gradients"]) > 0
+    single = live.ends["single"]
+    steady = persistent | ((live.ends["steady"] > 0) & several)
+    second = ~steady & several & (state.gradients > single)
+    less = np.where(second, single, 0.0)
+    fewer = {name: np.maximum(getattr(live, name) - less, 0.0) for name in ("layers", "remaining", "left", "others")}
+    return replace(live, **fewer), np.where(steady | second, 1.0, 0.0)
 
 
 def kept_per_stage(at: SymbolTable, blocks: BlockMemory, combination: IntArray, counts: FloatArray) -> FloatArray:
@@ -290,14 +294,20 @@ def state_memory(
         optimizer=np.where(on_host, 0.0, sharded("states", 1, trained)),
         gathered=_gathered(at, dense, expert, counts.sum(axis=0), embedding) + buckets,
         updating=sharded("gradients", 2, trained) / at["optimizer.gradients"] * at["stack.memory.update"],
+        units={} if _buffered(at) else _units(in_layers, layers, ends, first),
     )
+
+
+def _units(in_layers: FloatArray, layers: FloatArray, ends: FloatArray, first: FloatArray) -> dict[str, FloatArray]:
+    """Parameters of what is gathered at a time: a layer, and the root with embedding and head."""
+    depth = np.broadcast_to(layers, in_layers.shape).astype(np.float64)
+    return {"layer": in_layers / depth, "depth": depth, "root": ends + first, "head": ends, "table": np.maximum(ends, first)}
 
 
 def _loss(at: SymbolTable, blocks: BlockMemory, combination: IntArray) -> Value:
     """Bytes of log-probabilities and gradients of one microbatch's logits while the loss runs back."""
     cast = blocks.cached[-1][combination] > 0
-    copies = at["stack.memory.logits_copies"]
-    element = np.where(cast, copies * 4.0 - 2.0, copies * at["stack.loss_bytes"])
+    element = np.where(cast, loss_bytes(at, 4.0) - 2.0, loss_bytes(at, at["stack.loss_bytes"]))
     return _logits(at) / at["stack.logits_bytes"] * element
 
 

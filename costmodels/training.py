@@ -23,8 +23,6 @@ from costmodels.intervals import Around, interval
 from costmodels.kernel_times import kernel_times
 from costmodels.kernels import sixteen_bit_rate
 from costmodels.memory import (
-    ActivationMemory,
-    StateMemory,
     activation_memory,
     memory_use,
     policy_of,
@@ -37,6 +35,7 @@ from costmodels.metrics import Metrics
 from costmodels.model_state import optimizer_symbols
 from costmodels.pipeline import PipelineTime, pipeline_of
 from costmodels.reliability import effective_share
+from costmodels.step_moments import ActivationMemory, StateMemory
 from spaces.architecture import Architecture
 from spaces.blocks import scalars
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct

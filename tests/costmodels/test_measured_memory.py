@@ -14,6 +14,7 @@ from spaces.columns import Columns
 STEPS = [step for step in measured_steps() if step.peak]
 BELOW = 0.02
 """A prediction this far below the truth is a plan that does not fit."""
+ABOVE = 0.03
 Errors = dict[str, dict[str, float]]
 
 
@@ -43,8 +44,8 @@ def test_there_are_measured_steps_of_every_kind() -> None:
     assert {step.kind for step in STEPS} == {"one", "ddp", "fsdp", "tensor", "pipeline"}
 
 
-@pytest.mark.parametrize("chosen", [way for way in WAYS if way.startswith("one")])
-def test_one_device_holds_what_is_counted(errors: Errors, chosen: str) -> None:
+@pytest.mark.parametrize("chosen", WAYS)
+def test_a_device_holds_what_is_counted(errors: Errors, chosen: str) -> None:
     assert median(map(abs, errors[chosen].values())) <= 0.01
-    short = {name: f"{100 * e:.2f} %" for name, e in errors[chosen].items() if e < -BELOW}
-    assert not short, f"predicted too little: {short}"
+    off = {name: f"{100 * e:.2f} %" for name, e in errors[chosen].items() if not -BELOW <= e <= ABOVE}
+    assert not off, f"too far from the measured peak: {off}"
