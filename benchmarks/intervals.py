@@ -1,8 +1,10 @@
-"""Intervals of step times from published results: `python -m benchmarks.intervals [--write]`.
+"""Intervals of step times from published and measured results: `python -m benchmarks.intervals [--write]`.
 
 For each stack and device generation, the 90 % quantile of |log(predicted / published)| over the calibration rows (one row a
 configuration; finite-sample corrected). A pair known from one source alone has its quantile doubled: nothing says how it would
-do on a second one. A pair with no source takes that of its stack on the nearest generation, doubled, else the default.
+do on a second one. Stacks of plain PyTorch have measured steps instead, enough of them for each side to have its own quantile
+(5 % beyond each); torchtitan, which runs on the same kernels and has no result of its own, takes theirs about the same middle,
+twice as wide. A stack and generation with neither takes the default.
 `--write` writes costmodels/data/intervals.yaml. Held-out rows are never looked at here.
 """
 
@@ -16,7 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from costmodels import intervals, published
+from costmodels.measured_steps import measured_steps
+from costmodels.training import TrainingModel
 from dse.prediction import predict_rows
+from spaces.columns import Columns
+from spaces.hardware import find_device
 
 LEVEL = 0.9
 SINGLE_SOURCE = 2.0
@@ -52,6 +58,31 @@ def pairs() -> dict[tuple[str, str], tuple[float, int, tuple[str, ...]]]:
     return found
 
 
+def measured() -> dict[tuple[str, str], tuple[float, float, int]]:
+    """(low, high, rows): logarithms of the factors around a time, by stack and generation, from measured whole steps."""
+    bare = Columns(n=1, codes={}, levels={})
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for step in measured_steps():
+        if step.usual:
+            predicted = float(TrainingModel().evaluate(step.problem(), bare).value["step_time"][0])
+            found[step.stack, find_device(step.device).generation].append(math.log(step.time / predicted))
+    return {key: (*sides(values), len(values)) for key, values in found.items()}
+
+
+def sides(values: list[float]) -> tuple[float, float]:
+    """Conformal quantiles of log(true / predicted) with half of what is left out on each side; they hold the prediction."""
+    ordered = np.sort(values)
+    beyond = math.floor((len(ordered) + 1) * (1.0 - LEVEL) / 2.0)
+    least = max(beyond - 1, 0)
+    return min(float(ordered[least]), 0.0), max(float(ordered[len(ordered) - 1 - least]), 0.0)
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """The same about its middle, as wide again as a pair that only one source covers."""
+    middle, half = (low + high) / 2.0, SINGLE_SOURCE * (high - low) / 2.0
+    return min(middle - half, 0.0), max(middle + half, 0.0)
+
+
 def page() -> str:
     """The data file."""
     kept = intervals.table()
@@ -62,19 +93,23 @@ def page() -> str:
     stacks: dict[str, list[str]] = defaultdict(list)
     for (stack, generation), (width, rows, sources) in sorted(pairs().items()):
         doubled = "" if len(sources) > 1 else ", doubled: one source"
-        stacks[stack].append(
-            f"    {generation}: {{low: {math.exp(-width):.3f}, high: {math.exp(width):.3f}, evidence: extrapolated, "
-            f'source: "{rows} calibration rows of {", ".join(sources)}{doubled}"}}'
-        )
-    for stack, generations in kept["time"].items():
-        if stack != "default" and isinstance(generations, dict):
-            for generation, entry in generations.items():
-                if "calibration rows" not in entry["source"]:  # measured elsewhere: kept as it is
-                    stacks[stack].append(f"    {generation}: {_entry(entry)}")
+        source = f"{rows} calibration rows of {', '.join(sources)}{doubled}"
+        stacks[stack].append(_line(generation, -width, width, "extrapolated", source))
+    for (stack, generation), (low, high, rows) in sorted(measured().items()):
+        own = f"{rows} measured whole steps on one and two devices (data/measurements)"
+        stacks[stack].append(_line(generation, low, high, "interpolated", own))
+        far = f"{stack} on {generation}, twice as wide about the same middle: no result of its own"
+        stacks[stack.replace("torch-", "torchtitan-")].append(_line(generation, *widened(low, high), "extrapolated", far))
     for stack, entries in sorted(stacks.items()):
         lines += [f"  {stack}:", *entries]
     lines.append(f"memory: {_entry(kept['memory'])}")
     return "\n".join(lines) + "\n"
+
+
+def _line(generation: str, low: float, high: float, evidence: str, source: str) -> str:
+    """One pair, from the logarithms of its factors."""
+    low, high = math.exp(low), math.exp(high)
+    return f'    {generation}: {{low: {low:.3f}, high: {high:.3f}, evidence: {evidence}, source: "{source}"}}'
 
 
 def _entry(entry: dict[str, object]) -> str:
