@@ -112,7 +112,7 @@ def _without_workers(text: str) -> str:
     return yaml.safe_dump(held, sort_keys=False, allow_unicode=True, width=120)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """A run's folder and store, or the `trouble` that left it without."""
 
@@ -162,7 +162,6 @@ class Recording:
         """Let go of the folder."""
         if self.store is not None:
             self.store.close()
-            self.store = None
 
 
 def _told(where: object, error: Exception) -> str:

@@ -47,7 +47,7 @@ class RunStore:
     def __init__(self, folder: Path, objectives: Sequence[str]) -> None:
         self.folder = folder
         self.trouble = ""
-        self._lock = lock(folder)
+        self._lock: int | None = lock(folder)
         self._database: sqlite3.Connection | None = None
         self._pending: list[tuple[str, list[tuple[Any, ...]]]] = []
         self._slices: dict[int, tuple[int, bytes, float]] = {}  # not written yet
@@ -145,12 +145,15 @@ class RunStore:
         self._slices.clear()
 
     def close(self) -> None:
-        """Write what is left and let go of the folder."""
+        """Write what is left and let go of the folder; once closed, nothing."""
+        if self._lock is None:
+            return
         self.flush()
         if self._database is not None:
             self._database.close()
         self._database = None
         os.close(self._lock)
+        self._lock = None
 
     def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         self._pending.append((statement, rows))

@@ -5,16 +5,14 @@ Each worker is started afresh (spawn) and receives the function once. One that i
 
 from __future__ import annotations
 
-import copyreg
-import io
 import multiprocessing
 import os
-import pickle
 import signal
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -40,7 +38,7 @@ class Local:
         """Yield (index of the chunk, result) as they come. Raises ExecutorError when workers keep dying."""
         count = self.workers or os.cpu_count() or 1
         work = Assignment(chunks, ahead=count, retries=self.retries)
-        carried = _dumps(function)
+        carried = _bytes_of(function)
         workers: list[_Worker] = []
         try:
             while not work.over:
@@ -101,7 +99,7 @@ class _Worker:
             self.dismiss()
             return None
         self.at = None
-        answer: tuple[bool, Any] = pickle.loads(data)
+        answer: tuple[bool, Any] = ForkingPickler.loads(data)
         return answer
 
     @property
@@ -118,7 +116,7 @@ class _Worker:
 
     def _give(self, job: tuple[int, Any]) -> None:
         self.at = job[0]
-        self._send(_dumps(job[1]))
+        self._send(_bytes_of(job[1]))
 
     def _send(self, data: bytes) -> None:
         try:
@@ -131,7 +129,7 @@ def _serve(pipe: Connection) -> None:
     """In a worker: answer chunks until the driver is gone. Ctrl-C is the driver's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        function = pickle.loads(pipe.recv_bytes())
+        function = ForkingPickler.loads(pipe.recv_bytes())
         while True:
             pipe.send_bytes(_answer(function, pipe.recv_bytes()))
     except (EOFError, OSError):
@@ -140,27 +138,22 @@ def _serve(pipe: Connection) -> None:
 
 def _answer(function: Callable[[Any], Any], chunk: bytes) -> bytes:
     try:
-        return _dumps((True, function(pickle.loads(chunk))))
+        return _bytes_of((True, function(ForkingPickler.loads(chunk))))
     except Exception as error:
-        return _dumps((False, _portable(error)))
+        return _bytes_of((False, _portable(error)))
 
 
 def _portable(error: Exception) -> Exception:
     """The error, or where it cannot travel, its text."""
     try:
-        pickle.loads(_dumps(error))
+        ForkingPickler.loads(_bytes_of(error))
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
-def _dumps(value: Any) -> bytes:
-    """Pickled, read-only mappings included."""
-    file = io.BytesIO()
-    pickler = pickle.Pickler(file, pickle.HIGHEST_PROTOCOL)
-    pickler.dispatch_table = copyreg.dispatch_table | {MappingProxyType: _thaw}
-    pickler.dump(value)
-    return file.getvalue()
+def _bytes_of(value: Any) -> bytes:
+    return bytes(ForkingPickler.dumps(value))
 
 
 def _thaw(mapping: MappingProxyType[Any, Any]) -> tuple[Any, ...]:
@@ -169,3 +162,6 @@ def _thaw(mapping: MappingProxyType[Any, Any]) -> tuple[Any, ...]:
 
 def _frozen(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
     return MappingProxyType(mapping)
+
+
+ForkingPickler.register(MappingProxyType, _thaw)  # read-only mappings travel too

@@ -22,8 +22,14 @@ FORBIDDEN = {"utils", "util", "helpers", "helper", "common", "manager", "misc", 
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 HEAVY = {"torch", "ray", "optuna", "plotly", "lightgbm", "pandas", "polars", "transformers", "onnx", "numba"}
 
-RUNNING = {"costmodels.calibration.suite.Pace"}
-"""Dataclasses that change: the clock of a measuring session."""
+RUNNING = {
+    "costmodels.calibration.suite.Pace",
+    "search.assignment.Assignment",
+    "search.assignment._UnderWay",
+    "search.local._Worker",
+    "search.spreading.Spread",
+}
+"""Dataclasses that change: the clock of a measuring session; work that is under way."""
 
 
 def name_of(path: Path) -> str:
