@@ -66,11 +66,13 @@ def kernels(
 
 def drafted(graph: Graph, where: Placement, at: SymbolTable, stack: Stack | None) -> Iterator[Draft]:
     """Every kernel of the block in order. Without a stack nothing is known to run operator by operator."""
-    eager = stack is not None and stack.traits.eager_activation
+    ends = any(op.kind in (Kind.LOSS, Kind.EMBEDDING) for op in graph.operators)
+    eager = stack is not None and (stack.traits.eager_activation or (ends and stack.numbers["stack.eager_ends"] > 0))
+    plain = stack is not None and (eager or stack.numbers["stack.eager_ends"] > 0)
     for op in graph.operators:
         match op.kind:
             case Kind.GEMM | Kind.GROUPED_GEMM:
-                yield from _products(graph, op, where, at, eager)
+                yield from _products(graph, op, where, at, eager=eager, biases=plain)
             case Kind.ATTENTION:
                 yield from _attention(graph, op, where, at)
             case Kind.LOSS:
@@ -92,7 +94,7 @@ def product_shape(graph: Graph, op: Operator, where: Placement, at: SymbolTable)
     return groups, m, n, graph.elements(op.contracted, where).evaluate(at)
 
 
-def _products(graph: Graph, op: Operator, where: Placement, at: SymbolTable, eager: bool) -> Iterator[Draft]:
+def _products(graph: Graph, op: Operator, where: Placement, at: SymbolTable, *, eager: bool, biases: bool) -> Iterator[Draft]:
     """(m,n,k) forward, (m,k,n) input gradient, (n,k,m) weight gradient (Megatron's three products of a linear layer)."""
     groups, m, n, k = product_shape(graph, op, where, at)
     flops = 2.0 * groups * m * n * k
@@ -119,8 +121,9 @@ def _products(graph: Graph, op: Operator, where: Placement, at: SymbolTable, eag
         joined = at["stack.split_passes"] * 2.0 * groups * m * n
         call = _stream("cat" if eager else "", joined, groups * m, n, "forward")
         yield Draft(operator=op.name, kind=Kind.MULTIPLY, phase=INPUT_GRADIENT, calls=(call,), traffic=joined)
-    biases = sum(graph.elements(dims, where).evaluate(at) for dims in op.weights if not set(op.contracted) <= set(dims))
-    if eager and np.any(np.asarray(biases) > 0):  # a bias' gradient is the sum of the output's over all tokens
+    if biases and any(
+        not set(op.contracted) <= set(dims) for dims in op.weights
+    ):  # a bias' gradient is the sum of the output's over all tokens
         read = 2.0 * groups * m * n
         elements = groups * m * n
         call = Call(formula=lambda at: at["kernel.pointwise.overhead"] + elements * at["kernel.pointwise.column_sum"])

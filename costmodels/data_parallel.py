@@ -96,16 +96,17 @@ def data_parallel_time(
         inner_bytes, outer_bytes = inner_bytes + inner, outer_bytes + outer
     own = np.where(zero >= 1, dense / shard + expert / expert_shard, dense + expert) * trained
     bandwidth = at["device.memory_bandwidth"] * at["kernel.optimizer.bandwidth"]
+    copying = at["device.memory_bandwidth"] * at["kernel.pointwise.copies"]
     update = own * (at["optimizer.traffic"] / bandwidth + at["kernel.optimizer.element"])
     looked_up = 0.0 if ends.tied else ends.embedding
     update = update + np.where(zero >= 1, looked_up / shard, looked_up) * trained * at["stack.untouched"]
-    update = update + at["stack.step_bytes"] * (dense + expert) * trained / bandwidth
+    update = update + at["stack.step_bytes"] * (dense + expert) * trained / copying
     offloaded = np.asarray(at["offload"]) == Offload.OPTIMIZER
     # gradients down and parameters up over the host link, and the update at the host's rate (Ren 2021, ZeRO-Offload §4)
     host = own * (gradient + parameter) / at["device.host_link_bandwidth"] + own / at["stack.host_optimizer_rate"]
-    accumulate = (dense + expert) * trained * at["stack.accumulate_bytes"] / bandwidth
+    accumulate = (dense + expert) * trained * at["stack.accumulate_bytes"] / copying
     moved = np.where(zero >= 2, at["stack.bucket_bytes.sharded"], at["stack.bucket_bytes.replicated"]) * (copies > 1)
-    copied = (dense + expert) * trained * moved / bandwidth
+    copied = (dense + expert) * trained * moved / copying
     # sharded whole, both ends are one unit; else the embedding's gradients are the last of the backward pass
     outside = np.where(zero >= 3, ends.embedding + ends.head, ends.embedding)
     share = np.minimum(at["stack.exposed_ends"] * outside / np.maximum(dense + expert, 1.0), 1.0)

@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from costmodels.constants import device_symbols, find_stack, generation_constants
 from costmodels.kernel_models.fitted import Fit, read_fit
@@ -80,7 +79,7 @@ class KernelTimes:
         """
         self._pairs, self._taught = pairs, taught
         self._model, self._generations, self._measured = model, tuple(generations), tuple(measured)
-        self._known: dict[tuple[Any, ...], dict[tuple[float, ...], float]] = {}
+        self._known: dict[tuple[str, str, tuple[str, ...]], dict[tuple[Any, ...], float]] = {}
         symbols = {device.name: device_symbols(device, stack) for device in measured}
         self._symbols = {
             name: {key: value for key, value in own.items() if key.startswith(("device.", "kernel."))}
@@ -137,7 +136,8 @@ class KernelTimes:
         n: int,
     ) -> None:
         """Put the model's answers into `times` at `rows`; `there` are the measured device's symbols."""
-        wanted: dict[tuple[Any, ...], list[tuple[int, IntArray, list[tuple[float, ...]]]]] = {}
+        slowdown = float(np.max(at["stack.slowdown"]))
+        wanted: dict[tuple[str, str, tuple[str, ...]], list[tuple[int, IntArray, list[tuple[Any, ...]]]]] = {}
         for i, call in enumerate(calls):
             if not call.op:
                 continue
@@ -147,39 +147,36 @@ class KernelTimes:
                 chosen = rows[applies & (precision == code)]
                 if not len(chosen) or code not in FORMATS:
                     continue
+                words = (FORMATS[Precision(code)], *self._words(device, call, code))
                 columns = [np.broadcast_to(np.asarray(v, np.float64), (n,))[chosen] for v in call.dimensions.values()]
-                key = (device.name, call.op, FORMATS[Precision(code)], tuple(call.dimensions), self._words(device, call, code))
-                shapes = list(zip(*(column.tolist() for column in columns), strict=True))
-                wanted.setdefault(key, []).append((i, chosen, shapes))
+                shapes = [(*words, *sizes) for sizes in zip(*(column.tolist() for column in columns), strict=True)]
+                names = ("dtype", *call.words, *call.dimensions)
+                wanted.setdefault((device.name, call.op, names), []).append((i, chosen, shapes))
         for key, many in wanted.items():
             known = self._known.setdefault(key, {})
             fresh = list(dict.fromkeys(shape for _, _, shapes in many for shape in shapes if shape not in known))
             if fresh:
-                known.update(zip(fresh, self._predicted(key, fresh), strict=True))
+                known.update(zip(fresh, self._predicted(*key, fresh), strict=True))
             for i, chosen, shapes in many:
-                model = np.array([known[shape] for shape in shapes])
+                model = np.array([known[shape] for shape in shapes]) * slowdown
                 reference = calls[i].reference
                 if there is not at or reference is not None:
                     formula = np.asarray((reference or calls[i].formula)(there), np.float64)
                     model = times[i][chosen] * model / np.maximum(np.broadcast_to(formula, (n,))[chosen], 1e-12)
                 times[i][chosen] = np.where(np.isfinite(model), model, times[i][chosen])
 
-    def _words(self, device: Device, call: Call, precision: int) -> tuple[tuple[str, str], ...]:
+    def _words(self, device: Device, call: Call, precision: int) -> tuple[str, ...]:
         """A call's words. 8-bit operands are transposed beforehand: their products have one layout."""
         words = dict(call.words)
         if precision == Precision.FP8 and "layout" in words:
             words["layout"] = "forward"
         if words.get("implementation") == ATTENTION_OF_STACK:
             words["implementation"] = self._attention[device.name]
-        return tuple(words.items())
+        return tuple(words.values())
 
-    def _predicted(self, key: tuple[Any, ...], shapes: list[tuple[float, ...]]) -> list[float]:
-        """Seconds of each shape; NaN where the model has nothing but first principles to go by."""
-        device, op, dtype, dimensions, words = key
-        at: dict[str, NDArray[Any]] = {
-            name: np.array(values) for name, values in zip(dimensions, zip(*shapes, strict=True), strict=True)
-        }
-        at |= {name: np.full(len(shapes), word) for name, word in (("dtype", dtype), *words)}
+    def _predicted(self, device: str, op: str, names: tuple[str, ...], shapes: list[tuple[Any, ...]]) -> list[float]:
+        """Seconds of each shape; NaN where a taught model has nothing but first principles to go by."""
+        at = {name: np.array(values) for name, values in zip(names, zip(*shapes, strict=True), strict=True)}
         time = self._model.predict(op, at, self._asking[device])
         known = np.isin(time.evidence, _KNOWN) if self._taught else np.isfinite(time.value)
         return np.where(known, time.value, math.nan).tolist()  # type: ignore[no-any-return]

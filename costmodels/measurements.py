@@ -89,10 +89,10 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Measurements:
-    """All rows of some folders: `rows[family]` has one `Rows` a device; `digest` is the content hash of their files."""
+    """All rows below the folder `root`: `rows[family]` has one `Rows` a device."""
 
     rows: Mapping[str, tuple[Rows, ...]]
-    digest: str
+    root: Path = ROOT
 
     def of(self, family: str) -> tuple[Rows, ...]:
         """The rows of a family, one `Rows` a device; empty where nobody measured it."""
@@ -101,7 +101,7 @@ class Measurements:
     def without(self, device: str) -> Measurements:
         """The same without one device, as if it had never been measured."""
         kept = {family: tuple(rows for rows in many if rows.device != device) for family, many in self.rows.items()}
-        return Measurements(rows=kept, digest=f"{self.digest} without {device}")
+        return Measurements(rows=kept, root=self.root)
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -119,14 +119,15 @@ def content_hash(paths: Iterable[Path]) -> str:
 
 
 def data_files(root: Path = ROOT) -> tuple[Path, ...]:
-    """The CSV files of kernel families below `root`, sorted."""
-    return tuple(sorted(path for family in KEYS for path in root.glob(f"*/{family}.csv")))
+    """The CSV files of kernel families in `root` and the folders in it, sorted."""
+    found = {path for family in KEYS for pattern in (f"{family}.csv", f"*/{family}.csv") for path in root.glob(pattern)}
+    return tuple(sorted(found))
 
 
 @cache
-def data_digest(root: Path = ROOT) -> str:
-    """Content hash of the kernel measurements below `root`, without checking them."""
-    return content_hash(data_files(root))
+def data_digest(family: str, root: Path = ROOT) -> str:
+    """Content hash of what a family's models are fitted on, without checking it: its rows below `root`, and the host's."""
+    return content_hash(path for path in data_files(root) if path.stem in (family, "host"))
 
 
 def read(root: Path = ROOT) -> Measurements:
@@ -148,7 +149,7 @@ def read(root: Path = ROOT) -> Measurements:
         reasons += _copied(family, many)
     if reasons:
         raise BadMeasurements(reasons)
-    return Measurements(rows=joined, digest=content_hash(paths))
+    return Measurements(rows=joined, root=root)
 
 
 def read_file(path: Path, reasons: list[str]) -> Rows | None:
@@ -317,6 +318,17 @@ def _copied(family: str, many: Sequence[Rows]) -> list[str]:
                     f"{family}.csv: {len(same)} of {len(common)} rows of {one.device} are those of {other.device} "
                     f"to the last digit (lines {lines} of {other.device}): one device's data under another's name"
                 )
+    return told
+
+
+def copied_rows(data: Measurements) -> list[str]:
+    """What of somebody's measurements is the project's own under another device's name; one line a family and device."""
+    own = read() if data.root != ROOT else data
+    told = []
+    for family, many in data.rows.items():
+        for rows in many:
+            others = [theirs for theirs in own.of(family) if theirs.device != rows.device]
+            told += _copied(family, [*others, rows])[-1:] if any(_copied(family, [other, rows]) for other in others) else []
     return told
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from costmodels.kernel_models.fitted import Calibration, Fit, is_current, read_fit
 from costmodels.kernel_models.forms import Parameters, prepared, prior_time, variant
 from costmodels.kernel_models.groups import spread_of
-from costmodels.kernel_models.operations import DeviceSymbols, Shapes, datasheet_bound, family_of
+from costmodels.kernel_models.operations import DeviceSymbols, Shapes, bound_of, family_of
 from costmodels.kernel_models.protocol import KernelTime, interval, merged
 from costmodels.kernel_models.roofline import Roofline
 from costmodels.kernel_models.siblings import sibling_of, transferred
@@ -45,8 +45,8 @@ class Known:
     same: bool
 
 
-Residual: TypeAlias = Callable[[str, Shapes, Fit, Known], tuple[FloatArray, NDArray[np.bool_]]]
-"""(op, prepared shapes, fit, known device) -> log residual and whether the shape is inside what was taught, both (n,)."""
+Residual: TypeAlias = Callable[[str, Shapes, FloatArray, Fit, Known], tuple[FloatArray, NDArray[np.bool_]]]
+"""(op, prepared shapes, the form's seconds, fit, known device) -> log residual and whether the shape was taught."""
 
 
 def known_device(fit: Fit, device: DeviceSymbols) -> Known | None:
@@ -94,7 +94,7 @@ def _fitted(
     value = prior_time(op, at, device, known.variants)
     inside = np.ones(len(value), dtype=np.bool_)
     if residual is not None:
-        correction, inside = residual(op, at, fit, known)
+        correction, inside = residual(op, at, value, fit, known)
         value = value * np.exp(correction)
     direct = known.same and is_current(fit)
     spread = spread_of(fit, model if known.same else "transfer", op, at, device)
@@ -102,7 +102,7 @@ def _fitted(
         spread = _TRANSFERRED * spread
     spread = np.where(inside, spread, 2.0 * spread)
     evidence = np.where(inside & direct, Evidence.INTERPOLATED, Evidence.EXTRAPOLATED)
-    floor = datasheet_bound(op, at, device)
+    floor = bound_of(op, at, device)
     return interval(with_host(op, np.maximum(value, floor), at, known.calibration), spread, evidence, floor)
 
 

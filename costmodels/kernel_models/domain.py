@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from costmodels.kernel_models.operations import Shapes, dimensions
 from spaces.columns import FloatArray
 
+_ROWS = 256
 _REACH = 0.98  # quantile of the distances between a row and its nearest of another group: farther is outside
 
 
@@ -54,15 +55,17 @@ def _domain(points: FloatArray, reach: float) -> Domain:
 
 def inside(domain: Domain, op: str, at: Shapes) -> NDArray[np.bool_]:
     """Which rows lie in the box and within reach of a taught shape, shape (n,)."""
-    from scipy.spatial import cKDTree
-
     logs = _logs(op, at)
     slack = 1e-3
     boxed: NDArray[np.bool_] = np.all((logs >= domain.low - slack) & (logs <= domain.high + slack), axis=1)
-    if not len(logs):
-        return boxed
-    distance, _ = cKDTree(domain.points).query(logs)
-    return np.asarray(boxed & (distance <= domain.reach + slack))
+    near = np.zeros(len(logs), dtype=np.bool_)
+    limit = (domain.reach + slack) ** 2
+    own = (domain.points**2).sum(axis=1)
+    for start in range(0, len(logs), _ROWS):  # |x − p|² = |x|² − 2xp + |p|², rounding far below the slack
+        part = logs[start : start + _ROWS]
+        least = (own - 2.0 * part @ domain.points.T).min(axis=1) + (part**2).sum(axis=1)
+        near[start : start + _ROWS] = least <= limit
+    return np.asarray(boxed & near)
 
 
 def clipped(domain: Domain, op: str, at: Shapes) -> dict[str, NDArray[Any]]:

@@ -13,14 +13,15 @@ from types import MappingProxyType
 
 import numpy as np
 
+from costmodels.kernel_models.forms import uncut
 from costmodels.kernel_models.operations import (
     ATTENTION,
     DeviceSymbols,
     Shapes,
-    datasheet_bound,
+    bound_of,
     dimensions,
     family_of,
-    traffic_and_work,
+    work_of,
 )
 from spaces.columns import FloatArray
 
@@ -61,12 +62,12 @@ def code_hash() -> str:
 
 def _general(op: str, at: Shapes, device: DeviceSymbols, prior: FloatArray) -> dict[str, FloatArray]:
     """What every kernel has: work, traffic, intensity against the machine's balance, and the prior over the bound."""
-    work = traffic_and_work(op, at, device)
+    work = work_of(op, at, device)
     columns = {f"log {name}": np.log2(at[name]) for name in dimensions(op)}
     columns["log traffic"] = np.log2(work.traffic)
     columns["log cache fill"] = np.log2(work.traffic / device["device.cache_bytes"])
     columns["log prior"] = np.log2(prior)
-    columns["log prior over bound"] = np.log2(prior / np.maximum(datasheet_bound(op, at, device), 1e-9))
+    columns["log prior over bound"] = np.log2(prior / np.maximum(bound_of(op, at, device), 1e-9))
     columns["cold"] = np.asarray(at["cache"] == "cold", dtype=np.float64)
     if family_of(op) != "pointwise":
         balance = (work.flops / work.rate) / (work.traffic / device["device.memory_bandwidth"])
@@ -110,6 +111,8 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, prior: FloatArray) ->
     columns["log key blocks"] = np.log2(
         at["batch"] * at["kv_heads"] * np.ceil(at["kv_len"] / 128) / device["device.compute_units"]
     )
+    sequences = at["batch"] * at["kv_heads"] / device["device.compute_units"]
+    columns |= {"log sequences": np.log2(sequences), "uncut": uncut(at, device).astype(np.float64)}
     columns["log share of queries"] = np.log2(at["heads"] / at["kv_heads"])
     columns["causal"] = (at["causal"] == "true").astype(np.float64)
     columns |= {phase: np.full(prior.shape, float(op == phase)) for phase in ATTENTION}

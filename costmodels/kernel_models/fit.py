@@ -16,6 +16,7 @@ import numpy as np
 
 from costmodels.kernel_models import features, network
 from costmodels.kernel_models.domain import Domain, domain_of
+from costmodels.kernel_models.exact import known_of, write_known
 from costmodels.kernel_models.fitted import FOLDER, SYMBOLS, Calibration, Fit, write_fit
 from costmodels.kernel_models.groups import quantiles
 from costmodels.kernel_models.heldout import (
@@ -29,7 +30,7 @@ from costmodels.kernel_models.heldout import (
 )
 from costmodels.kernel_models.operations import ATTENTION, PASSES
 from costmodels.kernel_models.samples import Sample, samples
-from costmodels.measurements import ROOT, Measurements, read
+from costmodels.measurements import ROOT, Measurements, data_digest, read
 
 # the host measurement that stands for an operator called from Python
 _HOST = {"gemm": "linear", **dict.fromkeys(ATTENTION, "attention"), **{op: op for op in PASSES}, "copy": "add", "": "add"}
@@ -50,7 +51,7 @@ def fit_family(data: Measurements, family: str) -> tuple[Fit, str]:
         spreads["transfer"] = _spreads(without, "learned")
     fit = Fit(
         family=family,
-        data=data.digest,
+        data=data_digest(family, data.root),
         code=features.code_hash(),
         devices=_with_host(calibrations(many, devices), host_times(data)),
         spreads=spreads,
@@ -71,7 +72,7 @@ def fit_collectives(data: Measurements) -> Fit | None:
     }
     return Fit(
         family="collectives",
-        data=data.digest,
+        data=data_digest("collectives", data.root),
         code=features.code_hash(),
         devices=network.measured_links(many, eager, SYMBOLS),
         spreads=spreads,
@@ -127,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if data.of(family):
             fit, text = fit_family(data, family)
             write_fit(fit, text, chosen.out)
+            write_known(known_of(samples(data, family)), family, data.root, chosen.out)
             within = np.expm1(fit.spreads["learned"][""])
             print(f"{family}: {len(fit.devices)} devices, 90 % of held-out errors within {within:.1%}")
     links = fit_collectives(data)

@@ -122,7 +122,7 @@ def read_fit(family: str, folder: Path = FOLDER, root: Path = ROOT) -> Fit | Non
     facts = json.loads(path.read_text(encoding="utf-8"))
     if facts.get("schema") != SCHEMA:
         return None
-    fresh = facts["data"] == data_digest(root) and facts["code"] == features.code_hash()
+    fresh = facts["data"] == data_digest(family, root) and facts["code"] == features.code_hash()
     trees = read_trees((folder / f"{family}.txt").read_text(encoding="utf-8")) if fresh and facts["residual"] else None
     return Fit(
         family=family,
@@ -136,6 +136,13 @@ def read_fit(family: str, folder: Path = FOLDER, root: Path = ROOT) -> Fit | Non
     )
 
 
+@cache
+def fitted_devices(folder: Path = FOLDER) -> tuple[str, ...]:
+    """Names of the devices that products were fitted on, sorted; nothing else is read."""
+    path = folder / "gemm.json"
+    return tuple(sorted(json.loads(path.read_text(encoding="utf-8"))["devices"])) if path.exists() else ()
+
+
 def is_current(fit: Fit, root: Path = ROOT) -> bool:
     """Whether the fit was made from the data and by the code at hand."""
-    return fit.data == data_digest(root) and fit.code == features.code_hash()
+    return fit.data == data_digest(fit.family, root) and fit.code == features.code_hash()

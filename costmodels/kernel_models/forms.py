@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from costmodels.kernel_models.operations import (
     DeviceSymbols,
     Shapes,
+    bound_of,
     complete,
-    datasheet_bound,
     family_of,
     format_rate,
-    traffic_and_work,
+    work_of,
 )
 from costmodels.kernels import smooth_max
 from spaces.columns import FloatArray
@@ -93,7 +93,7 @@ def _gemm(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> FloatArr
             each = 2.0 * rows * cols * np.ceil(k / split / _STEP) * _STEP / (rate / units)
             overhead = (p["tile_us"] if split == 1 else p["split_us"]) * 1e-6 * rows * cols / _FULL_TILE
             compute = np.minimum(compute, waves * (each + overhead))
-    traffic = traffic_and_work(op, at, device).traffic
+    traffic = work_of(op, at, device).traffic
     memory = memory_time(traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
     return np.asarray(p["overhead_us"] * 1e-6 + p["step_ns"] * 1e-9 * k / _STEP + smooth_max(compute, memory))
 
@@ -122,11 +122,11 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
 
     Causal blocks on the diagonal are computed whole. `block_ns` is paid by a block for each tile of keys, `row_ns` by a
     unit for each query row (its reduction and accumulation, mostly in backward), `split` is how many parts a decoding
-    sequence is cut into at most.
+    sequence is cut into at most, `unit_gbps` what a unit streams where sequences are left whole.
     """
     batch, heads, q, length, width = (at[name] for name in ("batch", "heads", "q_len", "kv_len", "head_dim"))
     units = device["device.compute_units"]
-    work = traffic_and_work(op, at, device)
+    work = work_of(op, at, device)
     memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
     blocks = batch * heads * np.ceil(q / _QUERY_TILE)
     if op == "attention_decode":
@@ -140,7 +140,21 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
     steps = np.maximum(waves, 1.0) * np.ceil(length / _QUERY_TILE) * p["block_ns"] * 1e-9
     rows = batch * heads * q / units * p["row_ns"] * 1e-9
     compute = work.flops * diagonal * filled / rate + steps
+    if op == "attention_decode":
+        # sequences that fill the units are not cut, and each streams its keys alone
+        waves = np.maximum(np.ceil(batch * at["kv_heads"] / (_RESIDENT * units)), 1.0)
+        alone = waves * work.traffic / (batch * at["kv_heads"]) * _RESIDENT / (p["unit_gbps"] * 1e9)
+        memory = np.where(uncut(at, device), np.maximum(memory, alone), memory)
     return np.asarray(p["overhead_us"] * 1e-6 + rows + smooth_max(compute, memory))
+
+
+_RESIDENT = 2  # blocks of keys that a compute unit holds at once
+_ENOUGH = 0.8  # of the places on all units: a library that finds as many sequences does not cut them (FlashAttention-2)
+
+
+def uncut(at: Shapes, device: DeviceSymbols) -> NDArray[np.bool_]:
+    """Whether sequences times KV heads fill the compute units, so that decoding need not cut sequences, shape (n,)."""
+    return np.asarray(at["batch"] * at["kv_heads"] >= _ENOUGH * _RESIDENT * device["device.compute_units"])
 
 
 def _attention_form(share: float, bandwidth: float) -> Form:
@@ -156,6 +170,7 @@ def _attention_form(share: float, bandwidth: float) -> Form:
             Parameter(name="block_ns", start=20.0, low=0.0, high=3000.0),
             Parameter(name="row_ns", start=1.0, low=0.0, high=200.0),
             Parameter(name="split", start=4.0, low=1.0, high=64.0),
+            Parameter(name="unit_gbps", start=22.0, low=5.0, high=100.0),
         ),
         time=_attention,
     )
@@ -169,7 +184,7 @@ def _pointwise(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
 
     A single row is handled by one compute unit at `unit` times its share of the bandwidth.
     """
-    work = traffic_and_work(op, at, device)
+    work = work_of(op, at, device)
     memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
     if op == "copy":
         return np.asarray(p["overhead_us"] * 1e-6 + memory)
@@ -256,4 +271,4 @@ def prior_time(op: str, at: Shapes, device: DeviceSymbols, variants: Mapping[str
         rows = np.flatnonzero(kinds == kind)
         some = {name: values[rows] for name, values in at.items()}
         result[rows] = form.time(op, some, device, variants[kind])
-    return np.maximum(result, datasheet_bound(op, at, device))
+    return np.maximum(result, bound_of(op, at, device))

@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from costmodels.kernel_models import features
 from costmodels.kernel_models.calibrated import Calibrated, Known, answer, with_host
 from costmodels.kernel_models.domain import clipped, inside
+from costmodels.kernel_models.exact import measured, read_known, same_device
 from costmodels.kernel_models.fitted import Fit, is_current, read_fit
 from costmodels.kernel_models.forms import prior_time, variant
 from costmodels.kernel_models.groups import spread_of
-from costmodels.kernel_models.operations import DeviceSymbols, Shapes, complete, datasheet_bound, family_of
+from costmodels.kernel_models.operations import DeviceSymbols, Shapes, complete, datasheet_bound, dimensions, family_of
 from costmodels.kernel_models.protocol import KernelTime, interval
 from costmodels.kernel_models.roofline import Roofline, collective_prior
 from costmodels.kernel_models.siblings import sibling_of
@@ -20,7 +21,7 @@ from spaces.columns import FloatArray
 
 
 class Learned:
-    """Calibrated prior × residual. A fit made from other data or by other code is not used: the calibrated form answers."""
+    """Calibrated prior × residual; measured shapes as measured. A fit of other data or code is not used, but its form is."""
 
     @property
     def reads(self) -> frozenset[str]:
@@ -37,14 +38,18 @@ class Learned:
             return collective(op, shapes, device, fit)
         if fit.trees is None:
             return Calibrated().predict(op, shapes, device)
-        return answer(op, shapes, device, fit, "learned", residual)
+        time = answer(op, shapes, device, fit, "learned", residual)
+        for name, known in read_known(family).items():
+            if same_device(device, fit.devices[name].symbols):
+                time = measured(op, shapes, device, time, known.get(op, {}))
+        return time
 
 
-def residual(op: str, at: Shapes, fit: Fit, known: Known) -> tuple[FloatArray, NDArray[np.bool_]]:
+def residual(op: str, at: Shapes, value: FloatArray, fit: Fit, known: Known) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Log residual of each row on the measured device that stands for it, and whether the row lies inside what was taught.
 
     On another device this is the sibling's time × the ratio of the two priors. A row outside takes the residual of the
-    shape at the nearest edge, so that efficiency is held while the prior goes on.
+    shape at the nearest edge, so that efficiency is held while the prior goes on. `value` (n,) is the prior of this device.
     """
     assert fit.trees is not None
     measured = known.calibration.symbols
@@ -57,7 +62,8 @@ def residual(op: str, at: Shapes, fit: Fit, known: Known) -> tuple[FloatArray, N
         domain = fit.domains[kind]
         taught[rows] = inside(domain, op, some)
         edge = clipped(domain, op, some)
-        prior = prior_time(op, edge, measured, variants)
+        moved = any(np.any(edge[name] != some[name]) for name in dimensions(op))
+        prior = prior_time(op, edge, measured, variants) if moved or not known.same else value[rows]
         log[rows] = fit.trees.predict(features.matrix(op, edge, measured, prior))
     return log, taught
 

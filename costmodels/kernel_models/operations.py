@@ -141,7 +141,11 @@ def format_rate(dtype: NDArray[Any], device: DeviceSymbols) -> FloatArray:
 
 def traffic_and_work(op: str, shapes: Shapes, device: DeviceSymbols) -> Work:
     """The work of each row. Attention counts executed FLOPs: half of them if causal, 2.5 times forward's for backward."""
-    at = complete(op, shapes)
+    return work_of(op, complete(op, shapes), device)
+
+
+def work_of(op: str, at: Shapes, device: DeviceSymbols) -> Work:
+    """The same of completed shapes."""
     rate = format_rate(at["dtype"], device)
     size = element_bytes(at["dtype"])
     family = OPERATIONS[op]
@@ -171,12 +175,16 @@ def datasheet_bound(op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArra
 
     What two and a half times the last-level cache holds is free of the memory's limit when buffers are warm.
     """
-    work = traffic_and_work(op, shapes, device)
+    return bound_of(op, complete(op, shapes), device)
+
+
+def bound_of(op: str, at: Shapes, device: DeviceSymbols) -> FloatArray:
+    """The same of completed shapes."""
+    work = work_of(op, at, device)
     if OPERATIONS[op] == "collectives":
-        at = complete(op, shapes)
         inner, outer = collective_bytes(op, at["bytes"], at["ranks"], at["ranks_per_node"])
         return np.asarray(np.maximum(inner / device["device.scale_up_bandwidth"], outer / device["device.nic_bandwidth"]))
-    warm = complete(op, shapes)["cache"] != "cold"
+    warm = at["cache"] != "cold"
     moved = np.maximum(work.traffic - np.where(warm, 2.5 * device["device.cache_bytes"], 0.0), 0.0)
     return np.asarray(np.maximum(work.flops / work.rate, moved / device["device.memory_bandwidth"]))
 

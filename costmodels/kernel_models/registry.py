@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 
 from costmodels.kernel_models.calibrated import Calibrated
 from costmodels.kernel_models.dataflow import Dataflow
-from costmodels.kernel_models.fitted import read_fit
+from costmodels.kernel_models.fitted import fitted_devices
 from costmodels.kernel_models.learned import Learned
 from costmodels.kernel_models.protocol import KernelModel
 from costmodels.kernel_models.roofline import Roofline
@@ -41,8 +41,7 @@ def taught_devices(name: str = DEFAULT) -> tuple[str, ...] | None:
     """Names of the devices that a model was taught on; None for one that needs no teaching, or is somebody else's."""
     if name not in ("roofline", "calibrated", "learned"):
         return None
-    fits = [] if name == "roofline" else [read_fit(family) for family in ("gemm", "attention", "pointwise")]
-    return tuple(sorted({device for fit in fits if fit is not None for device in fit.devices}))
+    return () if name == "roofline" else fitted_devices()
 
 
 def find_kernel_model(name: str = DEFAULT) -> KernelModel:

@@ -7,6 +7,7 @@ so the leaves that all failed splits of a feature rule out are one row of a tabl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from spaces.columns import FloatArray, IntArray
 
 _ROWS = 512  # rows at once: their sets of leaves stay in the processor's cache
+_FIELDS = ("num_leaves", "num_cat", "leaf_value", "threshold", "split_feature", "left_child", "right_child")
 _LEAVES = 64  # of one tree: a set of them is one machine word
 
 
@@ -66,34 +68,32 @@ class Trees:
 
 def read_trees(text: str) -> Trees:
     """The trees of a lightgbm text model (version v4, numerical splits, identity output). Raises UnreadableTrees."""
-    head, *bodies = text.split("\nTree=")
+    head = text.split("\nTree=", 1)[0]
     facts = _facts(head)
     if facts.get("version") != "v4":
         raise UnreadableTrees(f"version {facts.get('version')!r} of the text format; this reads v4")
     if facts.get("num_tree_per_iteration", "1") != "1":
         raise UnreadableTrees("several outputs an iteration")
-    trees = [_facts(body.split("\nend of trees")[0]) for body in bodies]
-    for tree in trees:
-        if tree.get("num_cat", "0") != "0":
-            raise UnreadableTrees("categorical splits")
-        if int(tree["num_leaves"]) > _LEAVES:
-            raise UnreadableTrees(f"{tree['num_leaves']} leaves in a tree; this reads {_LEAVES}")
-    counts = np.array([int(tree["num_leaves"]) for tree in trees], dtype=np.int64)
-    outputs = _numbers(trees, "leaf_value", np.float64)
-    features = _numbers(trees, "split_feature", np.int64)
-    thresholds = _numbers(trees, "threshold", np.float64)
-    left, right = (_numbers(trees, side, np.int64) for side in ("left_child", "right_child"))
-    value = np.zeros((len(trees), int(counts.max(initial=1))))
+    body = _lines(text[len(head) :])
+    if any(count != "0" for count in body["num_cat"]):
+        raise UnreadableTrees("categorical splits")
+    counts = np.array(body["num_leaves"], dtype=np.int64)
+    if counts.max(initial=1) > _LEAVES:
+        raise UnreadableTrees(f"{counts.max()} leaves in a tree; this reads {_LEAVES}")
+    outputs, thresholds = (_numbers(body, name, np.float64) for name in ("leaf_value", "threshold"))
+    features, left, right = (_numbers(body, name, np.int64) for name in ("split_feature", "left_child", "right_child"))
+    left_of, right_of = left.tolist(), right.tolist()
+    value = np.zeros((len(counts), int(counts.max(initial=1))))
     masks = np.zeros(len(features), dtype=np.uint64)
     start, first = 0, 0
     for t, leaves in enumerate(counts.tolist()):
         inner = leaves - 1
         own = slice(start, start + inner)
-        order, ruled_out = _order(left[own].tolist(), right[own].tolist())
+        order, ruled_out = _order(left_of[own], right_of[own])
         value[t, :leaves] = outputs[first : first + leaves][order]
         masks[own] = ruled_out
         start, first = start + inner, first + leaves
-    owner = np.repeat(np.arange(len(trees)), counts - 1)
+    owner = np.repeat(np.arange(len(counts)), counts - 1)
     splits = tuple(
         _splits(int(feature), thresholds[features == feature], owner[features == feature], masks[features == feature])
         for feature in np.unique(features)
@@ -101,10 +101,19 @@ def read_trees(text: str) -> Trees:
     return Trees(splits=splits, value=value, names=tuple(facts.get("feature_names", "").split()))
 
 
-def _numbers(trees: list[dict[str, str]], name: str, kind: Any) -> NDArray[Any]:
+def _lines(body: str) -> dict[str, list[str]]:
+    """What follows `name=` in every tree, in order, by name."""
+    found: dict[str, list[str]] = {name: [] for name in _FIELDS}
+    for line in body.split("\n"):
+        name, _, value = line.partition("=")
+        if name in found:
+            found[name].append(value)
+    return found
+
+
+def _numbers(body: Mapping[str, list[str]], name: str, kind: Any) -> NDArray[Any]:
     """A field of every tree, end to end; a tree of one leaf has no splits."""
-    least = 1 if name == "leaf_value" else 2
-    return np.array(" ".join(tree[name] for tree in trees if int(tree["num_leaves"]) >= least).split(), dtype=kind)
+    return np.array(" ".join(body[name]).split(), dtype=kind)
 
 
 def _order(left: list[int], right: list[int]) -> tuple[list[int], list[int]]:
