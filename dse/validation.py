@@ -32,6 +32,7 @@ from costmodels.published import (
     rank_agreement,
     read_facts,
 )
+from costmodels.published_serving import compare_serving, read_serving_facts
 from dse.measures import nearest
 from dse.prediction import predict_rows
 
@@ -138,13 +139,19 @@ class Validation:
     """Published results beside predictions. Everything else is counted from them.
 
     `compared` has one step time a configuration, `memory` one memory figure with its relative error (NaN when refused),
-    `left_out` what no prediction can be held to; all of the chosen split.
+    `left_out` what no prediction can be held to, `serving` one figure of a serving run each, as seconds; all of the split.
     """
 
     split: str
     compared: tuple[Comparison, ...]
     memory: tuple[tuple[MemoryFact, float], ...]
     left_out: tuple[LeftOut, ...]
+    serving: tuple[Comparison, ...] = ()
+
+    @property
+    def serving_sources(self) -> tuple[SourceErrors, ...]:
+        """Errors of published serving results by source and figure, in the order of the data file."""
+        return tuple(_source(name, group) for name, group in by_source(self.serving).items())
 
     @property
     def sources(self) -> tuple[SourceErrors, ...]:
@@ -173,7 +180,7 @@ class Validation:
 
     def to_json(self) -> list[dict[str, Any]]:
         """What `dse validate --json` prints last: one entry a source."""
-        return [source.to_json() for source in self.sources]
+        return [source.to_json() for source in (*self.sources, *self.serving_sources)]
 
     def __str__(self) -> str:
         return _page(self)
@@ -189,6 +196,7 @@ def validate(
     if split not in SPLITS:
         raise ValueError(f"--split: no such value {split!r}{nearest(split, SPLITS)}")
     chosen = [fact for fact in (read_facts() if facts is None else facts) if split in ("all", fact.split)]
+    served = [fact for fact in (read_serving_facts() if facts is None else ()) if split in ("all", fact.split)]
     best, memory = best_rows(chosen), memory_rows(chosen)
     answers = predictor([dict(fact.inputs) for fact in [*best, *(row.fact for row in memory)]])
     return Validation(
@@ -196,6 +204,7 @@ def validate(
         compared=tuple(compare(best, answers[: len(best)])),
         memory=tuple(zip(memory, memory_errors(memory, answers[len(best) :]), strict=True)),
         left_out=tuple(_left_out(chosen)),
+        serving=tuple(compare_serving(served, predict_rows([dict(fact.inputs) for fact in served], "serving"))),
     )
 
 
@@ -295,6 +304,9 @@ def _page(validation: Validation) -> str:
     blocks = [
         "Error in step time against published results, percent; bias > 0 predicts too slow; a refused row counts as 100.",
         _table("By source", ("source", "split", "generation", *_FIGURES), _source_cells(validation)),
+        _table("Serving: by source and figure", ("source", "split", "generation", *_FIGURES), _serving_cells(validation))
+        if validation.serving
+        else "",
         _table("By generation", ("split", "generation", "sources", *_FIGURES, "median of medians"), _group_cells(validation)),
         _order_text(validation.agreement),
         "\n".join(f"  {'✓' if bar.met else '✗'} {bar}" for bar in bars(validation)),
@@ -333,6 +345,10 @@ def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -
 
 def _source_cells(validation: Validation) -> Iterable[Sequence[str]]:
     return ([s.source, s.split, s.generation, *_cells(s.errors)] for s in validation.sources)
+
+
+def _serving_cells(validation: Validation) -> Iterable[Sequence[str]]:
+    return ([s.source, s.split, s.generation, *_cells(s.errors)] for s in validation.serving_sources)
 
 
 def _group_cells(validation: Validation) -> Iterable[Sequence[str]]:

@@ -1,0 +1,75 @@
+"""Published serving results: rows that `dse predict --kind serving` takes, each with the figures somebody printed.
+
+`costmodels/data/published/serving.csv`: rows of the split `calibration` gave constants of stacks, those of `held-out` nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from costmodels.published import Comparison, Fact
+
+METRICS: Mapping[str, str] = {"ttft_s": "s", "tpot_s": "s", "tokens_per_s_per_gpu": "tokens/s"}
+"""Figures a row may print, and their units."""
+ABOUT = frozenset({"split", "source", "citation", "notes", *METRICS})
+"""Columns that are no input."""
+
+Answer = Mapping[str, Any]
+
+
+def read_serving_facts() -> list[Fact]:
+    """One fact for every figure of every row, in the order of the file; its source is named with the figure."""
+    text = files("costmodels").joinpath("data", "published", "serving.csv").read_text(encoding="utf-8")
+    found = []
+    for number, row in enumerate(csv.DictReader(text.splitlines())):
+        inputs = {name: value for name, value in row.items() if name not in ABOUT}
+        for metric, unit in METRICS.items():
+            if not row[metric]:
+                continue
+            found.append(
+                Fact(
+                    split=row["split"],
+                    source=f"{row['source']} {metric.removesuffix('_s').removesuffix('_s_per_gpu')}",
+                    id=f"serving-{number}",
+                    citation=row["citation"],
+                    inputs=inputs,
+                    parameters=math.nan,
+                    metric=metric,
+                    value=float(row[metric]),
+                    unit=unit,
+                    peak_tflops=math.nan,
+                    trained_tokens=math.nan,
+                    printed_metric=metric,
+                    printed_value=row[metric],
+                    printed_unit=unit,
+                    confidence="high",
+                    usable=True,
+                    why="",
+                    notes=row["notes"],
+                )
+            )
+    return found
+
+
+def compare_serving(facts: Sequence[Fact], answers: Sequence[Answer]) -> list[Comparison]:
+    """Each figure beside its prediction as seconds: of a request's part, or for a token where a rate is printed.
+
+    Raises ValueError on unequal lengths.
+    """
+    compared = []
+    for fact, row in zip(facts, answers, strict=True):
+        if row["error"]:
+            compared.append(Comparison(fact=fact, published=_seconds(fact.metric, fact.value), refused=str(row["error"])))
+            continue
+        value, low, high = (_seconds(fact.metric, float(row[f"{fact.metric}{side}"])) for side in ("", "_low", "_high"))
+        low, high = min(low, high), max(low, high)
+        compared.append(Comparison(fact=fact, published=_seconds(fact.metric, fact.value), predicted=value, low=low, high=high))
+    return compared
+
+
+def _seconds(metric: str, value: float) -> float:
+    return 1.0 / value if METRICS[metric] == "tokens/s" else value
