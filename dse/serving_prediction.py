@@ -1,9 +1,9 @@
-"""Serving rows answered: static batches step by step, runs in closed form, on the same tables."""
+"""Serving rows answered: static batches in closed form, every other run simulated step by step, on the same tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from costmodels.serving.capacity import Capacity, capacity
 from costmodels.serving.engine import engines
 from costmodels.serving.intervals import pairs
 from costmodels.serving.problem import serving_problem
+from costmodels.serving.replay import Replay, replay
 from costmodels.serving.stack import find_serving_stack
 from costmodels.serving.static_batch import static_batch
-from costmodels.serving.steady_state import ServingModel
+from costmodels.step_tables import StepTables
 from dse.serving_rows import ServingQuestion
 from spaces.columns import Columns
-from spaces.problem import Problem
 
 RATE = "tokens_per_s_per_gpu"
 
@@ -64,25 +64,41 @@ def answer_serving(questions: Sequence[ServingQuestion]) -> list[dict[str, Any]]
                 )
             )
     else:
-        served = _steady(problem, columns, held)
+        served = [
+            _run(tables, int(engine[i]), _replay(q, usual, float(held.tokens[i])), float(held.tokens[i]))
+            for i, q in enumerate(questions)
+        ]
     return [_cells(q, one, held, i) for i, (q, one) in enumerate(zip(questions, served, strict=True))]
 
 
-def _steady(problem: Problem, columns: Columns, held: Capacity) -> list[_Served]:
-    """Runs in closed form."""
-    metrics = ServingModel().evaluate(problem, columns)
-    value = metrics.value
-    notes = [() if tokens > 0 else ("does not fit in memory: predicted as if it did",) for tokens in held.tokens]
-    return [
-        _Served(
-            first=float(value["ttft"][i]),
-            token=float(value["tpot"][i]),
-            latency=float(value["request_latency"][i]),
-            rate=float(value["tokens_per_second"][i]),
-            notes=notes[i],
-        )
-        for i in range(columns.n)
-    ]
+def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float) -> Replay:
+    """The run that a row describes."""
+    symbols = {**usual, **question.symbols}
+    return Replay(
+        prompt=int(symbols["input_tokens"]),
+        output=int(symbols["output_tokens"]),
+        rate=symbols["request_rate"],
+        concurrency=int(symbols["concurrency"]),
+        requests=question.requests,
+        replicas=int(symbols["data"]),
+        attention_data=int(symbols["attention_data"]),
+        max_batch=int(symbols["max_batch"]),
+        token_budget=int(symbols["token_budget"]),
+        kv_tokens=tokens,
+        block_tokens=int(symbols["stack.block_tokens"]),
+        mixed=symbols["stack.mixed_steps"] > 0,
+        chunked=symbols["stack.chunked"] > 0,
+        whole_answer=symbols["stack.reserve_output"] > 0,
+        overhead=symbols["stack.request_overhead"],
+        prefix_hit=symbols["prefix_hit"],
+        steady=question.steady,
+    )
+
+
+def _run(tables: StepTables, engine: int, run: Replay, tokens: float) -> _Served:
+    found = replay(tables, engine, run)
+    notes = () if tokens > 0 else ("does not fit in memory: predicted as if it did",)
+    return _Served(first=found.ttft, token=found.tpot, latency=found.latency, rate=found.tokens_per_second, notes=notes)
 
 
 def _cells(question: ServingQuestion, served: _Served, held: Capacity, i: int) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Work:
 
     `prompt` tokens to prefill (those found in the cache are left out), which see `pairs` keys; `cached` mean tokens of a
     decoding request's cache; `output` tokens; `budget` new tokens a step; `mixed` whether prompts share steps with decoding;
-    `drafted`, `acceptance`, `draft_share` of speculation; `overhead` seconds between a client and the scheduler.
+    `drafted`, `acceptance`, `draft_share` of speculation; `overhead` seconds between a client and the scheduler;
+    `groups` attention groups that step together.
     """
 
     engine: IntArray
@@ -41,19 +42,22 @@ class Work:
     acceptance: FloatArray
     draft_share: FloatArray
     overhead: FloatArray
+    groups: FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Curve:
     """Steady states of k combinations at the batch sizes RUNNING; arrays (k, 25), seconds; rates of one attention group.
 
-    `running` requests; `decode` a step without prompts, `added` seconds a prompt adds to steps, `service` seconds from the
+    `running` requests; `decode` a step without prompts, `loaded` share of steps that carry prompts on some group, `added` seconds
+    a prompt adds to steps, `service` seconds from the
     start of a prompt to its first token, `shared` prompts that share a step, `step` the mean step, `token` seconds a token,
     `rate` requests a second.
     """
 
     running: FloatArray
     decode: FloatArray
+    loaded: FloatArray
     added: FloatArray
     service: FloatArray
     shared: FloatArray
@@ -74,6 +78,7 @@ def curve(tables: StepTables, work: Work, *, closed: bool) -> Curve:
     accepted = accepted_tokens(wide["drafted"], wide["acceptance"])
     lives = np.maximum((wide["output"] - 1.0) / accepted, LEAST)
     joins = running / lives
+    groups = wide["groups"]
     seen = running if closed else running + 1.0
     engine = np.broadcast_to(wide["engine"], (k, 25))
     verified = verified_tokens(wide["drafted"])
@@ -95,18 +100,56 @@ def curve(tables: StepTables, work: Work, *, closed: bool) -> Curve:
         engine,
         Batch(decode_requests=beside, decode_kv=beside * wide["cached"], decode_tokens=beside * verified, **carried),
     )
-    added = np.where(wide["mixed"] > 0, np.maximum(loaded - decode, 0.05 * loaded), loaded) * chunks / shared
+    extra = np.where(wide["mixed"] > 0, np.maximum(loaded - decode, 0.05 * loaded), loaded)
+    added = extra * chunks / shared
     step = decode + joins * added
+    token, rate, share = step, joins / step, joins * chunks / shared
+    if not closed and np.any(groups > 1):
+        many = _in_lockstep(decode, np.maximum(loaded, decode), joins, chunks, groups, wide["mixed"])
+        step, token, rate, share = (
+            np.where(groups > 1, several, one) for several, one in zip(many, (step, token, rate, share), strict=True)
+        )
     return Curve(
         running=running,
         decode=decode,
+        loaded=np.minimum(share, 1.0),
         added=added,
         service=loaded * chunks,
         shared=shared,
         step=step,
-        token=step / accepted,
-        rate=joins / step,
+        token=token / accepted,
+        rate=rate,
     )
+
+
+def _in_lockstep(
+    decode: FloatArray, loaded: FloatArray, joins: FloatArray, chunks: FloatArray, groups: FloatArray, mixed: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """(mean step, time between a request's tokens, requests a second of one group, share of loaded steps) of several groups.
+
+    A step lasts as long as the slowest group's: where any of them has prompts, all wait. A step is loaded when something came
+    during the one before, so that long steps follow long ones: a chain of two states. A group whose prompts have steps of
+    their own makes no token in them. The rate that keeps `joins` requests a step running is found by bisection.
+    """
+
+    def chain(rate: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        long = loaded * np.maximum(rate * loaded, 1.0)  # the prompts that one group gets in a long step share the next
+        after_short, after_long = (-np.expm1(-groups * rate * chunks * time) for time in (decode, long))
+        share = after_short / np.maximum(1.0 - after_long + after_short, 1e-12)
+        step = decode + share * (long - decode)
+        own = -np.expm1(-rate * step * chunks)
+        return step, np.where(mixed > 0, step, step / (1.0 - own)), share
+
+    low, high = np.zeros_like(decode), 4.0 / (loaded * chunks)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        enough = middle * chain(middle)[1] > joins
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    step, token, share = chain(low)
+    return step, token, np.maximum(low, 1e-12), share
+
+
+_HALVINGS = 40
 
 
 def _decode(seen: FloatArray, cached: FloatArray, verified: FloatArray) -> Batch:

@@ -128,6 +128,7 @@ def work_of(at: Bindings, engine: IntArray) -> load.Work:
         acceptance=_rows(at["acceptance"], k),
         draft_share=_rows(at["draft_share"], k),
         overhead=_rows(at["stack.request_overhead"], k),
+        groups=_rows(at["attention_data"], k),
     )
 
 
@@ -225,7 +226,10 @@ def _open(states: States, row: IntArray, rate: FloatArray, most: FloatArray, une
     few = np.minimum(carried * uneven / curve.rate[row, 0], 1.0)  # below one running request: as lonely, and rarer
     running = np.minimum(v["running"] * few, most)
     fits = (work.budget[row] - np.where(work.mixed[row] > 0, running, 0.0)) / work.prompt[row]
-    first = waiting.open_loop(carried, v["decode"], v["added"], v["service"], fits, work.mixed[row]) + work.overhead[row]
+    stages, groups = states.tables.stages[work.engine[row]], work.groups[row]
+    first = waiting.open_loop(carried, v["decode"], v["added"], v["service"], fits, work.mixed[row], stages)
+    together = waiting.lockstep(v["decode"], v["loaded"] * few, (v["step"] - v["decode"]) / v["loaded"], v["service"])
+    first = np.where(groups > 1, together, first) + work.overhead[row]
     step = v["decode"] + few * (v["step"] - v["decode"])
     token = step * v["token"] / v["step"] * uneven
     first = first + waiting.admission(running, most, (work.output[row] - 1.0) * token) + waiting.overload(rate, highest)

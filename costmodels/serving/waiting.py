@@ -13,24 +13,41 @@ HOUR = 3600.0
 
 
 def open_loop(
-    rate: FloatArray, decode: FloatArray, added: FloatArray, service: FloatArray, fits: FloatArray, mixed: FloatArray
+    rate: FloatArray,
+    decode: FloatArray,
+    added: FloatArray,
+    service: FloatArray,
+    fits: FloatArray,
+    mixed: FloatArray,
+    stages: FloatArray,
 ) -> FloatArray:
     """Seconds from arrival to first token before admission limits, (n,).
 
     `fits` prompts fit a step. Where several do, a step takes all that came during the one before (a gated queue: with
     ρ = rate · added and a mean step T, the next step's variance is added² · rate · T / (1 − ρ²)). Where they do not, prompts
-    are served one by one between steps of decode (M/D/1 with vacations, Takagi 1991: λS² / 2(1 − λS) + V/2).
+    are served one by one between steps of decode (M/D/1 with vacations, Takagi 1991: λS² / 2(1 − λS) + V/2). A pipeline starts
+    a batch `stages` times as often as one batch steps, and a request joins the next.
     """
     load = np.clip(rate * added, 0.0, _FULL)
     mean = decode / (1.0 - load)
     second = mean + added**2 * rate / (1.0 - load**2)  # E[T²] / E[T]
-    gated = second / 2.0 + decode + added + load * second
+    gated = second / 2.0 / stages + decode + added + load * second / stages
     busy = np.clip(rate * service, 0.0, _FULL)
-    serial = rate * service**2 / (2.0 * (1.0 - busy)) + decode / 2.0 + service
+    serial = (rate * service**2 / (2.0 * (1.0 - busy)) + decode / 2.0) / stages + service
     alone = np.clip(rate * added, 0.0, _FULL)
-    first = rate * added**2 / (2.0 * (1.0 - alone)) + decode / 2.0 + added
+    first = (rate * added**2 / (2.0 * (1.0 - alone)) + decode / 2.0) / stages + added
     together = np.clip(fits - 1.0, 0.0, 1.0)
     return np.asarray(np.where(mixed > 0, together * gated + (1.0 - together) * serial, first))
+
+
+def lockstep(decode: FloatArray, loaded: FloatArray, extra: FloatArray, service: FloatArray) -> FloatArray:
+    """Seconds from arrival to first token where several groups step together, (n,): the rest of a step, then the prompt's own.
+
+    A share `loaded` of steps carries some group's prompts and takes `extra` seconds more.
+    """
+    longer = decode + extra
+    mean = (1.0 - loaded) * decode + loaded * longer
+    return np.asarray(((1.0 - loaded) * decode**2 + loaded * longer**2) / (2.0 * mean) + service)
 
 
 def admission(running: FloatArray, most: FloatArray, stay: FloatArray) -> FloatArray:

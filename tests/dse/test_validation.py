@@ -119,7 +119,8 @@ def test_json_is_one_entry_a_source_in_percent(dse: Run, held_out: Validation) -
     done = dse("validate", "--json")
     assert done.code == 0
     entries = json.loads(done.out.splitlines()[-1])
-    assert [entry["source"] for entry in entries] == [source.source for source in held_out.sources]
+    every = (*held_out.sources, *held_out.serving_sources)
+    assert [entry["source"] for entry in entries] == [source.source for source in every]
     for entry in entries:
         assert isinstance(entry["rows"], int)
         assert all(isinstance(entry[name], float) for name in ("median", "mean", "p90", "bias", "coverage"))

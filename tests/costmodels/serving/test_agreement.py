@@ -1,0 +1,58 @@
+"""The closed form against the simulation, on the same tables: throughput, time per token, time to first token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from costmodels.serving.capacity import capacity
+from costmodels.serving.engine import engines
+from costmodels.serving.problem import serving_problem
+from costmodels.serving.replay import Replay, replay
+from costmodels.serving.stack import find_serving_stack
+from costmodels.serving.steady_state import ServingModel
+from spaces.architecture import find
+from spaces.columns import Columns
+from spaces.hardware import find_device
+
+CASES = [
+    ("llama-3.1-8b", "H100", "vllm", {"devices": 1}),
+    ("llama-3.1-8b", "H100", "sglang", {"devices": 1}),
+    ("llama-3.1-70b", "H100", "vllm", {"devices": 4, "tensor": 4}),
+    ("qwen3-30b-a3b", "H200", "tensorrt-llm", {"devices": 2, "tensor": 2, "expert": 2}),
+]
+LENGTHS = [(1000, 300), (4000, 500), (200, 800)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[2]}")
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("load", [0.3, 0.8])
+def test_steady_state_is_what_simulation_finds(case: tuple, lengths: tuple[int, int], load: float) -> None:
+    model, device, stack, plan = case
+    prompt, output = lengths
+    fixed = {"input_tokens": prompt, "output_tokens": output, "max_batch": 256, **plan}
+    problem = serving_problem(find(model), stack, find_device(device), fixed)
+    highest = ServingModel().evaluate(problem, Columns.from_values({"request_rate": np.array([1e6])})).value["request_rate"][0]
+    points = Columns.from_values({"request_rate": np.array([load * highest])})
+    expected = ServingModel().evaluate(problem, points)
+    tables, engine = engines(problem, points)
+    bound = problem.scalars
+    run = Replay(
+        prompt=prompt,
+        output=output,
+        rate=load * highest,
+        requests=4000,
+        max_batch=256,
+        token_budget=int(bound["token_budget"]),
+        kv_tokens=float(capacity(problem.architecture, find_serving_stack(stack), problem.at(points)).tokens[0]),
+        block_tokens=int(bound["stack.block_tokens"]),
+        mixed=bound["stack.mixed_steps"] > 0,
+        chunked=bound["stack.chunked"] > 0,
+        whole_answer=bound["stack.reserve_output"] > 0,
+        overhead=bound["stack.request_overhead"],
+        steady=True,
+    )
+    found = replay(tables, int(engine[0]), run)
+    assert expected.value["tokens_per_second"][0] == pytest.approx(found.tokens_per_second, rel=0.10)
+    assert expected.value["tpot"][0] == pytest.approx(found.tpot, rel=0.10)
+    assert expected.value["ttft"][0] == pytest.approx(found.ttft, rel=0.10)
