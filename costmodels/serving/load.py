@@ -49,10 +49,9 @@ class Work:
 class Curve:
     """Steady states of k combinations at the batch sizes RUNNING; arrays (k, 25), seconds; rates of one attention group.
 
-    `running` requests; `decode` a step without prompts, `loaded` share of steps that carry prompts on some group, `added` seconds
-    a prompt adds to steps, `service` seconds from the
-    start of a prompt to its first token, `shared` prompts that share a step, `step` the mean step, `token` seconds a token,
-    `rate` requests a second.
+    `running` requests; `decode` a step without prompts, `loaded` share of steps that carry prompts on some group, `added`
+    seconds a prompt adds to steps, `service` seconds from the start of a prompt to its first token, `shared` prompts that
+    share a step, `step` the mean step, `token` seconds a token, `rate` requests a second.
     """
 
     running: FloatArray
