@@ -52,11 +52,13 @@ class Replayed:
     tokens_per_second: float
 
 
+_BOUNDLESS = 1 << 29  # blocks
+
+
 def limits_of(run: Replay) -> Limits:
-    """The scheduler's limits; a plan whose weights leave no room is given what one step of its requests needs."""
-    longest = run.prompt + run.output
-    tokens = run.kv_tokens if run.kv_tokens >= longest else math.inf
-    blocks = int(min(tokens // run.block_tokens, 1 << 29))
+    """The scheduler's limits; a plan without room for one request is given a boundless cache."""
+    roomy = run.kv_tokens >= run.prompt + run.output
+    blocks = int(run.kv_tokens // run.block_tokens) if roomy and math.isfinite(run.kv_tokens) else _BOUNDLESS
     budget = max(run.token_budget, 1)
     # a prompt that may not be cut needs a step that holds it
     batch = max(min(run.max_batch, budget), 1)
