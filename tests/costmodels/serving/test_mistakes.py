@@ -117,7 +117,7 @@ def context_ignored(patch: pytest.MonkeyPatch) -> None:
 
 
 def every_head_cached(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(capacity, "values_per_token", lambda a, at: 2.0 * np.asarray(at["heads"]) * at["head_dim"] / at["tensor"])
+    patch.setattr(capacity, "values_per_token", lambda _, at: 2.0 * np.asarray(at["heads"]) * at["head_dim"] / at["tensor"])
 
 
 def cache_of_all_layers_on_every_stage(patch: pytest.MonkeyPatch) -> None:
@@ -140,12 +140,15 @@ def experts_as_wide_as_dense(patch: pytest.MonkeyPatch) -> None:
 
 
 def formats_of_memory_alone(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(step_graph, "compute_format", lambda p, at: (np.full(np.shape(p), "bf16"), np.zeros(np.shape(p), bool)))
+    patch.setattr(step_graph, "compute_format", lambda p, _: (np.full(np.shape(p), "bf16"), np.zeros(np.shape(p), bool)))
 
 
 def no_queue(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(waiting, "open_loop", lambda rate, decode, added, service, fits, mixed, stages: service[:1] + 0 * rate)
-    patch.setattr(waiting, "admission", lambda running, most, stay: 0.0 * running)
+    def served_at_once(*arguments: Any) -> Any:
+        return arguments[3][:1] + 0 * arguments[0]  # `service`, at any rate
+
+    patch.setattr(waiting, "open_loop", served_at_once)
+    patch.setattr(waiting, "admission", lambda running, *_: 0.0 * running)
 
 
 def the_last_replica_s_figures(patch: pytest.MonkeyPatch) -> None:
