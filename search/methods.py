@@ -1,4 +1,4 @@
-"""The search methods by name, and how `auto` chooses among them.
+"""The search methods by name (how `auto` chooses is in search/automatic.py).
 
 A method is a function that proposes points to an archive until nothing is left to spend. `exact` is not among them: it lists
 the space in order instead (search/exact.py). A new method is one file and one line here.
@@ -26,7 +26,9 @@ is useful, for cost models are vectorised.
 
 _METHODS: Mapping[str, str] = MappingProxyType(
     {
+        "auto": "search.automatic:automatic",
         "evolutionary": "search.evolutionary:evolve",
+        "guided": "search.guided:guided",
         "random": "search.optuna_search:random",
         "qmc": "search.optuna_search:qmc",
         "tpe": "search.optuna_search:tpe",
@@ -39,7 +41,7 @@ _METHODS: Mapping[str, str] = MappingProxyType(
 
 OPTUNA = ("random", "qmc", "tpe", "nsga2", "nsga3", "gp", "cmaes")
 """Methods that are Optuna's samplers."""
-NAMES = ("auto", "exact", *_METHODS)
+NAMES = ("exact", *_METHODS)
 """Every method that can be asked for."""
 
 
@@ -52,7 +54,7 @@ def require_name(name: str) -> str:
 
 
 def method(name: str) -> Method:
-    """The sampling method of that name. Raises ValueError for `auto`, `exact` and names that are not there."""
+    """The sampling method of that name. Raises ValueError for `exact` and names that are not there."""
     require_name(name)
     if name not in _METHODS:
         raise ValueError(f"'{name}' does not sample; the methods that do are {', '.join(_METHODS)}")
