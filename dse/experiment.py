@@ -17,6 +17,7 @@ import yaml
 from dse.locations import Fault, Located, locate, override
 from dse.measures import measure
 from dse.schema.fields import Limit, ObjectiveChoice
+from search.budget import Budget
 
 if TYPE_CHECKING:
     from dse.kinds.registry import Kind
@@ -44,6 +45,9 @@ class Experiment(Generic[Job]):
     limits: tuple[Limit, ...]
     baseline: Mapping[str, Any] | None
     method: str
+    budget: Budget
+    mirror: str | None
+    outer: tuple[str, ...]
     top: int
     seed: int
     sample: int
@@ -110,6 +114,9 @@ def _experiment(kind: Kind[Any], file: Any, document: Located, folder: Path) -> 
         limits=tuple(file.constraints),
         baseline=kind.baseline(file),
         method=file.search.method,
+        budget=Budget(**file.search.budget.given()) if file.search.budget is not None else Budget(),
+        mirror=file.search.mirror,
+        outer=tuple(file.search.outer or ()),
         top=file.search.top,
         seed=file.search.seed,
         sample=file.search.sample,

@@ -22,10 +22,12 @@ from dse.experiment import Experiment, load
 from dse.kinds.registry import find
 from dse.recording import Asked, Recording
 from dse.run_store import RunStore
-from search.exact import Constraint, Result, search
-from search.executors import ExecutorError, executor
+from dse.searching import look
+from search.constraint import Constraint
+from search.executors import ExecutorError
 from search.front import Objective, Points
-from search.screening import Fidelity, screen
+from search.result import Result
+from search.screening import Fidelity
 from spaces.problem import Problem
 
 RUNS = Path("runs")
@@ -89,23 +91,9 @@ def answer_to(
     fidelities = models_of(experiment) if model is None else (Fidelity(name="given", model=model),)
     problem, space = problem_of(experiment), space_of(experiment)
     baseline = _baseline(experiment, problem, fidelities[-1].model)
-    how: dict[str, Any] = {
-        "top": experiment.top,
-        "sample": experiment.sample,
-        "seed": experiment.seed,
-        "progress": progress,
-        "cancelled": cancelled,
-        "executor": executor(experiment.executor, experiment.workers, experiment.address),
-    }
     objectives = [Objective(name=o.metric, metric=o.metric, maximize=o.maximise) for o in experiment.objectives]
-    asked = (objectives, _constraints(experiment))
-    said: dict[str, Any] = {}
-    if len(fidelities) > 1:
-        screened = screen(space, fidelities[0], fidelities[1], problem, *asked, **how)
-        result = screened.result
-        said = {"stages": [[stage.name, stage.saw] for stage in screened.stages], "contenders_left": screened.left}
-    else:
-        result = search(space, fidelities[0].model, problem, *asked, ledger=store, **how)
+    asked = (space, fidelities, problem, objectives, _constraints(experiment))
+    result, said = look(experiment, *asked, store=store, progress=progress, cancelled=cancelled)
     answer = _run_of(experiment, problem, result, baseline)
     answer = dataclasses.replace(answer, certificate={**answer.certificate, **said})
     return _with_stages(answer, problem, result)

@@ -1,9 +1,9 @@
 """Guided search: a regression on the points evaluated so far chooses the next, for budgets of few points.
 
-Every cost is modelled by a Gaussian process on its logarithm (Rasmussen & Williams 2006, ch. 2 and 5.4.2: mean and variance, and
-the leave-one-out error by which length and noise are chosen), over the features of search/encoding.py and what the
-cost model's bounds say of a point. In each round several optimistic guesses are drawn, mean less some multiple of the
-deviation; what each puts on the front is evaluated, with the neighbours of the front found so far among the candidates.
+Every cost is modelled by a Gaussian process on its logarithm, over the features of search/encoding.py and what the cost model's
+bounds say of a point (Rasmussen & Williams 2006, ch. 2 and 5.4.2: mean and variance, and the leave-one-out error by which
+length and noise are chosen). In each round several optimistic guesses are drawn, mean less some multiple of the deviation;
+what each puts on the front is evaluated.
 """
 
 from __future__ import annotations

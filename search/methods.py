@@ -41,7 +41,7 @@ _METHODS: Mapping[str, str] = MappingProxyType(
 
 OPTUNA = ("random", "qmc", "tpe", "nsga2", "nsga3", "gp", "cmaes")
 """Methods that are Optuna's samplers."""
-NAMES = ("exact", *_METHODS)
+NAMES = ("exact", "nested", *_METHODS)
 """Every method that can be asked for."""
 
 
@@ -54,7 +54,7 @@ def require_name(name: str) -> str:
 
 
 def method(name: str) -> Method:
-    """The sampling method of that name. Raises ValueError for `exact` and names that are not there."""
+    """The sampling method of that name. Raises ValueError for `exact`, `nested` and names that are not there."""
     require_name(name)
     if name not in _METHODS:
         raise ValueError(f"'{name}' does not sample; the methods that do are {', '.join(_METHODS)}")

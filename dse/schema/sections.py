@@ -22,10 +22,10 @@ from dse.schema.fields import (
     read_objective,
     read_text,
 )
+from search.methods import NAMES
 from spaces.architecture import Architecture
 from spaces.hardware import Device
 
-METHODS = ("exact",)
 EXECUTORS = ("serial", "local", "ray")
 
 Count: TypeAlias = Annotated[int, BeforeValidator(read_count)]
@@ -72,10 +72,29 @@ class Hardware(Machines):
     devices: Annotated[tuple[str, int], BeforeValidator(read_device_count)]
 
 
+class Spending(Section):
+    """How much a search may spend: points evaluated, a share of the space, seconds."""
+
+    points: Count | None = None
+    share: Number | None = None
+    seconds: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Spending:
+        if self.points is None and self.share is None and self.seconds is None:
+            raise ValueError("a budget says points, share or seconds; leave it out for no limit")
+        if self.share is not None and self.share > 1:
+            raise ValueError(f"share is at most 1 (0.02 is 2 % of the points), got {self.share:g}")
+        return self
+
+
 class Search(Section):
     """How to look, and who does the work: this process, processes of this machine, or a Ray cluster."""
 
-    method: Annotated[str, BeforeValidator(one_of("search method", lambda: METHODS))] = "exact"
+    method: Annotated[str, BeforeValidator(one_of("search method", lambda: NAMES))] = "auto"
+    budget: Spending | None = None
+    mirror: Text | None = None
+    outer: Annotated[list[Text], BeforeValidator(as_list)] | None = None
     top: Count = 10
     seed: Natural = 0
     sample: Natural = 100_000
@@ -85,6 +104,12 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _somebody_to_work(self) -> Search:
+        if self.budget is not None and self.method == "exact":
+            raise ValueError("method: exact looks at every point; a budget needs method: auto or one that samples")
+        if self.mirror is not None and self.method in ("exact", "nested"):
+            raise ValueError(f"method: {self.method} keeps no trials to mirror; write its run with dse export RUN --to optuna")
+        if self.outer is not None and self.method != "nested":
+            raise ValueError(f"outer axes belong to method: nested, not {self.method}")
         if self.executor == "serial" and self.workers not in (None, 1):
             raise ValueError(f"{self.workers} workers need executor: local or ray; serial is this process alone")
         if self.address is not None and self.executor != "ray":
