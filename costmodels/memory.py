@@ -182,7 +182,7 @@ def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> M
         totals = np.concatenate([totals, np.stack([np.where(sharded, moment.total(), -np.inf) for moment in more])])
         moments += more
     totals += resident
-    totals = totals.reshape(-1, n)
+    totals = totals.reshape(totals.shape[0] * totals.shape[1], n)
     when = np.argmax(totals, axis=0)
     stage, moment = when % 3, when // 3
     rows = stage * n + np.arange(n)
@@ -205,7 +205,7 @@ def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> M
     }
     peak = totals[when, np.arange(n)] + workspace
     overhead = peak * at["stack.memory.fragmentation"] + at["stack.memory.reserve"] + _buffers(at)
-    return MemoryUse(peak, parts, totals.reshape(-1, 3, n).max(axis=0) + workspace, peak + overhead, overhead)
+    return MemoryUse(peak, parts, totals.reshape(len(totals) // 3, 3, n).max(axis=0) + workspace, peak + overhead, overhead)
 
 
 def _settled(

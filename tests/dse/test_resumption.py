@@ -13,10 +13,12 @@ import pytest
 
 from costmodels.metrics import CostModel, Metrics
 from dse import run_folder, runner
+from dse.experiment import load
 from dse.resumption import resume
 from dse.run_store import RunStore
 from dse.runner import run
 from search import spreading
+from search.screening import Fidelity
 from spaces.columns import Columns
 from spaces.problem import Problem
 from tests.dse.conftest import Finished
@@ -131,7 +133,8 @@ def test_points_that_cannot_be_predicted_are_failed_with_the_reason(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = runner.models_of
-    monkeypatch.setattr(runner, "models_of", lambda experiment: (Shaky(original(experiment)[-1]),))
+    shaky = Fidelity(name="shaky", model=Shaky(original(load(small))[-1].model))
+    monkeypatch.setattr(runner, "models_of", lambda _: (shaky,))
     answer = run(small, out=tmp_path / "a")
     c = answer.certificate
     assert answer.front
