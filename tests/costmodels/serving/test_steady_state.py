@@ -12,7 +12,7 @@ from costmodels.serving.steady_state import ServingModel
 from spaces.architecture import find
 from spaces.columns import Columns
 from spaces.hardware import find_device
-from spaces.serving import serving_space
+from spaces.serving_space import serving_space
 
 WORK = {"devices": 1, "input_tokens": 1000, "output_tokens": 400}
 
@@ -68,7 +68,9 @@ def test_replicas_share_the_load_and_keep_their_own_metrics() -> None:
 
 
 def test_rows_do_not_depend_on_their_batch_or_on_where_a_symbol_is_bound() -> None:
-    space = serving_space(architecture=find("qwen3-30b-a3b"), count=4, options={"max_batch": [8, 64], "token_budget": [2048]})
+    limits = {"max_batch": 64.0, "token_budget": 2048.0, "kv_fraction": 0.9}
+    options = {"max_batch": [8, 64], "token_budget": [2048]}
+    space = serving_space(architecture=find("qwen3-30b-a3b"), count=4, options=options, defaults=limits)
     batch = next(space.batches())
     problem = serving_problem(find("qwen3-30b-a3b"), "sglang", find_device("H200"), {**WORK, "request_rate": 3.0})
     whole = ServingModel().evaluate(problem, batch)
