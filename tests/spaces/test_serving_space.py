@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spaces.architecture import find
-from spaces.serving_space import serving_space
 from spaces.serving_plan import SERVING_PLAN, serving_code
+from spaces.serving_space import serving_space
 
 DEGREES = ("pipeline", "tensor", "attention_data", "expert", "expert_tensor", "data")
 PLAIN = {"max_batch": [64], "token_budget": [8192]}
