@@ -132,6 +132,7 @@ def _moves(
 
 def _everywhere(record: Record, stage: int) -> Record:
     """A record of (3, n) arrays in which every stage is the given one."""
+
     def everywhere(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: everywhere(each) for name, each in value.items()}

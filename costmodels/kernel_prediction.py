@@ -51,13 +51,14 @@ class _Refused(ValueError):
     """Why one row cannot be predicted."""
 
 
-def predict_kernel_rows(rows: Sequence[Row], model: str = DEFAULT) -> list[Answer]:
+def predict_kernel_rows(rows: Sequence[Row], model: str = DEFAULT, calibration: str = "") -> list[Answer]:
     """`time_s, time_s_low, time_s_high, evidence, error` for every row, in order; seconds, interval of 90 %.
 
     A row that cannot be predicted has its reason in `error` and empty cells; none raises. Rows of one operator on one
-    device are predicted together. Raises UnknownKernelModel for a model that does not exist.
+    device are predicted together. `calibration` is a folder of somebody's own measurements. Raises UnknownKernelModel for a
+    model that does not exist, BadMeasurements for measurements that cannot be true.
     """
-    chosen = find_kernel_model(model)
+    chosen = find_kernel_model(model, calibration)
     answers: list[Answer] = [_blank("") for _ in rows]
     groups: dict[tuple[str, str], list[tuple[int, dict[str, float | str]]]] = {}
     for i, row in enumerate(rows):

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from costmodels.kernel_models.fitted import Fit, read_fit
 from costmodels.kernel_models.protocol import KernelModel
 from costmodels.kernel_models.registry import DEFAULT, find_kernel_model, taught_devices
 from costmodels.kernel_models.symbols import kernel_symbols
+from costmodels.measurements import content_hash, data_files
 from costmodels.metrics import Evidence
 from spaces.columns import FloatArray, IntArray, Value
 from spaces.expressions import SymbolTable
@@ -194,19 +196,22 @@ class _Over:
 
 
 def kernel_times(problem: Problem) -> KernelTimes:
-    """The kernel times a problem asks for: label `kernel_model`, the learned one where it is absent."""
+    """The kernel times a problem asks for: labels `kernel_model` (the learned one where absent) and `calibration`, a folder."""
     labels = problem.labels
-    model = labels.get("kernel_model", ("",))[0]
-    return _times(model or DEFAULT, problem.stack, labels.get("generation", ()), labels.get("device", ()))
+    model, folder = (labels.get(name, ("",))[0] for name in ("kernel_model", "calibration"))
+    content = content_hash(data_files(Path(folder))) if folder else ""
+    return _times(model or DEFAULT, folder, content, problem.stack, labels.get("generation", ()), labels.get("device", ()))
 
 
 @lru_cache(maxsize=16)
-def _times(name: str, stack: str, generations: tuple[str, ...], devices: tuple[str, ...]) -> KernelTimes:
-    taught = taught_devices(name)
+def _times(
+    name: str, calibration: str, _content: str, stack: str, generations: tuple[str, ...], devices: tuple[str, ...]
+) -> KernelTimes:
+    taught = taught_devices(name, calibration)
     measured = devices if taught is None else taught
     pairs = read_fit("collectives") if taught else None
     found = [find_device(device) for device in measured]
-    return KernelTimes(find_kernel_model(name), stack, generations, found, pairs, taught=taught is not None)
+    return KernelTimes(find_kernel_model(name, calibration), stack, generations, found, pairs, taught=taught is not None)
 
 
 def attention_kernel(stack: str, generation: str) -> str:

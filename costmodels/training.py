@@ -56,18 +56,19 @@ def training_problem(
     fixed: Mapping[str, float] | None = None,
     optimizer: str | None = None,
     kernels: str = "",
+    calibration: str = "",
 ) -> Problem:
     """A problem with every symbol of the model, the stack's device symbols (when one device is given) and the plan's defaults.
 
     `fixed` binds `sequence`, `global_batch` and whatever else is not an axis; SI units. Columns win over them.
     `optimizer` names a state layout of costmodels/data/optimizers.yaml in place of the stack's own, `kernels` a kernel model
-    (costmodels.kernel_models.registry) in place of the learned one.
+    (costmodels.kernel_models.registry) in place of the learned one, `calibration` a folder of somebody's own measurements.
     """
     chosen = find_stack(stack)
     bound: dict[str, float] = {**DEFAULTS, "shard_degree": 0, **scalars(architecture)}
     bound["parameters"] = graphs(architecture, chosen.traits).parameters()
     bound |= optimizer_symbols(optimizer or chosen.optimizer)
-    labels = {**NAMES, "kernel_model": (kernels,)}
+    labels = {**NAMES, "kernel_model": (kernels,), "calibration": (calibration,)}
     if device is not None:
         bound |= device_symbols(device, stack)
         labels["device"] = (device.name,)

@@ -129,7 +129,8 @@ def doubts(problem: Problem, plan: Columns, device: str) -> tuple[UncertainShape
     """Kernels of a plan (a batch of one) on a device of the catalogue, the most uncertain first."""
     shapes = kernel_shapes(problem, plan)
     rows = [{**shape.row, "gpu": device} for shape in shapes]
-    found = [_uncertain(shape, row) for shape, row in zip(shapes, predict_kernel_rows(rows), strict=True)]
+    own = problem.labels.get("calibration", ("",))[0]
+    found = [_uncertain(shape, row) for shape, row in zip(shapes, predict_kernel_rows(rows, calibration=own), strict=True)]
     return tuple(sorted(found, key=lambda shape: -shape.doubt))
 
 

@@ -31,6 +31,10 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder to make; a number is added if it exists.")]
 _SET = "Put a value in the file: hardware.devices=64."
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_SET)]
+Calibration = Annotated[
+    Path | None,
+    typer.Option("--calibration", metavar="DIR", help="Your own measurements: a folder of dse calibrate."),
+]
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -40,15 +44,27 @@ def _root() -> None:
     pass
 
 
+def _overrides(settings: list[str] | None, calibration: Path | None) -> tuple[str, ...]:
+    """Settings with the calibration among them, its path whole: in a file it would start at the file's folder."""
+    return (*(settings or ()), *(() if calibration is None else (f"calibration={calibration.resolve()}",)))
+
+
 @app.command("run")
-def run_command(file: File, out: Out = None, settings: Settings = None, as_json: Json = False, debug: Debug = False) -> None:
+def run_command(
+    file: File,
+    out: Out = None,
+    calibration: Calibration = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Search an experiment's space: print its front and write a run folder."""
     del debug
     from dse.progress import reporter
     from dse.runner import run
 
     with reporter() as report:
-        answer = run(file, out=out, overrides=tuple(settings or ()), progress=report)
+        answer = run(file, out=out, overrides=_overrides(settings, calibration), progress=report)
     _print_run(answer, as_json)
 
 
@@ -123,6 +139,7 @@ def explain_command(
     source: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="An experiment file or a run folder.")],
     plan: Annotated[str | None, typer.Option("--plan", metavar="KEY=VALUE,…", help="The plan: tensor=8,pipeline=4,…")] = None,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="A front member by its number (default 1).")] = None,
+    calibration: Calibration = None,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
@@ -130,7 +147,7 @@ def explain_command(
     del debug
     from dse.explanation import explain
 
-    typer.echo(str(explain(source, plan=plan, rank=rank, overrides=tuple(settings or ()))))
+    typer.echo(str(explain(source, plan=plan, rank=rank, overrides=_overrides(settings, calibration))))
 
 
 @app.command("size")
@@ -174,13 +191,14 @@ def predict_command(
     points: Annotated[Path, typer.Argument(metavar="POINTS.csv", help="One design point a row.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT.csv", help="Where the rows go, with results appended.")],
     kind: Annotated[str, typer.Option("--kind", help="training, serving or kernel.")] = "training",
+    calibration: Calibration = None,
     debug: Debug = False,
 ) -> None:
     """Predict any number of points somebody else wrote; no row is dropped."""
     del debug
     from dse.prediction import predict
 
-    typer.echo(str(predict(points, out, kind=kind)))
+    typer.echo(str(predict(points, out, kind=kind, calibration=calibration)))
 
 
 @app.command("validate")

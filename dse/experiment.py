@@ -103,6 +103,8 @@ def _experiment(kind: Kind[Any], file: Any, document: Located, folder: Path) -> 
         resolved["model"] = file.model.name
     elif model_file is not None:
         resolved["model"] = {**document.value["model"], "config": "config.json"}
+    if getattr(file, "calibration", ""):
+        resolved["calibration"] = file.calibration
     resolved |= kind.resolved(file, document.value)
     resolved |= {"objectives": [str(choice) for choice in objectives], "search": file.search.model_dump(exclude_none=True)}
     return Experiment(

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -19,6 +20,7 @@ import numpy as np
 from costmodels.metrics import Evidence, Metrics
 from costmodels.training import TrainingModel, training_problem
 from dse.prediction_rows import BadRow, Question, Row, read
+from dse.schema.fields import checked_calibration
 from spaces.columns import Columns
 from spaces.plan import NAMES, Recompute
 from spaces.problem import Problem
@@ -55,15 +57,23 @@ class Predicted:
         return "\n".join([*lines, *(f"  {count:,} × {error}" for error, count in self.errors)])
 
 
-def predict(points: str | os.PathLike[str], out: str | os.PathLike[str], kind: str = "training") -> Predicted:
-    """Predict a CSV file into another. Raises ValueError for an unknown kind or a file without a header, OSError."""
+def predict(
+    points: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    kind: str = "training",
+    calibration: str | os.PathLike[str] | None = None,
+) -> Predicted:
+    """Predict a CSV file into another; `calibration` is a folder that `dse calibrate` wrote.
+
+    Raises ValueError for an unknown kind or a file without a header, OSError.
+    """
     with Path(points).open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         headings = list(reader.fieldnames or ())
         if not headings:
             raise ValueError(f"{points}: expected a CSV file with a header line, got an empty one")
         rows = [{name: value or "" for name, value in row.items() if name is not None} for row in reader]
-    answered = predict_rows(rows, kind)
+    answered = predict_rows(rows, kind, calibration)
     with Path(out).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys([*headings, *RESULTS[kind]])))
         writer.writeheader()
@@ -72,20 +82,26 @@ def predict(points: str | os.PathLike[str], out: str | os.PathLike[str], kind: s
     return Predicted(Path(out), len(rows), len(rows) - errors.total(), tuple(errors.most_common(5)))
 
 
-def predict_rows(rows: Sequence[Row], kind: str = "training") -> list[dict[str, Any]]:
-    """The rows, in order, each with the results of its kind appended. Raises ValueError for an unknown kind."""
+def predict_rows(
+    rows: Sequence[Row], kind: str = "training", calibration: str | os.PathLike[str] | None = None
+) -> list[dict[str, Any]]:
+    """The rows, in order, each with the results of its kind appended.
+
+    Raises ValueError for an unknown kind, and for a calibration that is none or cannot be true (with its rows named).
+    """
+    own = checked_calibration(Path(calibration)) if calibration else ""
     if kind not in RESULTS:
         raise ValueError(f"no kind of prediction is called {kind!r}; choose one of {', '.join(RESULTS)}")
     blank: dict[str, Any] = dict.fromkeys(RESULTS[kind], "")
     answered: list[dict[str, Any]] = [{**row, **blank} for row in rows]
     if kind == "kernel":
-        return _kernels(rows)
+        return _kernels(rows, own)
     if kind == "serving":
         from dse.serving_prediction import answer_serving
         from dse.serving_rows import read_serving
 
         return _answered(rows, answered, read_serving, answer_serving)
-    return _answered(rows, answered, read, _evaluated)
+    return _answered(rows, answered, read, partial(_evaluated, calibration=own))
 
 
 class _Asked(Protocol):
@@ -114,11 +130,11 @@ def _answered(
     return answered
 
 
-def _kernels(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _kernels(rows: Sequence[Row], calibration: str) -> list[dict[str, Any]]:
     """Rows that each name one kernel, with its time appended; seconds."""
     from costmodels.kernel_prediction import predict_kernel_rows
 
-    found = predict_kernel_rows([{name: value or "" for name, value in row.items()} for row in rows])
+    found = predict_kernel_rows([{name: value or "" for name, value in row.items()} for row in rows], calibration=calibration)
     results = [{name: _text(answer[name]) for name in RESULTS["kernel"]} for answer in found]
     return [{**row, **result} for row, result in zip(rows, results, strict=True)]
 
@@ -152,11 +168,11 @@ def _answer(
         answered[i].update(result)
 
 
-def _evaluated(questions: Sequence[Question]) -> list[dict[str, Any]]:
+def _evaluated(questions: Sequence[Question], calibration: str = "") -> list[dict[str, Any]]:
     """Results of one group of questions, which share model, stack and device."""
     first = questions[0]
     fixed = {} if first.vocab_parallel is None else {"stack.vocab_parallel": float(first.vocab_parallel)}
-    problem = training_problem(first.architecture, first.stack, first.device, fixed, first.optimizer)
+    problem = training_problem(first.architecture, first.stack, first.device, fixed, first.optimizer, calibration=calibration)
     symbols = {name: np.array([q.symbols[name] for q in questions], np.int64) for name in first.symbols}
     blank = np.array([q.recompute_open for q in questions], np.bool_)
     model = TrainingModel()

@@ -241,5 +241,3 @@ def _read_sample(store: sqlite3.Connection) -> dict[str, Any]:
     names = [column[0] for column in cursor.description]
     values = np.array(cursor.fetchall(), np.float64).reshape(-1, len(names))
     return {name: values[:, i] for i, name in enumerate(names)}
-
-

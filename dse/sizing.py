@@ -179,9 +179,7 @@ def _chunks(points: Points, most: int) -> Iterator[Points]:
         yield points.take(np.arange(start, min(start + _CHUNK, len(points), most)))
 
 
-def _simulated(
-    fidelity: Fidelity, problem: Problem, points: Points, limits: Sequence[Constraint]
-) -> tuple[PlanAnswer, ...]:
+def _simulated(fidelity: Fidelity, problem: Problem, points: Points, limits: Sequence[Constraint]) -> tuple[PlanAnswer, ...]:
     """The plans by a model, with the violations of the experiment's own limits."""
     metrics = fidelity.model.evaluate(problem, points.columns)
     own = {limit.name: limit.violation(metrics.value[limit.metric]) for limit in limits}

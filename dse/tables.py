@@ -161,11 +161,7 @@ def nothing_fits(run: Run) -> str:
     if run.closest is None:
         return "No plan is possible at all: structure leaves nothing to choose from (see what it removed below)."
     closest = run.closest
-    return (
-        "No plan is feasible. The closest:\n"
-        f"  {place(closest)}{closest.text}\n"
-        f"  {lacking(closest)}\n{breakdown(closest)}"
-    )
+    return f"No plan is feasible. The closest:\n  {place(closest)}{closest.text}\n  {lacking(closest)}\n{breakdown(closest)}"
 
 
 def baseline_text(run: Run) -> str:

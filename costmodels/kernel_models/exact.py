@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodels.kernel_models.fitted import FOLDER, SYMBOLS
 from costmodels.kernel_models.forms import prepared
@@ -22,12 +24,21 @@ Table = Mapping[str, tuple[float, float]]
 Known = Mapping[str, Mapping[str, Table]]
 """Device -> operator -> its table."""
 
-_LEAST = 0.03  # half width in log time: another day, or another machine of the kind (repeated rows of both Hoppers)
+LEAST = 0.03  # half width in log time: another day, or another machine of the kind (repeated rows of both Hoppers)
+
+
+def told_words(op: str, at: Shapes) -> list[NDArray[Any]]:
+    """The words that tell kernels apart, the launch aside; what means nothing for a row is left at its default."""
+    words = {name: at[name] for name in TEXT if name != "launch"}
+    words["fast_accumulate"] = np.where(at["dtype"] == "fp8", at["fast_accumulate"], TEXT["fast_accumulate"])
+    if op == "attention_decode":  # one query sees all keys, masked or not
+        words["causal"] = np.where(at["q_len"] == 1, TEXT["causal"], at["causal"])
+    return list(words.values())
 
 
 def keys(op: str, at: Shapes) -> list[str]:
-    """What identifies each prepared row, as text: words and dimensions, the launch aside."""
-    words = [at[name].tolist() for name in TEXT if name != "launch"]
+    """What identifies each prepared row, as text: words and dimensions."""
+    words = [column.tolist() for column in told_words(op, at)]
     sizes = [at[name].tolist() for name in (*dimensions(op), "groups")]
     told = [" ".join(row) for row in zip(*words, strict=True)]
     return [
@@ -79,7 +90,7 @@ def measured(op: str, shapes: Shapes, device: DeviceSymbols, time: KernelTime, t
     if not len(rows):
         return time
     pairs = np.array([found[i] for i in rows])
-    own = interval(pairs[:, 0], np.maximum(_LEAST, pairs[:, 1]), np.full(len(rows), Evidence.MEASURED), np.zeros(len(rows)))
+    own = interval(pairs[:, 0], np.maximum(LEAST, pairs[:, 1]), np.full(len(rows), Evidence.MEASURED), np.zeros(len(rows)))
     value, low, high, evidence = time.value.copy(), time.low.copy(), time.high.copy(), time.evidence.copy()
     value[rows], low[rows], high[rows], evidence[rows] = own.value, own.low, own.high, own.evidence
     return KernelTime(value=value, low=low, high=high, evidence=evidence)

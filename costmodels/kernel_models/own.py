@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernel_models.exact import Known, known_of, measured, same_device
+from costmodels.kernel_models.exact import LEAST, Known, known_of, measured, same_device, told_words
 from costmodels.kernel_models.forms import prepared
 from costmodels.kernel_models.groups import quantiles
-from costmodels.kernel_models.operations import TEXT, DeviceSymbols, Shapes, dimensions
+from costmodels.kernel_models.operations import DeviceSymbols, Shapes, dimensions
 from costmodels.kernel_models.protocol import KernelModel, KernelTime
 from costmodels.kernel_models.samples import Sample, samples
 from costmodels.kernel_models.symbols import kernel_symbols
@@ -65,9 +65,9 @@ class Own:
             return time
         at = prepared(op, shapes, device)
         log, near = _around(self.ratios[name, op], op, at)
-        half = self.spread[name, op] * np.where(near, 1.0, 2.0)
+        half = np.maximum(self.spread[name, op], LEAST)
         value = time.value * np.exp(log)
-        evidence = np.where(near, np.minimum(time.evidence, Evidence.INTERPOLATED), time.evidence)
+        evidence = np.where(near, Evidence.INTERPOLATED, np.maximum(time.evidence, Evidence.INTERPOLATED))
         corrected = KernelTime(
             value=value,
             low=np.where(near, value * np.exp(-half), time.low * np.exp(log)),
@@ -78,7 +78,7 @@ class Own:
 
 
 def _described(op: str, at: Shapes) -> tuple[NDArray[np.str_], FloatArray]:
-    words = np.column_stack([at[name] for name in TEXT if name != "launch"])
+    words = np.column_stack(told_words(op, at))
     return words, np.column_stack([np.log2(at[name]) for name in dimensions(op)])
 
 
@@ -101,7 +101,7 @@ def _around(ratios: Ratios, op: str, at: Shapes, *, but_itself: bool = False) ->
 
 def own_model(folder: Path, model: KernelModel) -> Own:
     """The model under the measurements in `folder` (as `calibrate` writes them). Raises BadMeasurements, naming the rows."""
-    data = _checked(folder, content_hash(data_files(folder)))
+    data = checked_measurements(folder)
     devices: dict[str, DeviceSymbols] = {}
     ratios: dict[tuple[str, str], Ratios] = {}
     spread: dict[tuple[str, str], float] = {}
@@ -117,6 +117,11 @@ def own_model(folder: Path, model: KernelModel) -> Own:
             log, _near = _around(ratios[key], sample.op, sample.at, but_itself=True)
             spread[key] = quantiles(np.abs(ratios[key].log - log), np.full(len(log), ""))[""]
     return Own(model=model, devices=devices, known=known_of(every), ratios=ratios, spread=spread)
+
+
+def checked_measurements(folder: Path) -> Measurements:
+    """What a folder holds. Raises BadMeasurements: rows that cannot be true, or the project's own under another name."""
+    return _checked(folder, content_hash(data_files(folder)))
 
 
 @cache

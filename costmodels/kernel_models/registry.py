@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from costmodels.kernel_models.calibrated import Calibrated
 from costmodels.kernel_models.dataflow import Dataflow
 from costmodels.kernel_models.fitted import fitted_devices
 from costmodels.kernel_models.learned import Learned
+from costmodels.kernel_models.own import Own, own_model
 from costmodels.kernel_models.protocol import KernelModel
 from costmodels.kernel_models.roofline import Roofline
 
@@ -37,20 +39,28 @@ def kernel_models() -> dict[str, Callable[[], KernelModel]]:
     return {name: make if name in _OWN else _loaded(make) for name, make in found.items()}
 
 
-def taught_devices(name: str = DEFAULT) -> tuple[str, ...] | None:
-    """Names of the devices that a model was taught on; None for one that needs no teaching, or is somebody else's."""
+def taught_devices(name: str = DEFAULT, calibration: str = "") -> tuple[str, ...] | None:
+    """Names of the devices that a model was taught on, or that the folder `calibration` holds measurements of.
+
+    None for a model that needs no teaching, or is somebody else's.
+    """
     if name not in ("roofline", "calibrated", "learned"):
         return None
-    return () if name == "roofline" else fitted_devices()
+    taught = () if name == "roofline" else fitted_devices()
+    model = find_kernel_model(name, calibration)
+    return tuple(dict.fromkeys([*model.devices, *taught])) if isinstance(model, Own) else taught
 
 
-def find_kernel_model(name: str = DEFAULT) -> KernelModel:
-    """A model of that name. Raises UnknownKernelModel, naming the nearest."""
+def find_kernel_model(name: str = DEFAULT, calibration: str = "") -> KernelModel:
+    """A model of that name, under the measurements in the folder `calibration` if one is given.
+
+    Raises UnknownKernelModel, naming the nearest, and BadMeasurements, naming the rows of the folder that cannot be true.
+    """
     known = kernel_models()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)
         raise UnknownKernelModel(f"no kernel model is called {name!r}; did you mean {', '.join(near)}?")
-    return known[name]()
+    return own_model(Path(calibration), known[name]()) if calibration else known[name]()
 
 
 def _loaded(load: Callable[[], object]) -> Callable[[], KernelModel]:

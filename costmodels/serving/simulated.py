@@ -229,9 +229,7 @@ class _Servers:
         if len(pools) == 2:
             return simulate_disaggregated(pools[0], pools[1], asked, self.links[row])
         pool = pools[0]
-        return simulate(
-            pool.tables, pool.engine, asked, pool.limits, replicas=pool.replicas, router="least-loaded"
-        )
+        return simulate(pool.tables, pool.engine, asked, pool.limits, replicas=pool.replicas, router="least-loaded")
 
 
 def _pools(problem: Problem, points: Columns, context: int) -> list[Any]:

@@ -70,9 +70,7 @@ class Kind(Generic[Job]):
     explained: Callable[[Job, Mapping[str, Any]], Explained]
 
 
-KINDS: Mapping[str, str] = MappingProxyType(
-    {"training": "dse.kinds.training", "serving": "dse.kinds.serving"}
-)
+KINDS: Mapping[str, str] = MappingProxyType({"training": "dse.kinds.training", "serving": "dse.kinds.serving"})
 """The package of every kind, imported when first asked for."""
 
 

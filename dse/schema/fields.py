@@ -103,6 +103,27 @@ def read_model(value: object, info: ValidationInfo) -> Architecture:
     return base.with_dimensions(**changes) if changes else base
 
 
+def read_calibration(value: object, info: ValidationInfo) -> str:
+    """A folder that `dse calibrate` wrote, whole; its measurements are checked."""
+    if not isinstance(value, str):
+        raise ValueError(f"expected the folder of a calibration, got {said(value)}")
+    folder = cast(Path, (info.context or {}).get("folder", Path()))
+    return checked_calibration(folder / value)
+
+
+def checked_calibration(folder: Path) -> str:
+    """The folder's whole path. Raises ValueError where it holds no measurements, or some that cannot be true (named)."""
+    from costmodels.kernel_models.own import checked_measurements
+    from costmodels.measurements import data_files
+
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; dse calibrate --out {folder} makes one")
+    if not data_files(folder):
+        raise ValueError(f"{folder} holds no measurements of kernels; dse calibrate --out {folder} makes them")
+    checked_measurements(folder)
+    return str(folder.resolve())
+
+
 def read_device(value: object) -> Device:
     """A catalogue name, or a mapping of the device's fields with an optional `like`."""
     if isinstance(value, str):

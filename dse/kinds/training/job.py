@@ -31,8 +31,8 @@ class Failures:
 class TrainingJob:
     """A job to train. Codes are those of `spaces.plan`; `options` restricts axes, an absent axis is open.
 
-    `optimizer` None is the stack's own. `count` is the number of devices, exactly, or with `at_most` (the same number) the
-    most there may be.
+    `optimizer` None is the stack's own, `calibration` a folder of own measurements or ''. `count` is the number of devices,
+    exactly, or with `at_most` (the same number) the most there may be.
     """
 
     architecture: Architecture
@@ -46,6 +46,7 @@ class TrainingJob:
     stack: str
     precisions: tuple[int, ...]
     optimizer: str | None
+    calibration: str
     options: Mapping[str, tuple[int, ...]]
     failures: Failures | None
 
@@ -55,10 +56,14 @@ def job_of(file: File) -> TrainingJob:
     how, count = file.hardware.devices
     space = {} if file.space is None else file.space.given()
     reliability = file.reliability
-    failures = None if reliability is None else Failures(
-        per_device_hour=reliability.failures_per_device_hour,
-        checkpoint_bandwidth=reliability.checkpoint_bandwidth,
-        restart_time=reliability.restart_time,
+    failures = (
+        None
+        if reliability is None
+        else Failures(
+            per_device_hour=reliability.failures_per_device_hour,
+            checkpoint_bandwidth=reliability.checkpoint_bandwidth,
+            restart_time=reliability.restart_time,
+        )
     )
     return TrainingJob(
         architecture=file.model,
@@ -72,6 +77,7 @@ def job_of(file: File) -> TrainingJob:
         stack=file.stack,
         precisions=tuple(dict.fromkeys(file.precision)),
         optimizer=file.optimizer,
+        calibration=file.calibration,
         options=MappingProxyType({axis: tuple(dict.fromkeys(values)) for axis, values in space.items()}),
         failures=failures,
     )

@@ -34,7 +34,7 @@ def problem_of(job: TrainingJob) -> Problem:
         fixed["reliability.checkpoint_bandwidth"] = job.failures.checkpoint_bandwidth
         fixed["reliability.restart_time"] = job.failures.restart_time
     one = job.devices[0] if len(job.devices) == 1 else None
-    problem = training_problem(job.architecture, job.stack, one, fixed, job.optimizer)
+    problem = training_problem(job.architecture, job.stack, one, fixed, job.optimizer, calibration=job.calibration)
     if one is not None:
         return problem
     names = {"device": tuple(device.name for device in job.devices), "generation": generations(job.devices)}

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, InstanceOf, create_model
 from costmodels.constants import stack_names
 from costmodels.model_state import state_widths
 from dse.measures import nearest
-from dse.schema.fields import as_list, one_of, read_count, read_degree, read_device, said
+from dse.schema.fields import as_list, one_of, read_calibration, read_count, read_degree, read_device, said
 from dse.schema.sections import Count, Hardware, Number, Question, Rate, Seconds, Section
 from spaces.hardware import Device
 from spaces.plan import NAMES, PLAN_SYMBOLS, Precision
@@ -101,6 +101,7 @@ class File(Question):
     stack: Annotated[str, BeforeValidator(one_of("stack", stack_names))]
     precision: Precisions = Field(default_factory=lambda: [int(Precision.BF16)])
     optimizer: Annotated[str | None, BeforeValidator(one_of("optimizer", lambda: tuple(state_widths())))] = None
+    calibration: Annotated[str, BeforeValidator(read_calibration)] = ""
     space: Space | None = None
     baseline: Baseline | None = None
     reliability: Reliability | None = None
