@@ -231,6 +231,7 @@ def _put_pool(block: Block, p: int, pool: Pool, stages: int, role: int, link: Kv
             if name in _LENGTHS:
                 m[p + _LENGTHS[name]] = len(part)
             table += part.size
+    whole = limits.reserve == "whole" and role != w.PREFILL  # a prefill engine sees no answer
     for field, value in (
         *((w.P_HOST, tables.host[row]), (w.P_HOST_PER_SEQUENCE, tables.host_per_sequence[row])),
         *((w.P_HOST_OVERLAP, tables.host_overlap[row]), (w.P_LAUNCH, tables.launch[row])),
@@ -241,7 +242,7 @@ def _put_pool(block: Block, p: int, pool: Pool, stages: int, role: int, link: Kv
         f[p + field] = value
     for field, count in (
         *((w.P_MAX_BATCH, limits.max_batch), (w.P_MAX_TOKENS, limits.max_tokens), (w.P_CHUNK, limits.chunk)),
-        *((w.P_CHUNKED, limits.chunked), (w.P_POLICY, POLICIES.index(limits.policy)), (w.P_WHOLE, limits.reserve == "whole")),
+        *((w.P_CHUNKED, limits.chunked), (w.P_POLICY, POLICIES.index(limits.policy)), (w.P_WHOLE, whole)),
         *((w.P_SWAP, limits.preemption == "swap"), (w.P_HOST_BLOCKS, limits.host_blocks), (w.P_BLOCK, limits.block_size)),
         *((w.P_RESERVE, math.ceil(limits.watermark * limits.kv_blocks)), (w.P_VERIFIED, limits.verified_tokens)),
         *((w.P_STAGES, stages), (w.P_RANKS, limits.attention_dp), (w.P_ROLE, role)),

@@ -120,8 +120,8 @@ def preempt(m: IntArray, f: FloatArray, p: int, c: int) -> None:
     m[r + w.PREEMPTED] += 1
     waits = w.WAITING
     if m[r + w.STATE] == w.DECODING:
+        note_stint(m, f, c, r)
         if m[c + w.DECODE_STEPS] >= m[r + w.BEGIN]:
-            note_stint(m, f, c, r)
             f[r + w.JOINED] = f[c + w.LAST]
         cached = leave_decode(m, p, c, r)
         m[r + w.PRODUCED] = cached - m[r + w.PROMPT] + 1
@@ -142,7 +142,7 @@ def preempt(m: IntArray, f: FloatArray, p: int, c: int) -> None:
 
 @compiled
 def note_stint(m: IntArray, f: FloatArray, c: int, r: int) -> None:
-    """Write down a stretch of decode that ends before its request does."""
+    """Write down a stretch of decode that ends before its request does; it may have no step."""
     stint = m[w.STINTS] + m[w.N_STINTS] * w.STINT_WORDS
     m[stint + w.S_REQUEST] = r
     m[stint + w.S_CELL] = c

@@ -43,15 +43,16 @@ class TokenLog:
         for i in np.flatnonzero(self.request == request):
             if self.joined[i] > found[-1][-1]:
                 found.append(self.joined[[i]])  # a recomputed prompt yields a token of its own
-            steps = np.arange(self.begin[i], self.stop[i]) - self.first_step[self.cell[i]]
-            found.append(np.repeat(self.end[self.begin[i] : self.stop[i]], self._gained(steps, self.cell[i])))
+            if self.stop[i] > self.begin[i]:
+                steps = np.arange(self.begin[i], self.stop[i]) - self.first_step[self.cell[i]]
+                found.append(np.repeat(self.end[self.begin[i] : self.stop[i]], self._gained(steps, self.cell[i])))
         times = np.concatenate(found)[: self.output[request]]
         if len(times) < self.output[request] and np.isfinite(self.finish[request]):
             times = np.append(times, self.finish[request])  # it ended with a recomputed prompt
         return times
 
     def _gained(self, steps: IntArray, cell: int) -> IntArray:
-        total = np.floor(self.accepted[cell] * np.append(steps, steps[-1:] + 1) + 1e-9)
+        total = np.floor(self.accepted[cell] * np.append(steps, steps[-1] + 1) + 1e-9)
         return np.asarray(np.diff(total), np.int64)
 
     def gaps(self, requests: NDArray[np.bool_]) -> tuple[FloatArray, IntArray]:
@@ -59,20 +60,21 @@ class TokenLog:
 
         Tokens accepted together come at once: the first of them waited, the others did not.
         """
-        chosen: NDArray[np.bool_] = requests[self.request] & (self.stop > self.begin)
+        chosen: NDArray[np.bool_] = requests[self.request]
         begin, stop, request, joined = self.begin[chosen], self.stop[chosen], self.request[chosen], self.joined[chosen]
+        some = stop > begin
         running = np.zeros(len(self.end) + 1, np.int64)
-        np.add.at(running, begin + 1, 1)  # its first step follows `joined`, the later ones the step before
-        np.add.at(running, np.maximum(stop, begin + 1), -1)
+        np.add.at(running, begin[some] + 1, 1)  # its first step follows `joined`, the later ones the step before
+        np.add.at(running, stop[some], -1)
         weight = np.cumsum(running)[:-1]
         steps = np.flatnonzero(weight > 0)
-        gaps = [self.end[steps] - self.end[steps - 1], self.end[begin] - joined]
-        weights = [weight[steps], np.ones(len(begin), np.int64)]
-        resumed = np.flatnonzero(request[1:] == request[:-1]) + 1
-        if len(resumed):
-            paused = joined[resumed] - self.end[stop[resumed - 1] - 1]
-            gaps.append(paused[paused > 0])
-            weights.append(np.ones(int(np.sum(paused > 0)), np.int64))
+        last = joined.copy()
+        last[some] = self.end[stop[some] - 1]
+        final = np.append(request[1:] != request[:-1], True)[: len(request)]
+        resumed = np.where(final, self.finish[request], np.append(joined[1:], 0.0)[: len(request)])
+        paused = (resumed - last)[resumed > last]  # a recomputed prompt yields a token of its own
+        gaps = [self.end[steps] - self.end[steps - 1], self.end[begin[some]] - joined[some], paused]
+        weights = [weight[steps], np.ones(int(np.sum(some)), np.int64), np.ones(len(paused), np.int64)]
         ended = requests & np.isfinite(self.finish)
         together = int(np.sum(self.output[ended] - 1)) - int(sum(np.sum(part) for part in weights))
         if together > 0 and np.any(self.accepted > 1):
