@@ -87,14 +87,14 @@ class SimulatedServing:
         if found.violation["memory"][row] > 0:  # nothing runs: the closed form says by how much
             return {name: float("nan") for name in self._statistics(None)}
         outcome = servers.serve(row, requests(self.traffic, count, self.seed))
-        figures = self._statistics(outcome)
+        figures = self._statistics(outcome, servers.overhead)
         if self.asked.goodput and self.asked.objective:
             figures["goodput"] = self._goodput(servers, found, row, count)
             figures["goodput_per_device"] = figures["goodput"] / float(found.value["devices"][row])
         return figures
 
-    def _statistics(self, outcome: Any) -> dict[str, float]:
-        """Figures of one simulation; names alone when there is none."""
+    def _statistics(self, outcome: Any, overhead: float = 0.0) -> dict[str, float]:
+        """Figures of one simulation, seen by a client `overhead` seconds away; names alone when there is none."""
         steady = self.traffic.concurrency == 0 and self.traffic.trace is None
         names = [*_MEASURES, *self.asked.percentiles, "tokens_per_second", "requests_per_second", "kv_headroom", "refused"]
         names += ["slo_attainment"] if self.asked.objective else []
@@ -107,25 +107,29 @@ class SimulatedServing:
         for name in self.asked.percentiles:
             latency, q = percentile_of(name)
             figures[name] = outcome.percentile(_MEASURES[latency], q, steady=steady)
+        for name in figures:  # the way from the client and back is part of both, and of nothing else
+            figures[name] += overhead if name.startswith(("ttft", "request_latency")) else 0.0
         figures["tokens_per_second"] = outcome.token_throughput(steady=steady)
         figures["requests_per_second"] = outcome.request_throughput(steady=steady)
         figures["kv_headroom"] = float(np.min(1.0 - outcome.kv_peak / np.maximum(outcome.kv_blocks, 1)))
         figures["refused"] = float(np.sum(outcome.too_long > 0))
         if self.asked.objective:
-            figures["slo_attainment"] = outcome.attainment(self._slo(), steady=steady)
+            figures["slo_attainment"] = outcome.attainment(self._slo(overhead), steady=steady)
         return figures
 
-    def _slo(self) -> Any:
+    def _slo(self, overhead: float) -> Any:
+        """The objective as the scheduler sees it: less the client's way to it and back."""
         from costmodels.simulation.outcome import Slo
 
-        return Slo(ttft=self.asked.ttft, tpot=self.asked.tpot, latency=self.asked.latency)
+        ttft, latency = (max(bound - overhead, 1e-6) for bound in (self.asked.ttft, self.asked.latency))
+        return Slo(ttft=ttft, tpot=self.asked.tpot, latency=latency)
 
     def _goodput(self, servers: _Servers, found: Metrics, row: int, count: int) -> float:
         """The largest rate at which `ATTAINED` of the requests keep the objective, by bisection; 0 when not even few do."""
         excess = float(found.violation["rate"][row])
         rate = float(found.value["request_rate"][row])
         highest = rate / max(1.0 + excess, 1e-3) if excess > -0.999 else rate
-        slo = self._slo()
+        slo = self._slo(servers.overhead)
 
         def attained(at: float) -> float:
             return float(servers.serve(row, requests(self.traffic, count, self.seed, at)).attainment(slo, steady=True))
@@ -198,6 +202,11 @@ class _Servers:
     problem: Problem
     pools: tuple[tuple[Any, ...], ...]
     links: tuple[Any, ...]
+
+    @property
+    def overhead(self) -> float:
+        """Seconds between a client and the scheduler."""
+        return float(self.problem.scalars["stack.request_overhead"])
 
     @classmethod
     def of(cls, problem: Problem, points: Columns, context: int) -> _Servers:
