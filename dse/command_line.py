@@ -174,13 +174,19 @@ def size_command(
 @app.command("export")
 def export_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    to: Annotated[str, typer.Option("--to", metavar="FRAMEWORK", help="vllm, sglang, trtllm, megatron or torchtitan.")],
+    to: Annotated[str, typer.Option("--to", metavar="FRAMEWORK", help="vllm, sglang, trtllm, megatron, torchtitan, optuna.")],
     rank: Annotated[int, typer.Option("--rank", min=1, help="A front member by its number.")] = 1,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where it goes (default: the run).")] = None,
+    study: Annotated[str | None, typer.Option("--study", metavar="URL", help="With --to optuna: a database instead.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Write the file that starts a plan in a real framework."""
+    """Write the file that starts a plan in a real framework, or the run as a study for optuna-dashboard."""
     del debug
+    if to == "optuna":
+        from dse.study import export_study
+
+        typer.echo(export_study(folder, study or out))
+        return
     from dse.launch.registry import export
 
     typer.echo(str(export(folder, to, rank, out)))
