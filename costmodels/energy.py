@@ -36,14 +36,22 @@ def energy(
     peak = np.maximum(np.maximum(at["device.matrix_flops.bf16"], at["device.matrix_flops.fp16"]), 1.0)
     parts = {
         "static": at["device.idle_power"] * time,
-        "compute": flops * cost["compute_share"] * room / peak,
-        "memory": traffic * cost["memory"],
-        "scale_up": inner_bytes * cost["scale_up"],
-        "scale_out": outer_bytes * cost["scale_out"],
+        "compute": flops * _own(at, "flop", cost["compute_share"] * room / peak),
+        "memory": traffic * _own(at, "memory", cost["memory"]),
+        "scale_up": inner_bytes * _own(at, "scale_up", cost["scale_up"]),
+        "scale_out": outer_bytes * _own(at, "scale_out", cost["scale_out"]),
     }
     dynamic = sum(parts[name] for name in PARTS[1:])
     cap = np.minimum(1.0, np.divide(room * time, dynamic, out=np.ones_like(time), where=dynamic > 0))
     return {name: part * at["devices"] * (1.0 if name == "static" else cap) for name, part in parts.items()}
+
+
+def _own(at: SymbolTable, name: str, usual: Value) -> Value:
+    """Joules a FLOP or byte that a design binds (costmodels/machines/designs.py), else the usual."""
+    try:
+        return at[f"energy.{name}"]
+    except KeyError:
+        return usual
 
 
 def price(at: SymbolTable, time: FloatArray) -> FloatArray:

@@ -42,7 +42,7 @@ REQUESTS = np.unique(np.round(2.0 ** np.arange(0, 11.01, 1.0)))
 CACHED = np.concatenate([[0.0], 2.0 ** np.arange(7, 25.01, 1.0)])
 QUERIES = 2.0 ** np.arange(4, 15.01, 1.0)
 PAIRS = np.concatenate([[0.0], 2.0 ** np.arange(7, 31.01, 1.0)])
-_DEVICE = ("device.", "kernel.", "link.")
+_DEVICE = ("device.", "kernel.", "link.", "chip.", "base.")
 
 
 def engines(problem: Problem, columns: Columns, model: KernelModel | None = None) -> tuple[StepTables, IntArray]:
