@@ -192,23 +192,36 @@ class _Over:
     device: Mapping[str, float]
 
     def __getitem__(self, symbol: str) -> Value:
+        if symbol.startswith("chip."):  # a measured device is no design
+            raise KeyError(symbol)
         return self.device[symbol] if symbol in self.device else self.at[symbol]
 
 
 def kernel_times(problem: Problem) -> KernelTimes:
-    """The kernel times a problem asks for: labels `kernel_model` (the learned one where absent) and `calibration`, a folder."""
+    """The kernel times a problem asks for: labels `kernel_model` (the learned one where absent) and `calibration`, a folder.
+
+    Label `reference` names the measured devices to hold the efficiency of, in place of all: designs that descend from one part
+    are judged by that part alone, so that nothing jumps between them.
+    """
     labels = problem.labels
     model, folder = (labels.get(name, ("",))[0] for name in ("kernel_model", "calibration"))
     content = content_hash(data_files(Path(folder))) if folder else ""
-    return _times(model or DEFAULT, folder, content, problem.stack, labels.get("generation", ()), labels.get("device", ()))
+    generations, devices = labels.get("generation", ()), labels.get("device", ())
+    return _times(model or DEFAULT, folder, content, problem.stack, generations, devices, labels.get("reference"))
 
 
 @lru_cache(maxsize=16)
 def _times(
-    name: str, calibration: str, _content: str, stack: str, generations: tuple[str, ...], devices: tuple[str, ...]
+    name: str,
+    calibration: str,
+    _content: str,
+    stack: str,
+    generations: tuple[str, ...],
+    devices: tuple[str, ...],
+    held: tuple[str, ...] | None,
 ) -> KernelTimes:
     taught = taught_devices(name, calibration)
-    measured = devices if taught is None else taught
+    measured = devices if taught is None else tuple(device for device in taught if held is None or device in held)
     pairs = read_fit("collectives") if taught else None
     found = [find_device(device) for device in measured]
     return KernelTimes(find_kernel_model(name, calibration), stack, generations, found, pairs, taught=taught is not None)

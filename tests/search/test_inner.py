@@ -1,0 +1,118 @@
+"""The best plan of every design: bounds spare plans and change no answer; more of a resource never slows the best plan."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import search.inner
+from costmodels.constants import device_symbols, find_stack
+from costmodels.machines.designs import design_symbols
+from costmodels.training import TrainingModel, training_problem
+from search.inner import best_plans
+from spaces.architecture import Architecture
+from spaces.columns import Columns
+from spaces.hardware import find_accelerator, find_device
+from spaces.problem import Problem
+from spaces.training import training_space
+
+MODEL = Architecture(
+    name="small", layers=16, hidden=4096, heads=32, kv_heads=8, head_dim=128, ffn=14336, vocab=64_000, max_sequence=8192
+)
+BASE = find_accelerator("H100")
+DEVICE = find_device("H100")
+OWN = device_symbols(DEVICE, "megatron")
+
+
+def case(count: int = 64) -> tuple[Problem, Columns]:
+    """A problem and all plans of a small space."""
+    asked = {**find_stack("megatron").legal, "zero_stage": (1,), "recompute": (0, 2), "micro_batch": (1, 2)}
+    space = training_space(architecture=MODEL, devices=(DEVICE,), count=count, global_batch=64, sequence=8192, options=asked)
+    problem = training_problem(MODEL, "megatron", DEVICE, {"sequence": 8192, "global_batch": 64})
+    problem = Problem(
+        architecture=problem.architecture,
+        stack=problem.stack,
+        scalars=problem.scalars,
+        labels={**problem.labels, "reference": (DEVICE.name,)},
+    )
+    return problem, next(space.batches())
+
+
+PROBLEM, EVERY = case()
+PLANS = EVERY.take(np.sort(np.random.default_rng(0).choice(EVERY.n, 120, replace=False)))
+
+
+def designs(**changes: object) -> dict[str, np.ndarray]:
+    return design_symbols(BASE, OWN, BASE.columns(changes), 64.0)
+
+
+@settings(max_examples=3)
+@given(st.integers(0, 10_000), st.sampled_from([2, 40, 90]))
+def test_bounds_change_no_answer(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    symbols = designs(
+        memory_stacks=rng.integers(2, 12, n).astype(float),
+        scale_up_bandwidth=rng.uniform(1e11, 2e12, n),
+        clock=rng.uniform(1e9, 2.2e9, n),
+        nic_bandwidth=rng.choice([1e10, 5e10, 2e11], n),
+        nic_latency=rng.uniform(2e-6, 1e-5, n),
+    )
+    pruned = best_plans(TrainingModel(), PROBLEM, PLANS, symbols, "step_time", {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search.inner, "TIMES", frozenset())
+        whole = best_plans(TrainingModel(), PROBLEM, PLANS, symbols, "step_time", {})
+    np.testing.assert_array_equal(pruned.value, whole.value)
+    np.testing.assert_array_equal(pruned.violation <= 0, whole.violation <= 0)
+    assert pruned.evaluated <= whole.evaluated + n
+
+
+@settings(max_examples=6)
+@given(
+    st.sampled_from(
+        ["device.memory_bandwidth", "device.memory_capacity", "device.scale_up_bandwidth", "device.nic_bandwidth",
+         "device.matrix_flops.bf16", "device.domain"]
+    ),
+    st.floats(min_value=0.3, max_value=1.0),
+)  # fmt: skip
+def test_more_of_a_resource_never_slows_the_best_plan(symbol: str, start: float) -> None:
+    """Other things equal: power and price included."""
+    ladder = OWN[symbol] * (np.array([1, 2, 4]) if symbol == "device.domain" else start * np.array([1.0, 1.3, 2.0, 4.0]))
+    also = {"device.peer_bandwidth": ladder} if symbol == "device.scale_up_bandwidth" else {}
+    found = best_plans(TrainingModel(), PROBLEM, PLANS, {symbol: ladder, **also}, "step_time", {})
+    time = np.where(np.isnan(found.value), np.inf, found.value)
+    assert (time[1:] <= time[:-1] * (1 + 1e-9)).all()
+
+
+def test_more_devices_under_at_most_never_slow_the_best_plan() -> None:
+    asked = {**find_stack("megatron").legal, "zero_stage": (1,), "recompute": (0,), "micro_batch": (1,)}
+    best = []
+    for most in (16, 32, 64):
+        space = training_space(
+            architecture=MODEL, devices=(DEVICE,), count=most, at_most=True, global_batch=64, sequence=8192, options=asked
+        )
+        metrics = TrainingModel().evaluate(PROBLEM, next(space.batches()))
+        best.append(metrics.value["step_time"][metrics.violation["memory"] <= 0].min())
+    assert best[0] >= best[1] >= best[2]
+
+
+def test_a_design_too_small_for_any_plan_says_how_far() -> None:
+    symbols = designs(memory_stacks=np.array([1.0, 5.0]), stack_capacity=1e9 * np.array([1, 17]))
+    found = best_plans(TrainingModel(), PROBLEM, PLANS, symbols, "step_time", {})
+    assert np.isnan(found.value[0])
+    assert found.violation[0] > 0 >= found.violation[1]
+
+
+def test_limits_rule_plans_out() -> None:
+    free = best_plans(TrainingModel(), PROBLEM, PLANS, designs(clock=np.array([1.5e9, 1.8e9])), "step_time", {})
+    held = best_plans(
+        TrainingModel(), PROBLEM, PLANS, designs(clock=np.array([1.5e9, 1.8e9])), "step_time", {"memory": 30 * 2**30}
+    )
+    assert (held.value >= free.value).all()
+    assert (held.metrics.value["memory"] <= 30 * 2**30).all()
+
+
+def test_no_plans_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="0 plans"):
+        best_plans(TrainingModel(), PROBLEM, PLANS.take(slice(0, 0)), designs(clock=[1e9]), "step_time", {})
