@@ -99,7 +99,7 @@ def _experiment(kind: Kind[Any], file: Any, document: Located, folder: Path) -> 
         ObjectiveChoice(metric=metric, maximise=measure(metric).maximise) for metric in kind.default_objectives(file)
     ]
     resolved: dict[str, Any] = {"kind": file.kind, "name": name} | dict(document.value) | {"name": name}
-    if isinstance(document.value["model"], str):
+    if isinstance(document.value.get("model"), str):
         resolved["model"] = file.model.name
     elif model_file is not None:
         resolved["model"] = {**document.value["model"], "config": "config.json"}

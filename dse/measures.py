@@ -96,7 +96,22 @@ _SERVING = (
     *_LATENCIES,
 )  # fmt: skip
 
-MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in (*_TRAINING, *_SERVING)})
+_HARDWARE = (
+    Measure(name="performance", title="performance", unit="", maximise=True),
+    Measure(name="performance_per_dollar", title="performance a dollar", unit="", maximise=True),
+    Measure(name="performance_per_watt", title="performance a watt", unit="", maximise=True),
+    Measure(name="latency", title="latency", unit=""),
+    Measure(name="capital", title="capital a device", unit="USD", dimension="USD"),
+    Measure(name="device_price", title="price of the device", unit="USD", dimension="USD"),
+    Measure(name="hourly_price", title="cost of a device-hour", unit="USD", dimension="USD"),
+    Measure(name="die_area", title="silicon", unit="mm²"),
+    Measure(name="design_power", title="power at full activity", unit="W", dimension="W"),
+    Measure(name="sustained_clock", title="clock under the cap", unit="%", scale=0.01, maximise=True),
+    Measure(name="embodied_carbon", title="embodied carbon", unit="kg CO2e"),
+)  # fmt: skip
+"""Of machines; the first four are relative to the part that designs descend from."""
+
+MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in (*_TRAINING, *_SERVING, *_HARDWARE)})
 """Every metric that has a title and a unit of its own."""
 
 LATENCIES = frozenset(latency.name for latency in _LATENCIES)
@@ -123,13 +138,16 @@ SERVING = LATENCIES | {
 TRAINING = frozenset(measure.name for measure in _TRAINING)
 """Metrics of training experiments."""
 
+HARDWARE = frozenset(measure.name for measure in _HARDWARE)
+"""Metrics of hardware experiments."""
+
 NEED_TOKENS = frozenset({"training_days", "training_price", "training_energy"})
 """Metrics of a whole run: they exist only when `workload.tokens` says how long it is."""
 
 NEED_RELIABILITY = frozenset({"effective_tokens_per_second"})
 """Metrics that exist only when `reliability` says how often devices fail."""
 
-if len(MEASURES) != len(_TRAINING) + len(_SERVING):
+if len(MEASURES) != len(_TRAINING) + len(_SERVING) + len(_HARDWARE):
     raise ValueError("two measures share a name")
 
 

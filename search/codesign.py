@@ -57,11 +57,12 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CodesignModel:
-    """Cost model over designs. `axes` are the parameters that points bind; all others are `base`'s."""
+    """Cost model over designs. `axes` are the parameters that points bind, `fixed` those that differ from `base` in all."""
 
     base: Accelerator
     workloads: tuple[Workload, ...]
     axes: tuple[str, ...]
+    fixed: Mapping[str, float]
     formulas: Formulas | None = None
 
     @property
@@ -102,7 +103,8 @@ class CodesignModel:
 
     def designs(self, points: Columns) -> dict[str, FloatArray]:
         """`chip.*` and `device.*` of the machines; categorical axes hold positions."""
-        changes: dict[str, Any] = {name: np.asarray(points[name], np.float64) for name in self.axes}
+        changes: dict[str, Any] = dict(self.fixed)
+        changes |= {name: np.asarray(points[name], np.float64) for name in self.axes}
         if points.n == 0:
             whole = self.base.columns({}, self.formulas)
             return {name: values[:0] for name, values in whole.items()}

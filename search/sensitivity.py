@@ -1,11 +1,12 @@
 """How an answer leans on each parameter: elasticities, where one stops to pay, and what would make it pay again.
 
 A model is asked about neighbours of a point, all of them in one batch of columns; parameters that are not perturbed keep
-their value. Whole-number parameters move by whole steps.
+their value. Parameters of kind `whole` move by whole steps, those of kind `double` (degrees, domains) by doubling.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ PAYS = 0.02
 """An elasticity below this is nothing."""
 GROWTH = tuple(float(x) for x in np.round(2.0 ** np.arange(0.0, 3.01, 0.25), 6))
 """Factors by which a parameter is grown to see where it stops to pay."""
+
+OTHERS = (1.25, 1.5, 2.0, 4.0, 8.0)
+"""Factors by which another parameter is grown to see whether the first pays again."""
 
 Figures = Callable[[Mapping[str, FloatArray]], Mapping[str, FloatArray]]
 """Metrics (n,) of n points given as parameters (n,)."""
@@ -46,10 +50,10 @@ class BreakEven:
 
 
 def elasticities(
-    figures: Figures, here: Mapping[str, float], parameters: Sequence[str], metrics: Sequence[str], whole: frozenset[str]
+    figures: Figures, here: Mapping[str, float], parameters: Sequence[str], metrics: Sequence[str], kinds: Mapping[str, str]
 ) -> tuple[Elasticity, ...]:
-    """Of every metric to every parameter, around `here`; `whole` names parameters of whole numbers."""
-    moved = {name: _stepped(here[name], name in whole) for name in parameters}
+    """Of every metric to every parameter, around `here`; `kinds` says which are `whole` or `double`."""
+    moved = {name: _stepped(here[name], kinds.get(name, "")) for name in parameters}
     points = [dict(here)]
     for name in parameters:
         points += [{**here, name: value} for value in moved[name]]
@@ -72,54 +76,58 @@ def next_bottleneck(found: Sequence[Elasticity], metric: str, *, maximise: bool 
     return None if best is None or sign * best.up < PAYS else best.parameter
 
 
-def break_even(
+def break_evens(
     figures: Figures,
     here: Mapping[str, float],
-    parameter: str,
-    others: Sequence[str],
+    parameters: Sequence[str],
     metric: str,
-    whole: frozenset[str],
+    kinds: Mapping[str, str],
     *,
     maximise: bool = True,
-) -> BreakEven | None:
-    """Where growing `parameter` stops to pay, and the least growth of one other that makes it pay there again.
+) -> tuple[BreakEven, ...]:
+    """Where growing each parameter stops to pay, and the least growth of one other that makes it pay there again.
 
-    None where it still pays at the largest factor of GROWTH. An other is tried at every factor of GROWTH, alone.
+    A parameter that still pays at the largest factor of GROWTH has none. An other is tried at every factor of OTHERS, alone.
+    The model is asked twice, whatever the number of parameters.
     """
-    sign = 1.0 if maximise else -1.0
-    ladder = sorted({_rounded(here[parameter] * factor, parameter in whole) for factor in GROWTH})
-    gains = sign * _gains(figures, here, parameter, ladder, metric)
-    paying = np.flatnonzero(gains >= PAYS)
-    last = 0 if len(paying) == 0 else int(paying[-1]) + 1
-    if last >= len(ladder) - 1:
-        return None
-    value, beyond = ladder[last], ladder[-1]
-    span = np.log(beyond / value)
-    points, keys = [], []
-    for other in others:
-        for factor in GROWTH[1:]:
-            grown = {**here, other: _rounded(here[other] * factor, other in whole)}
-            points += [{**grown, parameter: value}, {**grown, parameter: beyond}]
-            keys.append((factor, other, grown[other]))
-    if points:
-        found = figures({name: np.array([point[name] for point in points]) for name in here})
-        log = np.log(np.maximum(np.asarray(found[metric], np.float64), 1e-300))
-        again = sign * (log[1::2] - log[0::2]) / span
-        for j in np.argsort([key[0] for key in keys], kind="stable"):
-            if again[j] >= PAYS:
-                return BreakEven(parameter=parameter, metric=metric, value=value, other=keys[j][1], at=keys[j][2])
-    return BreakEven(parameter=parameter, metric=metric, value=value, other=None, at=None)
+    ladders = {n: sorted({_rounded(here[n] * factor, kinds.get(n, "")) for factor in GROWTH}) for n in parameters}
+    logs = iter(_logs(figures, [{**here, n: value} for n in parameters for value in ladders[n]], metric, maximise))
+    stops: dict[str, float] = {}
+    for name, ladder in ladders.items():
+        log = np.array([next(logs) for _ in ladder])
+        paying = np.flatnonzero(np.diff(log) / np.diff(np.log(ladder)) >= PAYS)
+        last = int(paying[-1]) + 1 if len(paying) else 0
+        if last < len(ladder) - 1:
+            stops[name] = ladder[last]
+    trials = [
+        (factor, name, other, _rounded(here[other] * factor, kinds.get(other, "")))
+        for name in stops
+        for other in parameters
+        for factor in OTHERS
+        if other != name
+    ]
+    ends = [{**here, other: at, name: end} for _, name, other, at in trials for end in (stops[name], ladders[name][-1])]
+    log = _logs(figures, ends, metric, maximise) if ends else np.empty(0)
+    found = {name: BreakEven(parameter=name, metric=metric, value=value, other=None, at=None) for name, value in stops.items()}
+    for k in np.argsort([-factor for factor, *_ in trials], kind="stable"):  # the least factor is written last
+        _, name, other, at = trials[k]
+        if (log[2 * k + 1] - log[2 * k]) / np.log(ladders[name][-1] / stops[name]) >= PAYS:
+            found[name] = BreakEven(parameter=name, metric=metric, value=stops[name], other=other, at=at)
+    return tuple(found.values())
 
 
-def _gains(figures: Figures, here: Mapping[str, float], parameter: str, ladder: Sequence[float], metric: str) -> FloatArray:
-    points = {name: np.full(len(ladder), value) for name, value in here.items()} | {parameter: np.array(ladder)}
-    log = np.log(np.maximum(np.asarray(figures(points)[metric], np.float64), 1e-300))
-    return np.asarray(np.diff(log) / np.diff(np.log(ladder)))
+def _logs(figures: Figures, points: Sequence[Mapping[str, float]], metric: str, maximise: bool) -> FloatArray:
+    """Logarithms of a metric of some points, turned so that more is better."""
+    found = figures({name: np.array([point[name] for point in points]) for name in points[0]})
+    log = np.log(np.maximum(np.asarray(found[metric], np.float64), 1e-300))
+    return log if maximise else -log
 
 
-def _stepped(value: float, whole: bool) -> tuple[float, float]:
+def _stepped(value: float, kind: str) -> tuple[float, float]:
     """The neighbours below and above."""
-    if not whole:
+    if kind == "double":
+        return max(value / 2.0, min(value, 1.0)), value * 2.0
+    if kind != "whole":
         return value * (1 - STEP), value * (1 + STEP)
     step = max(round(value * STEP), 1)
     return max(value - step, min(value, 1.0)), value + step
@@ -129,5 +137,7 @@ def _slope(change: float, high: float, low: float) -> float:
     return 0.0 if high <= low or low <= 0 else float(change / np.log(high / low))
 
 
-def _rounded(value: float, whole: bool) -> float:
-    return float(round(value)) if whole else float(value)
+def _rounded(value: float, kind: str) -> float:
+    if kind == "double":
+        return float(2.0 ** round(math.log2(value)))
+    return float(round(value)) if kind == "whole" else float(value)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from costmodels.machines.cascades import attention_cost
-from costmodels.machines.dataflow import product_cost
-from spaces.columns import FloatArray, Value
+from costmodels.machines.dataflow import ProductCost, product_cost
+from spaces.columns import Columns, FloatArray, Value, distinct
 from spaces.expressions import SymbolTable
 from spaces.hardware.accelerators import Accelerator
 
@@ -34,10 +34,25 @@ def product_factors(
     """(factor of compute time, factor of memory traffic) of a product, 1 for a device that is not described by its arrays."""
     if not changed(at):
         return 1.0, 1.0
-    new, old = (product_cost(side, m, n, k, groups, element=element) for side in (at, _Base(at)))
-    # at its own peak rate, how long a product takes on chip; the peak itself is in the rate already
-    compute = _fill(new.compute, new.shared, at) / _fill(old.compute, old.shared, _Base(at))
-    return compute, new.memory_bytes / old.memory_bytes
+    sizes = {"m": m, "n": n, "k": k, "groups": groups, "element": element}
+    chip = {name: at[f"chip.{name}"] for name in ON_CHIP}
+    rows = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, np.float64)) for v in (*sizes.values(), *chip.values())))
+    columns = Columns.from_values({name: row.ravel() for name, row in zip((*sizes, *chip), rows, strict=True)})
+    combinations, index = distinct(columns, columns.levels)  # many designs and plans share few shapes on few chips
+    shape = [combinations[name] for name in ("m", "n", "k", "groups")]
+    bytes_ = combinations["element"]
+    on_chip = {f"chip.{name}": combinations[name] for name in ON_CHIP} | _APART
+    base = {f"chip.{name}": np.ravel(at[f"{BASE}chip.{name}"])[0] for name in ON_CHIP} | _APART  # all descend from one part
+    new, old = (product_cost(side, *shape, element=bytes_) for side in (on_chip, base))
+    # each at its own peak rate, how long a product takes on chip; the peak itself is in the rate already
+    compute = _fill(new, on_chip) / _fill(old, base)
+    traffic = new.memory_bytes / old.memory_bytes
+    like = np.broadcast_shapes(*(np.shape(v) for v in (*sizes.values(), *chip.values())))
+    return compute[index].reshape(like), traffic[index].reshape(like)
+
+
+_APART: dict[str, float] = {"chip.clock": 1.0, "device.memory_bandwidth": np.inf}
+"""What the factors leave to the rates: cycles are compared, with the memory out of the way."""
 
 
 def attention_factors(
@@ -66,8 +81,9 @@ def _peak(at: SymbolTable) -> Value:
     return at["chip.cores"] * at["chip.matrix_fma"] * at["chip.clock"]
 
 
-def _fill(compute: FloatArray, shared: FloatArray, at: SymbolTable) -> FloatArray:
-    return np.asarray(np.maximum(compute, shared) * _peak(at))
+def _fill(cost: ProductCost, at: SymbolTable) -> FloatArray:
+    """Seconds on chip times the peak rate: what is not reached of it."""
+    return np.asarray(np.maximum(cost.compute, cost.shared) * _peak(at))
 
 
 class _Base:

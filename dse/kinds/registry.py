@@ -70,7 +70,9 @@ class Kind(Generic[Job]):
     explained: Callable[[Job, Mapping[str, Any]], Explained]
 
 
-KINDS: Mapping[str, str] = MappingProxyType({"training": "dse.kinds.training", "serving": "dse.kinds.serving"})
+KINDS: Mapping[str, str] = MappingProxyType(
+    {"training": "dse.kinds.training", "serving": "dse.kinds.serving", "hardware": "dse.kinds.hardware"}
+)
 """The package of every kind, imported when first asked for."""
 
 

@@ -1,0 +1,133 @@
+"""The sections of a hardware experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+from pydantic import BeforeValidator, Field, InstanceOf
+
+from costmodels.constants import stack_names
+from costmodels.serving.stack import serving_stack_names
+from dse.kinds.training.schema import Space as TrainingSpace
+from dse.measures import nearest
+from dse.schema.fields import as_list, one_of, read_count, said
+from dse.schema.sections import Count, Limits, Model, Number, Objectives, Question, Section, Text
+from spaces.hardware import Accelerator, find_accelerator
+from spaces.hardware.accelerators import CATEGORIES, parameter_value, parameters
+
+EXAMPLES: Mapping[tuple[str, ...], str] = {
+    ("kind",): "kind: hardware",
+    ("base",): "base: H100",
+    ("design",): "design: {memory_stacks: [4, 6, 8], clock: {from: 1.2 GHz, to: 2 GHz, steps: 5}}",
+    ("workloads",): "workloads: [{name: train, kind: training, …}, {name: serve, kind: serving, …}]",
+}
+"""What to write for a key that is missing."""
+
+
+def read_base(value: object) -> Accelerator:
+    """A described part's name."""
+    if not isinstance(value, str):
+        raise ValueError(f"expected an accelerator's name, got {said(value)}")
+    return find_accelerator(value)
+
+
+def read_design(value: object) -> dict[str, tuple[float, ...]]:
+    """Parameters with one value, a list, or {from, to, steps}; values as symbols hold them."""
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"expected parameters with their values, got {said(value)}")
+    design, wrong = {}, []
+    for name, given in value.items():
+        try:
+            design[str(name)] = read_axis(str(name), given)
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return design
+
+
+def read_axis(name: str, given: object) -> tuple[float, ...]:
+    """The levels of one parameter, ascending for numbers. Raises ValueError, naming the parameter."""
+    known = (*parameters(), *CATEGORIES)
+    if name not in known:
+        raise ValueError(f"an accelerator has no parameter {name!r}{nearest(name, list(known))}")
+    if isinstance(given, Mapping):
+        if set(given) != {"from", "to", "steps"} or name in CATEGORIES:
+            raise ValueError(f"{name}: expected a value, a list, or {{from: …, to: …, steps: 5}}")
+        low, high = (parameter_value(name, given[end]) for end in ("from", "to"))
+        steps = read_count(given["steps"])
+        if high <= low or steps < 2:
+            raise ValueError(f"{name}: a range goes up, in two steps or more; got {given['from']} to {given['to']}")
+        levels = np.linspace(low, high, steps)
+        return tuple(float(level) for level in (np.unique(np.round(levels)) if parameters()[name].whole else levels))
+    values = given if isinstance(given, list) else [given]
+    if not values:
+        raise ValueError(f"{name}: an empty list leaves nothing to choose from; leave the key out to keep the base's value")
+    return tuple(dict.fromkeys(parameter_value(name, value) for value in values))
+
+
+class FormulaSection(Section):
+    """One derived quantity; `unit` is asked for by the check that reads all formulas."""
+
+    formula: Text
+    unit: str | None = None
+
+
+class TrainingWork(Section):
+    """What a training step is."""
+
+    sequence: Count
+    global_batch: Count
+
+
+class ServingWork(Section):
+    """What requests are: tokens in and out, and how many run at once or arrive in a second."""
+
+    input_tokens: Count
+    output_tokens: Count
+    concurrency: Count | None = None
+    request_rate: Number | None = None
+
+
+class TrainingWorkload(Section):
+    """A model to train on so many of the devices."""
+
+    name: Text
+    kind: Literal["training"]
+    model: Model
+    devices: Count
+    weight: Number = 1.0
+    workload: TrainingWork
+    stack: Annotated[str, BeforeValidator(one_of("stack", stack_names))] = "megatron"
+    space: TrainingSpace | None = None
+
+
+class ServingWorkload(Section):
+    """A model to serve on so many of the devices."""
+
+    name: Text
+    kind: Literal["serving"]
+    model: Model
+    devices: Count
+    weight: Number = 1.0
+    workload: ServingWork
+    stack: Annotated[str, BeforeValidator(one_of("serving stack", serving_stack_names))] = "vllm"
+    space: dict[str, Annotated[list[float], BeforeValidator(as_list)]] = Field(default_factory=dict)
+    limits: dict[str, float | str] = Field(default_factory=dict)
+
+
+AnyWorkload: TypeAlias = Annotated[TrainingWorkload | ServingWorkload, Field(discriminator="kind")]
+
+
+class File(Question):
+    """A hardware experiment."""
+
+    model: Any = None  # every workload names its own
+    base: Annotated[InstanceOf[Accelerator], BeforeValidator(read_base)]
+    design: Annotated[dict[str, tuple[float, ...]], BeforeValidator(read_design)]
+    formulas: dict[str, FormulaSection] = Field(default_factory=dict)
+    workloads: Annotated[list[AnyWorkload], Field(min_length=1)]
+    objectives: Objectives | None = None
+    constraints: Limits = ()

@@ -1,0 +1,117 @@
+"""Hardware experiments from the file to the answer, and what is wrong with bad ones."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dse
+from dse.experiment import ExperimentError, load
+from dse.kinds.hardware.explanation import sentence
+from search.sensitivity import BreakEven
+
+WORK = {
+    "name": "train", "kind": "training", "model": "llama-3.2-1b", "devices": 16, "stack": "megatron",
+    "workload": {"sequence": 2048, "global_batch": 32},
+    "space": {"zero_stage": 1, "micro_batch": 1, "context": 1, "recompute": "none", "offload": "none", "pipeline": 1,
+              "tensor": [1, 2]},
+}  # fmt: skip
+SERVE = {
+    "name": "serve", "kind": "serving", "model": "llama-3.2-1b", "devices": 1, "stack": "vllm",
+    "workload": {"input_tokens": 500, "output_tokens": 100, "concurrency": 16},
+    "space": {"max_batch": 16, "token_budget": 2048},
+}  # fmt: skip
+QUESTION: dict[str, Any] = {
+    "kind": "hardware",
+    "base": "H100",
+    "design": {"memory_stacks": [4, 6], "clock": {"from": "1.4 GHz", "to": "1.8 GHz", "steps": 2}, "process": ["N4", "N3"]},
+    "workloads": [WORK],
+    "objectives": ["performance_per_dollar", "performance_per_watt", "capital"],
+}
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(QUESTION), **changes}
+
+
+def test_every_design_is_accounted_for_and_its_parts_add_up(tmp_path: Path) -> None:
+    run = dse.run(asked(), tmp_path / "run")
+    assert run.certificate["space"] == 8
+    assert run.certificate["complete"]
+    for answer in run.front:
+        for metric in ("capital", "die_area", "design_power", "hourly_price"):
+            assert sum(answer.parts[metric].values()) == pytest.approx(answer.figures[metric].value), metric
+
+
+def test_the_base_scores_one_against_itself() -> None:
+    run = dse.run(asked(design={"memory_stacks": [5]}))
+    scores = run.front[0].figures
+    for name in ("performance", "performance_per_dollar", "performance_per_watt", "latency"):
+        assert scores[name].value == pytest.approx(1.0), name
+
+
+def test_training_and_serving_together_weigh_as_their_geometric_mean() -> None:
+    design = {"stack_bandwidth": ["500 GB/s", "1 TB/s"]}
+    both, train, serve = (
+        dse.run(asked(design=design, workloads=work, objectives=["performance"])).front[0].figures["performance"].value
+        for work in ([WORK, SERVE], [WORK], [SERVE])
+    )
+    assert both == pytest.approx(np.sqrt(train * serve))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"base": "H1OO"}, "base: no accelerator is called 'H1OO'"),
+        ({"design": {"memory_stack": 4}}, "no parameter 'memory_stack'.*memory_stacks"),
+        ({"design": {"l2_bytes": "-3 MB"}}, "l2_bytes.*must be a number from 0"),
+        ({"design": {"process": ["N1"]}}, "there is no 'N1'"),
+        ({"design": {"clock": {"from": "2 GHz", "to": "1 GHz", "steps": 3}}}, "a range goes up"),
+        ({"design": {"scale_up_topology": "torus", "scale_up_domain": [8, 13]}}, "torus cannot connect 13 devices"),
+        ({"formulas": {"a": {"formula": "b", "unit": ""}, "b": {"formula": "a", "unit": ""}}}, "in a circle: a -> b -> a"),
+        ({"formulas": {"device.memory_bandwidth": {"formula": "stack_bandwidth * memory_stacks"}}}, "has no unit"),
+        ({"formulas": {"spare": {"formula": "memory_stacks * clock", "unit": "B/s"}}}, "declared in B/s"),
+        ({"workloads": [WORK, WORK]}, "train is a workload already"),
+        ({"workloads": [{**SERVE, "limits": {"tpott": 1}}]}, "no limit is called 'tpott'"),
+        ({"constraints": ["die_area <= 100"]}, "is met by no design; designs range from"),
+    ],
+)
+def test_bad_files_are_told_in_words(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ExperimentError, match=words):
+        load(asked(**changes))
+
+
+def test_the_smallest_conflicting_set_is_named() -> None:
+    """Area wants N3, the price of a device wants N4 or few stacks: either alone holds somewhere, together nowhere."""
+    free = dse.run(asked(design={"cores": [80, 132], "memory_stacks": [3, 6]}, objectives=["capital", "die_area"]))
+    areas = [a.figures["die_area"].value for a in free.front]
+    with pytest.raises(ExperimentError, match=r"die_area <= .* and die_area >= .* are met together by no design"):
+        load(asked(design={"cores": [80, 132]}, constraints=[
+            f"die_area <= {min(areas) * 1.2:.0f}", "capital <= 1000000 USD", f"die_area >= {min(areas) * 1.21:.0f}",
+        ]))  # fmt: skip
+
+
+def test_a_formula_of_the_file_changes_the_machine() -> None:
+    halved = {"device.memory_bandwidth": {"formula": "memory_stacks * stack_bandwidth / 2", "unit": "B/s"}}
+    run = dse.run(asked(design={"memory_stacks": [5]}, formulas=halved))
+    assert run.front[0].figures["performance"].value < 0.99
+
+
+def test_explain_says_what_the_answer_leans_on() -> None:
+    question = asked(design={"memory_stacks": [5, 6]})
+    told = dse.explain(question, plan="memory_stacks=5")
+    text = str(told)
+    assert "Next bottleneck" in text
+    assert "tp" in text
+    by = {(e.parameter, e.metric): e for e in told.elasticities}  # type: ignore[attr-defined]
+    assert by["clock", "performance"].up >= -1e-9
+    assert by["memory_stacks", "capital"].up > 0
+
+
+def test_a_break_even_reads_as_a_sentence() -> None:
+    even = BreakEven(parameter="stack_bandwidth", metric="performance", value=6.1e12, other="scale_up_domain", at=16.0)
+    assert sentence(even) == "stack_bandwidth beyond 6.10 TB/s buys nothing until scale_up_domain grows to 16"
