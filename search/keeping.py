@@ -59,7 +59,9 @@ class Reservoir:
         rows = np.flatnonzero(keys < self.below) if self.limit > 0 else np.empty(0, np.int64)
         if not len(rows):
             return self
-        codes = {axis: np.concatenate([held, points.columns.codes[axis][rows]]) for axis, held in self.columns.codes.items()}
+        codes = {
+            axis: np.concatenate([held, points.columns.codes[axis][rows]]) for axis, held in self.columns.codes.items()
+        }
         grown = Reservoir(
             self.limit,
             Columns(n=len(self.keys) + len(rows), codes=codes, levels=self.columns.levels),
@@ -122,7 +124,9 @@ class State:
         return cls(
             front=Front(points=none, ties=np.empty(0, np.int64)),
             tops=tuple(TopList(objective=j, limit=top, points=none) for j in range(objectives)),
-            reservoir=Reservoir(sample, none.columns, none.costs, np.empty(0, np.bool_), none.ordinals, np.empty(0)),
+            reservoir=Reservoir(
+                sample, none.columns, none.costs, np.empty(0, np.bool_), none.ordinals, np.empty(0)
+            ),
         )
 
     def after(self, visit: Visit, keys: FloatArray) -> State:
@@ -151,7 +155,9 @@ class State:
             return state
         if len(visit.points) and visit.worst.min() < self.closest_worst:
             row = int(np.argmin(visit.worst))
-            state = replace(state, closest=visit.points.take(np.array([row])), closest_worst=float(visit.worst[row]))
+            state = replace(
+                state, closest=visit.points.take(np.array([row])), closest_worst=float(visit.worst[row])
+            )
         return state._nearer(visit.near, visit.near_bounds, visit.near_ordinals)
 
     def then(self, later: State) -> State:

@@ -158,12 +158,16 @@ def _everything(archive: Archive, random: np.random.Generator) -> None:  # noqa:
 class _Folded:
     """The outer question: an outer point costs what its best plans cost. Folds every inner front into one."""
 
-    def __init__(self, *, task: Task, plans: Ranking, depth: int, top: int, sample: int, random: np.random.Generator) -> None:
+    def __init__(
+        self, *, task: Task, plans: Ranking, depth: int, top: int, sample: int, random: np.random.Generator
+    ) -> None:
         none = task.none(plans.space)
         self.front = Front(points=none, ties=np.empty(0, np.int64))
         self._task, self._plans, self._depth, self._random = task, plans, depth, random
         self._tops = tuple(TopList(objective=j, limit=top, points=none) for j in range(len(task.objectives)))
-        self._reservoir = Reservoir(sample, none.columns, none.costs, np.empty(0, np.bool_), none.ordinals, np.empty(0))
+        self._reservoir = Reservoir(
+            sample, none.columns, none.costs, np.empty(0, np.bool_), none.ordinals, np.empty(0)
+        )
         self._pruned: dict[str, int] = {}
         self._failed: dict[str, int] = {}
         self._failures: tuple[Failure, ...] = ()

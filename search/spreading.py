@@ -53,7 +53,9 @@ class Errand:
                 state = state.after(self.task.visit(batch, state, None, offset, patient), random.random(batch.n))
         except Hopeless as error:
             hopeless = str(error)
-        return Found(start=part.start, n=part.n, state=packed(state), cpu_s=time.process_time() - processor, hopeless=hopeless)
+        return Found(
+            start=part.start, n=part.n, state=packed(state), cpu_s=time.process_time() - processor, hopeless=hopeless
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
