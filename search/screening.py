@@ -25,7 +25,7 @@ from spaces.columns import Columns, FloatArray, IntArray
 from spaces.problem import Problem
 from spaces.space import Space
 
-CHUNK = 8
+CHUNK = 12
 """Plans that the dear model sees before the gaps are looked at again."""
 RELAXED = 0.5
 """Share by which a plan may miss a constraint in the cheap model and still be a contender."""

@@ -6,6 +6,11 @@ distinct combination of the symbols it reads, kernels once per distinct shape.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 
 from costmodels.kernel_models.protocol import KernelModel
@@ -49,7 +54,42 @@ def engines(problem: Problem, columns: Columns, model: KernelModel | None = None
     """(tables of c distinct engines, engine of every point (n,)); `model` is the kernel model, the learned one if None."""
     stack = find_serving_stack(problem.stack)
     combinations, index = distinct(columns, frozenset(columns.levels) - OUTSIDE)
-    return _tables(problem, stack, problem.at(combinations), model or find_kernel_model()), index
+    return _remembered(problem, stack, combinations, model), index
+
+
+def _remembered(problem: Problem, stack: ServingStack, combinations: Columns, model: KernelModel | None) -> StepTables:
+    """The tables of c engines, those filled before taken from memory: screening and simulation ask for the same ones."""
+    shared = frozenset((name, value) for name, value in problem.scalars.items() if name not in OUTSIDE)
+    memory = _memory(problem.architecture, stack.name, shared, tuple(problem.labels.get("device", ())), model and id(model))
+    keys = [tuple(sorted(combinations.row(i).items())) for i in range(combinations.n)]
+    new = [i for i, key in enumerate(keys) if key not in memory]
+    if new or not keys:
+        if len(memory) > _REMEMBERED:
+            memory.clear()
+            new = list(range(combinations.n))
+        tables = _tables(problem, stack, problem.at(combinations.take(np.array(new, np.int64))), model or find_kernel_model())
+        if len(new) == len(keys):
+            memory.update(zip(keys, (_row(tables, i) for i in range(len(keys))), strict=True))
+            return tables
+        memory.update(zip((keys[i] for i in new), (_row(tables, i) for i in range(len(new))), strict=True))
+    rows = [memory[key] for key in keys]
+    grids = {name: array for name, array in rows[0].items() if name in _GRIDS}
+    return StepTables(**grids, **{name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in _GRIDS})
+
+
+_GRIDS = frozenset({"tokens", "sequences", "requests", "decode_kv", "queries", "pairs"})
+_REMEMBERED = 4096
+
+
+@lru_cache(maxsize=8)
+def _memory(*_: Hashable) -> dict[tuple[tuple[str, Any], ...], dict[str, FloatArray]]:
+    """Tables of engines by their choices, one memory for each problem."""
+    return {}
+
+
+def _row(tables: StepTables, i: int) -> dict[str, FloatArray]:
+    names = [field.name for field in fields(tables)]
+    return {name: getattr(tables, name) if name in _GRIDS else getattr(tables, name)[i] for name in names}
 
 
 def kv_capacity(problem: Problem, columns: Columns) -> FloatArray:

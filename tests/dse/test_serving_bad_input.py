@@ -1,0 +1,151 @@
+"""Every bad serving input is told with its place and what would work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dse.experiment import ExperimentError, load
+from dse.sizing import CannotSize, size
+from tests.dse.conftest import Finished
+
+GOOD = """\
+kind: serving
+model: llama-3.1-8b
+hardware: {device: H100, devices: 8}
+workload: {input_tokens: 1000, output_tokens: 100, request_rate: 6 /s}
+stack: vllm
+objectives: [ttft_p95, tpot]
+"""
+LENGTHS = "input_tokens: 1000, output_tokens: 100"
+
+CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "unknown kind": ("kind: serving", "kind: servng", ("kind: ", "serving")),
+    "unknown stack": ("stack: vllm", "stack: vlm", ("stack: ", "vllm")),
+    "training's objective": ("[ttft_p95, tpot]", "[step_time]", ("objectives.0: ", "no metric is called 'step_time'")),
+    "misspelt percentile": ("[ttft_p95, tpot]", "[ttft_95]", ("objectives.0: ", "ttft_p95")),
+    "percentile of no latency": ("[ttft_p95, tpot]", "[memory_p95]", ("objectives.0: ", "memory_p95")),
+    "percentile beyond": ("[ttft_p95, tpot]", "[ttft_p101]", ("objectives.0: ", "ttft_p101")),
+    "objective without slo": ("[ttft_p95, tpot]", "[slo_attainment]", ("objectives.0: ", "needs slo")),
+    "goodput without slo": ("[ttft_p95, tpot]", "[goodput_per_device]", ("objectives.0: ", "needs slo")),
+    "no lengths": (LENGTHS, "prefix_hit: 0.1", ("workload: ", "nothing says how long")),
+    "two lengths": (LENGTHS, f"{LENGTHS}, lengths: azure-conversation", ("workload: ", "several things say how long")),
+    "unknown lengths": (LENGTHS, "lengths: azure-conversatio", ("workload.lengths: ", "azure-conversation")),
+    "zero tokens": (LENGTHS, "input_tokens: 0, output_tokens: 100", ("workload.input_tokens: ", "from 1")),
+    "negative tokens": (LENGTHS, "input_tokens: 10, output_tokens: -1", ("workload.output_tokens: ", "-1")),
+    "uniform upside down": (
+        LENGTHS,
+        "input_tokens: {uniform: [9, 3]}, output_tokens: 1",
+        ("workload.input_tokens: ", "9 is more"),
+    ),
+    "unknown shape": (LENGTHS, "input_tokens: {lognorml: 3}, output_tokens: 1", ("workload.input_tokens: ", "lognormal")),
+    "longer than the context": (
+        LENGTHS,
+        "input_tokens: 200000, output_tokens: 100",
+        ("every request is longer than the context",),
+    ),
+    "no arrivals": (", request_rate: 6 /s", "", ("workload: ", "nothing says when requests come")),
+    "two arrivals": ("6 /s", "6 /s, concurrency: 8", ("workload.concurrency: ", "not both")),
+    "negative rate": ("6 /s", "-6 /s", ("workload.request_rate: ", "positive")),
+    "burstiness of nothing": ("6 /s", "6 /s, burstiness: 2", ("workload.burstiness: ", "arrivals: gamma")),
+    "missing devices": (", devices: 8", "", ("hardware.devices: is missing",)),
+    "pools and devices": (
+        "devices: 8}",
+        "devices: 8, pools: {prefill: {device: H100, devices: 4}, decode: {device: A100, devices: 4}}}",
+        ("hardware.pools: ", "of their own"),
+    ),
+    "pool without device": (
+        "{device: H100, devices: 8}",
+        "{pools: {prefill: {devices: 4}, decode: {device: H100, devices: 4}}}",
+        ("hardware.pools.prefill.device: is missing",),
+    ),
+    "unknown mode": ("stack: vllm", "stack: vllm\nspace: {mode: apart}", ("space.mode: ", "aggregated")),
+    "unknown axis": ("stack: vllm", "stack: vllm\nspace: {tensr: 2}", ("space.tensr: unknown key", "tensor")),
+    "unknown axis of a pool": (
+        "stack: vllm",
+        "stack: vllm\nspace: {prefill: {tensr: 2}}",
+        ("space.prefill.tensr: unknown key", "tensor"),
+    ),
+    "unknown format": ("stack: vllm", "stack: vllm\nprecision: fp9", ("precision: ", "fp8")),
+    "share above one": ("stack: vllm", "stack: vllm\nspace: {kv_fraction: 1.5}", ("space.kv_fraction: ", "at most 1")),
+    "no such trace": (
+        f"{LENGTHS}, request_rate: 6 /s",
+        "trace: nowhere.csv",
+        ("workload.trace: ", "nowhere.csv", "No such file"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_told_with_its_place_and_what_would_work(case: str, tmp_path: Path) -> None:
+    good, bad, wanted = CASES[case]
+    assert good in GOOD
+    path = tmp_path / "experiment.yaml"
+    path.write_text(GOOD.replace(good, bad, 1), encoding="utf-8")
+    with pytest.raises(ExperimentError) as told:
+        load(path)
+    for text in wanted:
+        assert text in str(told.value)
+
+
+TRACES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "missing column": ("arrival,input_tokens,answer\n0,10,10\n", ("no column output_tokens", "arrival, input_tokens, answer")),
+    "unsorted": ("arrival,input_tokens,output_tokens\n0,10,10\n5,10,10\n3,10,10\n", ("t.csv:4", "sort the trace")),
+    "negative time": ("arrival,input_tokens,output_tokens\n-1,10,10\n", ("t.csv:2", "not negative")),
+    "no time": ("arrival,input_tokens,output_tokens\nsoon,10,10\n", ("t.csv:2", "neither seconds nor a date")),
+    "zero length": ("arrival,input_tokens,output_tokens\n0,0,10\n", ("t.csv:2", "input_tokens", "at least 1")),
+    "not a number": ("arrival,input_tokens,output_tokens\n0,many,10\n", ("t.csv:2", "not a number")),
+    "empty": ("arrival,input_tokens,output_tokens\n", ("holds no requests",)),
+}
+
+
+@pytest.mark.parametrize("case", TRACES)
+def test_a_bad_trace_names_its_line(case: str, tmp_path: Path) -> None:
+    text, wanted = TRACES[case]
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    path = tmp_path / "experiment.yaml"
+    path.write_text(GOOD.replace(f"{LENGTHS}, request_rate: 6 /s", "trace: t.csv"), encoding="utf-8")
+    with pytest.raises(ExperimentError) as told:
+        load(path)
+    assert "workload.trace: " in str(told.value)
+    for part in wanted:
+        assert part in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
+                  "2023-11-16 18:15:50.9951690,396,109\n"),
+        ("b.csv", "arrival,input_tokens,output_tokens\n100,374,44\n104.314579,396,109\n"),
+        ("c.jsonl", '{"arrival": 0, "input_tokens": 374, "output_tokens": 44}\n'
+                    '{"arrival": 4.314579, "input_tokens": 396, "output_tokens": 109}\n'),
+    ],
+)  # fmt: skip
+def test_a_trace_is_read_from_its_first_arrival(name: str, text: str, tmp_path: Path) -> None:
+    from spaces.trace import read_trace
+
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    found = read_trace(tmp_path / name)
+    assert found.arrival.tolist() == pytest.approx([0.0, 4.314579], abs=1e-6)
+    assert found.prompt.tolist() == [374, 396]
+    assert found.output.tolist() == [44, 109]
+
+
+def test_a_size_needs_limits_and_an_open_loop(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(GOOD, encoding="utf-8")
+    with pytest.raises(CannotSize, match="slo"):
+        size(path)
+    with pytest.raises(CannotSize, match="closed loop"):
+        size(path, overrides=[f"workload={{{LENGTHS}, concurrency: 4}}"])
+    with pytest.raises(CannotSize, match="devices"):
+        size(path, objective="device")
+
+
+def test_sizing_a_training_experiment_is_refused(dse: Callable[..., Finished], small: Path) -> None:
+    done = dse("size", small)
+    assert done.code == 1
+    assert "only serving has a size" in done.err
