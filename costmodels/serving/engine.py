@@ -60,7 +60,8 @@ def engines(problem: Problem, columns: Columns, model: KernelModel | None = None
 def _remembered(problem: Problem, stack: ServingStack, combinations: Columns, model: KernelModel | None) -> StepTables:
     """The tables of c engines, those filled before taken from memory: screening and simulation ask for the same ones."""
     shared = frozenset((name, value) for name, value in problem.scalars.items() if name not in OUTSIDE)
-    memory = _memory(problem.architecture, stack.name, shared, tuple(problem.labels.get("device", ())), 0 if model is None else id(model))
+    devices = tuple(problem.labels.get("device", ()))
+    memory = _memory(problem.architecture, stack.name, shared, devices, 0 if model is None else id(model))
     keys = [tuple(sorted(combinations.row(i).items())) for i in range(combinations.n)]
     new = [i for i, key in enumerate(keys) if key not in memory]
     if new or not keys:
