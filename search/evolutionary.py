@@ -18,6 +18,7 @@ from spaces.ranking import Ranking
 _SMALLEST, _LARGEST = 16, 2048  # points of a generation
 _GENERATIONS = 24  # wanted before the budget is spent
 _LOCAL = 0.5  # share of a generation that neighbours of the front take
+_LISTED = 1 << 17  # points of a space that is listed when draws find nothing new
 _TRIES = 6  # children bred for one that is evaluated: many are known already or ruled out by bounds
 
 
@@ -28,16 +29,28 @@ def evolve(archive: Archive, random: np.random.Generator) -> None:
         return
     size = generation_size(archive.most)
     archive.evaluate(initial(archive, random, 2 * size))
+    pool = fittest(archive, np.empty(0, np.int64), 0)
     while archive.left > 0:
-        wanted = min(size, archive.left)
-        near = promising_neighbours(archive, random, round(_LOCAL * wanted))
-        bred = bred_children(archive, random, wanted - len(near))
+        wanted, seen = min(size, archive.left), len(archive)
+        near = promising_neighbours(archive, pool, random, round(_LOCAL * wanted))
+        bred = bred_children(archive, pool, random, wanted - len(near))
         batch = archive.fresh(np.concatenate([near, bred]))
         if len(batch) < wanted:
             batch = archive.fresh(np.concatenate([batch, initial(archive, random, wanted - len(batch))]))
         if not len(batch):
             return
         archive.evaluate(batch)
+        pool = fittest(archive, pool, seen)
+
+
+def fittest(archive: Archive, pool: IntArray, seen: int) -> IntArray:
+    """Rows of the archive to breed from, best first: the best of a pool and of all rows from `seen` on.
+
+    Only what is new is compared with the pool, so that a generation costs the same however long the history.
+    """
+    rows = np.concatenate([pool, np.arange(seen, len(archive))])
+    size = max(_SMALLEST, generation_size(archive.most))
+    return rows[survivors(archive.costs[rows], archive.violation[rows], size)]
 
 
 def generation_size(most: int) -> int:
@@ -49,28 +62,23 @@ def initial(archive: Archive, random: np.random.Generator, count: int) -> IntArr
     """New points drawn uniformly from those that no bound rules out, as many as `count` where they can be found."""
     found = np.empty(0, np.int64)
     tried = 0
-    while len(found) < count and tried < 16:
+    while len(found) < count and tried < 4:
         tried += 1
         drawn = archive.fresh(archive.ranking.draw(random, 4 * count))
         drawn = drawn[~np.isin(drawn, found)]
         found = np.concatenate([found, drawn[~archive.rule_out(drawn)]])
+    if len(found) < count and archive.ranking.size <= _LISTED:
+        left = archive.fresh(random.permutation(archive.ranking.size))
+        found = left[~archive.rule_out(left)]
     return found[:count]
 
 
-def promising_neighbours(archive: Archive, random: np.random.Generator, count: int) -> IntArray:
-    """New neighbours of the front, in random order, at most `count`."""
-    rows = leaders(archive)
-    near = archive.fresh(neighbours(archive.ranking, archive.ranking.unrank(archive.ordinals[rows])))
+def promising_neighbours(archive: Archive, pool: IntArray, random: np.random.Generator, count: int) -> IntArray:
+    """New neighbours of the front, or of the best of the pool where nothing is feasible, in random order, at most `count`."""
+    lead = archive.front.points.ordinals if len(archive.front) else archive.ordinals[pool[:8]]
+    near = archive.fresh(neighbours(archive.ranking, archive.ranking.unrank(lead)))
     near = near[random.permutation(len(near))[: 2 * count]]
     return near[~archive.rule_out(near)][:count]
-
-
-def leaders(archive: Archive) -> IntArray:
-    """Rows of the archive's front; where nothing is feasible, of the points with the least violation."""
-    fits = np.flatnonzero(archive.violation <= 0)
-    if len(fits):
-        return fits[non_dominated(archive.costs[fits])]
-    return np.argsort(archive.violation, kind="stable")[:8]
 
 
 def neighbours(ranking: Ranking, codes: CodeArray) -> IntArray:
@@ -89,12 +97,11 @@ def neighbours(ranking: Ranking, codes: CodeArray) -> IntArray:
     return np.setdiff1d(np.concatenate(found), ranking.rank(codes)) if found else np.empty(0, np.int64)
 
 
-def bred_children(archive: Archive, random: np.random.Generator, count: int) -> IntArray:
-    """New children of the best points, at most `count`."""
-    if not len(archive) or count <= 0:
+def bred_children(archive: Archive, pool: IntArray, random: np.random.Generator, count: int) -> IntArray:
+    """New children of the pool's points, at most `count`."""
+    if not len(pool) or count <= 0:
         return np.empty(0, np.int64)
-    best = survivors(archive.costs, archive.violation, max(_SMALLEST, generation_size(archive.most)))
-    parents = archive.ranking.unrank(archive.ordinals[best])
+    parents = archive.ranking.unrank(archive.ordinals[pool])
     born = archive.fresh(offspring(archive.ranking, parents, random, _TRIES * count))
     return born[~archive.rule_out(born)][:count]
 

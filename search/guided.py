@@ -14,7 +14,7 @@ import numpy as np
 
 from search.archive import Archive
 from search.encoding import Encoding, encoding
-from search.evolutionary import bred_children, initial, promising_neighbours
+from search.evolutionary import bred_children, fittest, initial, promising_neighbours
 from search.front import non_dominated
 from spaces.columns import FloatArray, IntArray
 
@@ -46,9 +46,10 @@ def _candidates(archive: Archive, random: np.random.Generator) -> IntArray:
     if archive.ranking.size <= _LISTED:
         everything = archive.fresh(np.arange(archive.ranking.size))
         return everything[~archive.rule_out(everything)]
+    pool = fittest(archive, np.empty(0, np.int64), 0)
     parts = (
-        promising_neighbours(archive, random, _LISTED // 16),
-        bred_children(archive, random, _LISTED // 32),
+        promising_neighbours(archive, pool, random, _LISTED // 16),
+        bred_children(archive, pool, random, _LISTED // 32),
         initial(archive, random, _LISTED // 32),
     )
     return archive.fresh(np.concatenate(parts))
@@ -87,7 +88,8 @@ def _chosen(
     distinct = list(dict.fromkeys(random.permutation(found).tolist()))[:count]
     chosen = candidates[np.array(distinct, np.int64)]
     if len(chosen) < count:
-        near = promising_neighbours(archive, random, count - len(chosen))
+        pool = fittest(archive, np.empty(0, np.int64), 0)
+        near = promising_neighbours(archive, pool, random, count - len(chosen))
         chosen = archive.fresh(np.concatenate([chosen, near]))
     if len(chosen) < count:
         chosen = archive.fresh(np.concatenate([chosen, random.permutation(candidates)[: count - len(chosen)]]))
