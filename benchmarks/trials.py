@@ -40,8 +40,8 @@ class _Formula:
 
     def evaluate(self, problem: Problem, points: Columns) -> Metrics:  # noqa: ARG002
         x = [np.asarray(points[name], np.float64) for name in "abcdefg"]
-        time_ = 1.0 + sum((value - 6.0 - i) ** 2 for i, value in enumerate(x)) / 100.0
-        return Metrics(n=points.n, value={"step_time": time_, "memory": 1.0 + x[0] + 20.0 / (1.0 + x[1]) + x[2] * x[3] / 40.0})
+        step = 1.0 + np.sum([(value - 6.0 - i) ** 2 for i, value in enumerate(x)], axis=0) / 100.0
+        return Metrics(n=points.n, value={"step_time": step, "memory": 1.0 + x[0] + 20.0 / (1.0 + x[1]) + x[2] * x[3] / 40.0})
 
 
 def curve(name: str, points: int) -> list[dict[str, Any]]:
