@@ -244,11 +244,27 @@ def calibrate_command(
         Path | None, typer.Option("--for", metavar="FILE|RUN", help="Just the kernels that this answer hangs on.")
     ] = None,
     most: Annotated[int, typer.Option("--most", min=1, help="How many kernels, with --for.")] = 5,
+    server: Annotated[
+        str | None, typer.Option("--replay", metavar="URL", help="Time an OpenAI-compatible server instead; needs --model.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="With --replay: the model's name at the server.")] = "",
+    trace: Annotated[Path | None, typer.Option("--trace", metavar="CSV|JSONL", help="With --replay: what to send.")] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="With --replay: requests at once.")] = 8,
+    prompt: Annotated[int, typer.Option("--isl", min=1, help="With --replay: tokens a prompt.")] = 1024,
+    output: Annotated[int, typer.Option("--osl", min=1, help="With --replay: tokens an answer.")] = 128,
     only_list: Annotated[bool, typer.Option("--list", help="Say what there is to measure, and measure nothing.")] = False,
     debug: Debug = False,
 ) -> None:
     """Measure this machine, or with --for just what an experiment's answer hangs on."""
     del debug
+    if server is not None:
+        from dse.replaying import replay_server
+
+        if not model:
+            raise ValueError("--replay needs --model, the name that the server knows the model by")
+        found = replay_server(server, out, model=model, trace=trace, concurrency=concurrency, prompt=prompt, output=output)
+        typer.echo(str(found))
+        return
     from dse.calibration import calibrate, listed, uncertain_shapes, write_shapes
 
     if experiment is None:
