@@ -87,12 +87,14 @@ SERVING_PLAN: tuple[str, ...] = (
     "kv_precision",
     "cuda_graphs",
     "speculation",
+    "expert_offload",
 )
 """Every symbol a serving plan binds, in the order people read them.
 
 `data` counts replicas; `max_batch` bounds the requests that run at once on one attention group, `token_budget` its new tokens
 of one step (the chunk of chunked prefill); `kv_fraction` is the share of the device's memory that weights, activations and
-cache may use together; `speculation` is the number of tokens drafted a step (0: none).
+cache may use together; `speculation` is the number of tokens drafted a step (0: none); with
+`expert_offload` the routed experts' weights stay in host memory and cross the host link when they are needed.
 """
 
 SERVING_WORKLOAD: tuple[str, ...] = (
@@ -120,6 +122,7 @@ SERVING_DEFAULTS: dict[str, float] = {
     "kv_precision": CacheFormat.SIXTEEN,
     "cuda_graphs": 1,
     "speculation": 0,
+    "expert_offload": 0,
     "input_tokens": 1024,
     "output_tokens": 256,
     "request_rate": 0.0,

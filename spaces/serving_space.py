@@ -28,7 +28,7 @@ PREFILL = "prefill."
 _BATCHES = (8, 16, 32, 64, 128, 256, 512)
 _BUDGETS = (512, 2048, 8192)
 _PREFILL_BUDGETS = (8192, 16384)
-_CLOSED = {"precision": 2.0, "kv_precision": 0.0, "cuda_graphs": 1.0, "speculation": 0.0}
+_CLOSED = {"precision": 2.0, "kv_precision": 0.0, "cuda_graphs": 1.0, "speculation": 0.0, "expert_offload": 0.0}
 """Choices that rest unless opened by name."""
 
 
@@ -270,6 +270,9 @@ def _limits(scope: _Scope) -> list[Axis]:
         return (chosen["mode"] == 0) | (values == max(budgets))
 
     budgets = scope.levels("", "token_budget", {*_BUDGETS, scope.defaults["token_budget"]})
+    def experts(_: Chosen, values: Value) -> Value:
+        return (values == 0) | np.full(values.shape, scope.architecture.experts > 0)
+
     def plain(name: str, every: Iterable[float]) -> Axis:
         return _axis(name, scope.levels("", name, every))
 
@@ -284,6 +287,7 @@ def _limits(scope: _Scope) -> list[Axis]:
         ),
         plain("kv_fraction", (scope.defaults["kv_fraction"],)),
         plain("cuda_graphs", (1,)),
+        _axis("expert_offload", scope.levels("", "expert_offload", (0,)), ("the model has no experts", experts)),
         plain("precision", (2,)),
         plain("kv_precision", (0,)),
     ]

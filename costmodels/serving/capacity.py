@@ -75,7 +75,8 @@ def _weights(architecture: Architecture, stack: ServingStack, local: Local) -> F
     total: Value = 0.0
     for _, graph, count in layer_graphs(architecture, stack):
         dense, expert = parameters(graph, PLACEMENT, local)
-        total = total + (np.asarray(dense, np.float64) + expert) * count * narrow
+        held = 1.0 - np.asarray(local["expert_offload"], np.float64)  # of the experts, on the device
+        total = total + (np.asarray(dense, np.float64) + np.asarray(expert, np.float64) * held) * count * narrow
     total = total * np.ceil(np.asarray(local["layers"]) / local["pipeline"]) / local["layers"]
     ends = [
         sum(np.asarray(p, np.float64) for p in parameters(graph, PLACEMENT, local)) for graph in (model.embedding, model.head)

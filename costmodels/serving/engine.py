@@ -17,9 +17,11 @@ from costmodels.kernel_models.protocol import KernelModel
 from costmodels.kernel_models.registry import find_kernel_model
 from costmodels.serving.calls import total_time
 from costmodels.serving.capacity import capacity
+from costmodels.serving.formats import weight_bytes
 from costmodels.serving.stack import ServingStack, find_serving_stack
 from costmodels.serving.step_graph import decode_calls, layer_graphs, prefill_calls, sequence_calls, token_calls
 from costmodels.step_tables import StepTables
+from spaces.architecture import Architecture
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
 from spaces.problem import Problem
 
@@ -115,6 +117,7 @@ def _tables(problem: Problem, stack: ServingStack, at: Bindings, model: KernelMo
     requests, cached = REQUESTS[None, :, None], CACHED[None, None, :]
     queries, pairs = QUERIES[None, :, None], PAIRS[None, None, :]
     token_time = seconds(token_calls(architecture, stack, at, TOKENS[None, :]), len(TOKENS))
+    token_time = token_time + fetch_time(architecture, at, TOKENS[None, :])
     sequence_time = seconds(sequence_calls(architecture, stack, at, SEQUENCES[None, :]), len(SEQUENCES))
     decode = seconds(decode_calls(architecture, stack, at, requests, cached), len(REQUESTS), len(CACHED))
     prefill = seconds(prefill_calls(architecture, stack, at, queries, pairs), len(QUERIES), len(PAIRS))
@@ -139,6 +142,28 @@ def _tables(problem: Problem, stack: ServingStack, at: Bindings, model: KernelMo
         stages=pipeline,
         slowest_share=np.where(pipeline > 1, np.ceil(layers / pipeline) / layers, 1.0),
     )
+
+
+def fetch_time(architecture: Architecture, at: Bindings, tokens: FloatArray) -> FloatArray:
+    """Seconds that offloaded experts take over the host link in a step of `tokens` (1, T) new tokens, (c, T); 0 without.
+
+    A step of B tokens reaches E·(1 − (1 − k/E)^B) of a layer's experts, each rank fetching its shard of those it holds; which
+    they are is known only after routing, so nothing hides the fetch (Eliseev and Mazur 2023, arXiv:2312.17238, without the
+    cache of recent experts).
+    """
+
+    def column(name: str) -> FloatArray:
+        return np.broadcast_to(np.asarray(at[name], np.float64), (at.n,))[:, None]
+
+    if not architecture.experts:
+        return np.zeros((at.n, tokens.shape[1]))
+    chance = architecture.experts_per_token / architecture.experts
+    reached = architecture.experts * (1.0 - (1.0 - chance) ** tokens)
+    matrices = 3 if architecture.gated else 2
+    size = matrices * architecture.hidden * architecture.moe_ffn * weight_bytes(column("precision"))
+    ranks = column("expert") * column("expert_tensor")
+    layers = architecture.expert_layers
+    return np.asarray(column("expert_offload") * reached * size / ranks * layers / column("device.host_link_bandwidth"))
 
 
 def _kernels(problem: Problem, stack: ServingStack) -> float:

@@ -56,7 +56,7 @@ def coded(symbol: str) -> Callable[[object], float]:
             if not isinstance(value, str):
                 raise ValueError(f"expected one of {', '.join(SERVING_NAMES[symbol])}, got {said(value)}")
             return serving_code(symbol, value)
-        if symbol == "cuda_graphs":
+        if symbol in ("cuda_graphs", "expert_offload"):
             if value not in (0, 1):
                 raise ValueError(f"expected true or false, got {said(value)}")
             return 1 if value else 0

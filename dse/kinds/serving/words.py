@@ -25,6 +25,7 @@ _SPELLING: Mapping[str, str] = {
     "kv_fraction": "kv{}",
     "kv_precision": "kv-{}",
     "speculation": "draft{}",
+    "expert_offload": "experts-on-host",
     "domain": "domain{}",
 }
 _RESTING: Mapping[str, Any] = {
@@ -36,6 +37,7 @@ _RESTING: Mapping[str, Any] = {
     "kv_precision": "bf16",
     "cuda_graphs": 1,
     "speculation": 0,
+    "expert_offload": 0,
     "kv_fraction": 0.9,
 }
 _HIDDEN = frozenset({"devices", "device", "mode"})
