@@ -24,7 +24,7 @@ from costmodels.kernel_models.registry import DEFAULT, find_kernel_model, taught
 from costmodels.kernel_models.symbols import kernel_symbols
 from costmodels.measurements import content_hash, data_files
 from costmodels.metrics import Evidence
-from spaces.columns import FloatArray, IntArray, Value
+from spaces.columns import Columns, FloatArray, IntArray, Value, distinct
 from spaces.expressions import SymbolTable
 from spaces.hardware import Device, find_device
 from spaces.plan import Precision
@@ -139,7 +139,7 @@ class KernelTimes:
     ) -> None:
         """Put the model's answers into `times` at `rows`; `there` are the measured device's symbols."""
         slowdown = float(np.max(at["stack.slowdown"]))
-        wanted: dict[tuple[str, str, tuple[str, ...]], list[tuple[int, IntArray, list[tuple[Any, ...]]]]] = {}
+        wanted: dict[tuple[str, str, tuple[str, ...]], list[tuple[int, IntArray, list[tuple[Any, ...]], IntArray]]] = {}
         for i, call in enumerate(calls):
             if not call.op:
                 continue
@@ -150,17 +150,18 @@ class KernelTimes:
                 if not len(chosen) or code not in FORMATS:
                     continue
                 words = (FORMATS[Precision(code)], *self._words(device, call, code))
-                columns = [np.broadcast_to(np.asarray(v, np.float64), (n,))[chosen] for v in call.dimensions.values()]
-                shapes = [(*words, *sizes) for sizes in zip(*(column.tolist() for column in columns), strict=True)]
+                sizes = {d: np.broadcast_to(np.asarray(v, np.float64), (n,))[chosen] for d, v in call.dimensions.items()}
+                few, place = distinct(Columns.from_values(sizes), sizes)
+                shapes = [(*words, *shape) for shape in zip(*(few[name].tolist() for name in sizes), strict=True)]
                 names = ("dtype", *call.words, *call.dimensions)
-                wanted.setdefault((device.name, call.op, names), []).append((i, chosen, shapes))
+                wanted.setdefault((device.name, call.op, names), []).append((i, chosen, shapes, place))
         for key, many in wanted.items():
             known = self._known.setdefault(key, {})
-            fresh = list(dict.fromkeys(shape for _, _, shapes in many for shape in shapes if shape not in known))
+            fresh = list(dict.fromkeys(shape for _, _, shapes, _ in many for shape in shapes if shape not in known))
             if fresh:
                 known.update(zip(fresh, self._predicted(*key, fresh), strict=True))
-            for i, chosen, shapes in many:
-                model = np.array([known[shape] for shape in shapes]) * slowdown
+            for i, chosen, shapes, place in many:
+                model = np.array([known[shape] for shape in shapes])[place] * slowdown
                 reference = calls[i].reference
                 if there is not at or reference is not None:
                     formula = np.asarray((reference or calls[i].formula)(there), np.float64)
