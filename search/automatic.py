@@ -5,8 +5,8 @@
   than the fraction of a second that choosing it takes.
 - Evolutionary otherwise.
 
-No Optuna sampler is chosen: on every space of benchmarks/spaces the two above find more with as many points
-(docs/search.md), and they cost less to ask, however long the history.
+No Optuna sampler is chosen: where they were compared, the two above found more with as many points (docs/search.md says where),
+and they cost less to ask, however long the history.
 """
 
 from __future__ import annotations
