@@ -34,7 +34,7 @@ class Experiment(Generic[Job]):
     """What is asked, checked: what all kinds share, and the `job` as its kind reads it.
 
     `baseline` is the plan run today, as its kind codes plans. `resolved` is the file as it can be run again from anywhere;
-    `model_file` the config.json it refers to, if any.
+    `files` are those it refers to, by the names that a run folder has for them.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Experiment(Generic[Job]):
     workers: int | None
     address: str | None
     resolved: Mapping[str, Any]
-    model_file: Path | None
+    files: Mapping[str, Path]
 
     def to_yaml(self) -> str:
         """The resolved experiment as a file."""
@@ -94,14 +94,14 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence
 
 def _experiment(kind: Kind[Any], file: Any, document: Located, folder: Path) -> Experiment[Any]:
     name = file.name or (Path(document.name).stem if document.lines else "experiment")
-    model_file = _model_file(document.value, folder)
+    files = _files(document.value, folder)
     objectives = file.objectives or [
         ObjectiveChoice(metric=metric, maximise=measure(metric).maximise) for metric in kind.default_objectives(file)
     ]
     resolved: dict[str, Any] = {"kind": file.kind, "name": name} | dict(document.value) | {"name": name}
     if isinstance(document.value.get("model"), str):
         resolved["model"] = file.model.name
-    elif model_file is not None:
+    elif "config.json" in files:
         resolved["model"] = {**document.value["model"], "config": "config.json"}
     if getattr(file, "calibration", ""):
         resolved["calibration"] = file.calibration
@@ -126,7 +126,7 @@ def _experiment(kind: Kind[Any], file: Any, document: Located, folder: Path) -> 
         workers=file.search.workers,
         address=file.search.address,
         resolved=resolved,
-        model_file=model_file,
+        files=files,
     )
 
 
@@ -139,9 +139,20 @@ def _repeated(objectives: Iterable[ObjectiveChoice]) -> Iterable[Fault]:
         seen.add(choice.metric)
 
 
-def _model_file(value: Mapping[str, Any], folder: Path) -> Path | None:
-    model = value.get("model")
-    return folder / str(model["config"]) if isinstance(model, Mapping) and "config" in model else None
+def _files(value: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Files that the experiment refers to, by the names that a run folder has for them: a model's configuration, a trace."""
+    files = {}
+    model, workload = value.get("model"), value.get("workload")
+    if isinstance(model, Mapping) and "config" in model:
+        files["config.json"] = folder / str(model["config"])
+    if isinstance(workload, Mapping) and "trace" in workload:
+        files[trace_name(workload)] = folder / str(workload["trace"])
+    return files
+
+
+def trace_name(workload: Mapping[str, Any]) -> str:
+    """What a run folder calls the trace of a workload."""
+    return f"trace{Path(str(workload['trace'])).suffix}"
 
 
 def _read(path: Path) -> str:

@@ -126,7 +126,7 @@ class Recording:
         folder: Path | None = None
         try:
             folder = make()
-            run_folder.write_experiment(experiment.to_yaml(), experiment.model_file, folder)
+            run_folder.write_experiment(experiment.to_yaml(), experiment.files, folder)
             store = RunStore(folder, [objective.metric for objective in experiment.objectives])
         except OSError as error:
             return cls(folder=folder, store=None, trouble=_told(folder or where, error))

@@ -55,11 +55,11 @@ def create_at(folder: Path) -> Path:
     return folder
 
 
-def write_experiment(experiment: str, model_file: Path | None, folder: Path) -> None:
+def write_experiment(experiment: str, files: Mapping[str, Path], folder: Path) -> None:
     """What is asked, in a new folder. Raises OSError."""
     (folder / "experiment.yaml").write_text(experiment, encoding="utf-8")
-    if model_file is not None:
-        shutil.copyfile(model_file, folder / "config.json")
+    for name, source in files.items():
+        shutil.copyfile(source, folder / name)
 
 
 def write(run: Run, folder: Path, *, seed: int) -> None:

@@ -130,7 +130,7 @@ def sweep(
     folder = run_folder.create(RUNS, name) if out is None else run_folder.create_at(Path(out))
     for cell, experiment in zip(cells, experiments, strict=True):
         (folder / cell.folder).mkdir()
-        run_folder.write_experiment(experiment.to_yaml(), experiment.model_file, folder / cell.folder)
+        run_folder.write_experiment(experiment.to_yaml(), experiment.files, folder / cell.folder)
     held = {
         "schema": _SCHEMA,
         "name": name,

@@ -139,3 +139,13 @@ def test_launch_files_name_every_degree(to: str, dse: Run, folder: Path) -> None
     if plan["mode"] == "disaggregated":
         assert "prefill" in text
         assert "decode" in text
+
+
+def test_a_trace_travels_with_the_run(chat: Path, tmp_path: Path) -> None:
+    rows = "".join(f"{i * 0.2:.1f},{500 + i},{20 + i % 7}\n" for i in range(40))
+    (chat.parent / "mine.csv").write_text(f"arrival,input_tokens,output_tokens\n{rows}", encoding="utf-8")
+    first = run(chat, out=tmp_path / "a", overrides=["workload={trace: mine.csv}", "space.mode=aggregated"])
+    assert not first.trouble
+    (chat.parent / "mine.csv").unlink()
+    again = run(tmp_path / "a" / "experiment.yaml", out=tmp_path / "b")
+    assert [a.to_json() for a in again.front] == [a.to_json() for a in first.front]

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from costmodels.serving.statistics import Statistics
+from dse.experiment import trace_name
 from dse.kinds.machines import cluster_faults, fabrics, named_devices
 from dse.locations import Fault
 from dse.measures import percentile
@@ -189,7 +190,10 @@ def resolved(file: File, value: Mapping[str, Any]) -> dict[str, Any]:
         symbol: [SERVING_NAMES[symbol][int(code)] for code in codes]
         for symbol, codes in (("precision", file.precision), ("kv_precision", file.kv_precision))
     }
-    return {"hardware": hardware, "stack": file.stack, **spelled}
+    workload = dict(value["workload"])
+    if "trace" in workload:
+        workload["trace"] = trace_name(workload)
+    return {"hardware": hardware, "workload": workload, "stack": file.stack, **spelled}
 
 
 # --- what no section can see alone ------------------------------------------------------------------------------------------
