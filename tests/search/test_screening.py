@@ -1,0 +1,78 @@
+"""Screening: with a cheap model that is off by bounded gaps the dear model's own front is found, and every plan is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from costmodels.metrics import Metrics
+from search.constraint import Constraint
+from search.exact import search
+from search.front import Objective
+from search.screening import Fidelity, screen
+from spaces.architecture import find
+from spaces.columns import Columns
+from spaces.problem import Problem
+from spaces.space import Axis, Space
+
+PROBLEM = Problem(architecture=find("llama-3.1-8b"), stack="none")
+SPACE = Space(tuple(Axis(name=name, symbols={name: np.arange(1, 31)}) for name in ("a", "b")))
+OBJECTIVES = [Objective(name=name, metric=name) for name in ("time", "price")]
+
+
+@dataclass(frozen=True)
+class Curved:
+    """Time falls and price grows with `a`; `b` wastes both; times are `noise` off, differently at every point."""
+
+    noise: float = 0.0
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"a", "b"})
+
+    def bound(self, _: Problem, points: Columns) -> Metrics:
+        return Metrics(n=points.n, value={})
+
+    def evaluate(self, problem: Problem, points: Columns) -> Metrics:
+        at = problem.at(points)
+        a, b = np.asarray(at["a"], np.float64), np.asarray(at["b"], np.float64)
+        off = 1.0 + self.noise * np.sin(12.9898 * a + 78.233 * b)
+        return Metrics(n=points.n, value={"time": (100.0 / a + b) * off, "price": a + 0.5 * b})
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@pytest.mark.parametrize("limits", [(), (Constraint(metric="time", limit=30.0),)])
+def test_the_dear_front_is_found_and_every_plan_counted(noise: float, limits: tuple[Constraint, ...]) -> None:
+    exact = search(SPACE, Curved(), PROBLEM, OBJECTIVES, limits)
+    found = screen(
+        SPACE,
+        Fidelity(name="cheap", model=Curved(noise)),
+        Fidelity(name="dear", model=Curved(), agrees=frozenset({"price"})),
+        PROBLEM,
+        OBJECTIVES,
+        limits,
+    )
+    assert found.left == 0
+    assert np.array_equal(found.result.front.points.costs, exact.front.points.costs)
+    assert [stage.saw for stage in found.stages] == [SPACE.size(), found.stages[1].saw]
+    assert found.stages[1].saw < SPACE.size()
+    assert found.result.certificate.complete
+
+
+def test_a_budget_that_runs_out_says_how_many_are_left() -> None:
+    dear = Fidelity(name="dear", model=Curved(), most=5)
+    found = screen(SPACE, Fidelity(name="cheap", model=Curved(0.05)), dear, PROBLEM, OBJECTIVES)
+    assert found.stages[1].saw == 5
+    assert found.left > 0
+
+
+def test_nothing_feasible_names_the_closest_by_the_dear_model() -> None:
+    limits = [Constraint(metric="time", limit=4.0)]
+    found = screen(
+        SPACE, Fidelity(name="cheap", model=Curved(0.05)), Fidelity(name="dear", model=Curved()), PROBLEM, OBJECTIVES, limits
+    )
+    assert len(found.result.front) == 0
+    assert found.result.closest is not None
+    assert "time <= 4" in found.result.closest.lacks
