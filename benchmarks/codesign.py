@@ -26,7 +26,7 @@ PLANS = 1000
 def main() -> None:
     """Time the search; check some designs against every plan evaluated."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--designs", type=int, default=512)
+    parser.add_argument("--designs", type=int, default=2048)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     base, model = find_accelerator("H100"), find("llama-3.1-70b")
