@@ -171,8 +171,8 @@ def _answer(
 def _evaluated(questions: Sequence[Question], calibration: str = "") -> list[dict[str, Any]]:
     """Results of one group of questions, which share model, stack and device."""
     first = questions[0]
-    fixed = {} if first.vocab_parallel is None else {"stack.vocab_parallel": float(first.vocab_parallel)}
-    problem = training_problem(first.architecture, first.stack, first.device, fixed, first.optimizer, calibration=calibration)
+    fixed, optimizer = first.fixed, first.optimizer
+    problem = training_problem(first.architecture, first.stack, first.device, fixed, optimizer, calibration=calibration)
     symbols = {name: np.array([q.symbols[name] for q in questions], np.int64) for name in first.symbols}
     blank = np.array([q.recompute_open for q in questions], np.bool_)
     model = TrainingModel()

@@ -30,13 +30,14 @@ class BadRow(ValueError):
 class Question:
     """A row understood. `symbols` binds every plan symbol, `sequence` and `global_batch`; codes as in `spaces.plan`.
 
-    `recompute_open` says that the row left recomputation blank: the lightest that fits is to be found.
+    `fixed` binds symbols of the stack that the row sets. `recompute_open` says that the row left recomputation blank: the
+    lightest that fits is to be found.
     """
 
     architecture: Architecture
     stack: str
     device: Device
-    vocab_parallel: int | None
+    fixed: Mapping[str, float]
     optimizer: str | None
     symbols: Mapping[str, int]
     recompute_open: bool
@@ -45,7 +46,7 @@ class Question:
     @property
     def group(self) -> tuple[Any, ...]:
         """Rows of one group are evaluated as one batch."""
-        return self.architecture, self.stack, self.device, self.vocab_parallel, self.optimizer
+        return self.architecture, self.stack, self.device, tuple(sorted(self.fixed.items())), self.optimizer
 
 
 def read(row: Row) -> Question:
@@ -61,7 +62,7 @@ def read(row: Row) -> Question:
         architecture=architecture,
         stack=plan.stack,
         device=device,
-        vocab_parallel=flag_in(row, "vocab_parallel"),
+        fixed=_fixed(row),
         optimizer=plan.optimizer,
         symbols=plan.symbols,
         recompute_open=plan.recompute_open,
@@ -224,7 +225,20 @@ _SCHEDULES = {
     "zb": Schedule.ZERO_BUBBLE,
     "interleaved-1f1b": Schedule.INTERLEAVED,
     "interleaved1f1b": Schedule.INTERLEAVED,
+    "1f1b-interleaved": Schedule.INTERLEAVED,
+    "zb-h1": Schedule.ZERO_BUBBLE,
+    "zbh1": Schedule.ZERO_BUBBLE,
 }
+_STACKS = {
+    "megatron-lm": "megatron",
+    "megatron-core": "megatron",
+    "megatron-bridge": "megatron",
+    "nemo": "megatron",
+    "torchtitan": "torchtitan-compile",
+    "torch-graph": "torch-eager",
+}
+"""Other names of stacks; torch-graph is torch-eager without the host."""
+_HOST = ("host_per_operator", "host_per_checkpoint", "host_per_collective", "host_per_step")
 _PRECISIONS = {name: code for code, name in enumerate(NAMES["precision"])}
 _RECOMPUTES = {name: code for code, name in enumerate(NAMES["recompute"][:3])}
 _TRAINABLE = {name: code for code, name in enumerate(NAMES["trainable"])}
@@ -238,6 +252,17 @@ class _Plan:
     recompute_open: bool
 
 
+def _fixed(row: Row) -> dict[str, float]:
+    """Symbols of the stack that the row sets: vocabulary parallelism, and no host under CUDA graphs."""
+    fixed: dict[str, float] = {}
+    vocabulary = flag_in(row, "vocab_parallel")
+    if vocabulary is not None:
+        fixed["stack.vocab_parallel"] = float(vocabulary)
+    if cell(row, "stack").lower().replace("_", "-") == "torch-graph":
+        fixed |= {f"stack.{name}": 0.0 for name in _HOST}
+    return fixed
+
+
 def _plan(row: Row, model: Architecture, assumed: list[str]) -> _Plan:
     """Every symbol of the plan, each blank filled as the contract says."""
     devices = count_in(row, "n_gpus")
@@ -248,7 +273,7 @@ def _plan(row: Row, model: Architecture, assumed: list[str]) -> _Plan:
     virtual, schedule = _chunks(row, model, pipeline, assumed)
     zero = count_in(row, "zero_stage", find_stack(stack).default_zero, least=0)
     _check(model, row, tensor=tensor, context=context, data=data, expert=expert, micro=micro, zero=zero)
-    text = cell(row, "recompute").lower()
+    text = cell(row, "recompute").lower().replace(" ", "")
     base, plus, _ = text.partition("+sp")
     recompute = choice_in({"recompute": base}, "recompute", _RECOMPUTES, DEFAULTS["recompute"])
     precision = choice_in(row, "precision", _PRECISIONS, DEFAULTS["precision"])
@@ -303,8 +328,12 @@ def _stack(row: Row, model_parallel: int, assumed: list[str]) -> str:
     if not name:
         name = "megatron" if model_parallel > 1 else "torchtitan-compile"
         assumed.append(f"stack {name}")
+    wanted = name.lower().replace("_", "-")
+    if wanted in _STACKS:
+        assumed.append(f"stack {_STACKS[wanted]}" + (" without the host" if wanted == "torch-graph" else ""))
+        wanted = _STACKS[wanted]
     try:
-        return find_stack(name.lower()).name
+        return find_stack(wanted).name
     except ValueError as error:
         raise BadRow(str(error)) from None
 

@@ -127,6 +127,63 @@ def test_node_and_network_overrides_count() -> None:
     assert float(slow["step_time_s"]) > float(fast["step_time_s"])
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ({"recompute": "Selective +SP"}, {"recompute": "selective+sp"}),
+        ({"precision": "BF16"}, {"precision": "bf16"}),
+        ({"stack": "Megatron_LM"}, {"stack": "megatron"}),
+        ({"optimizer": "AdamW_bf16"}, {"optimizer": "adamw-bf16"}),
+        ({"schedule": "ZB-H1"}, {"schedule": "zero_bubble"}),
+        ({"tp": "4.0"}, {"tp": "4"}),
+        ({"zero_stage": ""}, {"zero_stage": "1"}),
+        ({"model": "meta-llama/Llama-3.1-70B-Instruct"}, {"model": "llama-3.1-70b"}),
+        ({"gpu": "H100"}, {"gpu": "H100-80GB-SXM"}),
+        ({"colour": "green"}, {}),
+    ],
+    ids=lambda cells: "-".join(cells.values()) or "nothing",
+)
+def test_spellings_of_one_plan_get_one_answer(written: dict[str, str], meant: dict[str, str]) -> None:
+    found, wanted = one(**written), one(**meant)
+    assert found["error"] == ""
+    assert (found["step_time_s"], found["peak_memory_bytes"]) == (wanted["step_time_s"], wanted["peak_memory_bytes"])
+
+
+def test_blank_zero_stage_is_the_stacks_own() -> None:
+    whole = {"tp": "1", "pp": "1", "dp": ""}
+    for stack, stage in (("megatron", "1"), ("torchtitan-compile", "3"), ("llm-foundry", "3")):
+        row = one(stack=stack, **whole)
+        assert row["peak_memory_bytes"] == one(stack=stack, zero_stage=stage, **whole)["peak_memory_bytes"]
+
+
+def test_fewer_shards_hold_more_state() -> None:
+    plan = {"tp": "1", "pp": "1", "dp": "64", "stack": "torchtitan-compile"}
+    held = [float(one(**plan, shard_degree=degree)["peak_memory_bytes"]) for degree in ("8", "16", "64")]
+    assert held[0] > held[1] > held[2]
+
+
+def test_adapters_hold_no_state_of_the_frozen_weights() -> None:
+    full, adapters = one(), one(trainable="lora")
+    assert float(adapters["peak_memory_bytes"]) < float(full["peak_memory_bytes"])
+    assert float(adapters["step_time_s"]) < float(full["step_time_s"])
+
+
+def test_sixteen_bit_state_is_less_than_fp32_state() -> None:
+    """Weights, gradients and moments: 8 bytes a parameter in bf16, 16 in fp32 (one device, no sharding)."""
+    plan = {"model": "llama-3.2-1b", "n_gpus": "1", "tp": "1", "pp": "1", "dp": "1", "global_batch": "1", "seq": "128"}
+    narrow, wide = (
+        float(one(**plan, stack="torch-eager", optimizer=kind)["peak_memory_bytes"]) for kind in ("adamw-bf16", "adamw")
+    )
+    assert 1.8 < wide / narrow < 2.3
+
+
+def test_a_graph_of_the_step_waits_for_no_host() -> None:
+    plan = {"model": "llama-3.2-1b", "n_gpus": "1", "tp": "1", "pp": "1", "dp": "1", "global_batch": "1", "seq": "128"}
+    eager, graph = one(**plan, stack="torch-eager"), one(**plan, stack="torch-graph")
+    assert float(graph["step_time_s"]) < float(eager["step_time_s"])
+    assert graph["peak_memory_bytes"] == eager["peak_memory_bytes"]
+
+
 def test_rows_alone_and_together_agree() -> None:
     rows = [{**ROW, "micro_batch": m, "stack": s} for m in ("1", "2", "4") for s in ("megatron", "deepspeed")]
     assert predict_rows(rows) == [predict_rows([row])[0] for row in rows]
