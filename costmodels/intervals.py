@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from costmodels.kernels import matrix_rate, sixteen_bit_rate
 from costmodels.metrics import MAXIMISED, Evidence
 from spaces.columns import Bindings, FloatArray
 from spaces.problem import Problem
@@ -75,4 +76,13 @@ def interval(problem: Problem, at: Bindings, value: Mapping[str, FloatArray]) ->
     high = np.array([p[1] for p in pairs])[generation]
     evidence = np.array([int(p[2]) for p in pairs], np.int8)[generation]
     around = table()["memory"]
+    if "mfu_causal" in value:
+        low = np.maximum(low, np.minimum(_fastest(at, value), 1.0))
     return Around(value, low, high, float(around["low"])), Around(value, high, low, float(around["high"])), evidence
+
+
+def _fastest(at: Bindings, value: Mapping[str, FloatArray]) -> FloatArray:
+    """The shortest time a step can take over the predicted: its executed FLOPs, masked attention left out, at the datasheet's
+    rate of the plan's format."""
+    format_rate = matrix_rate(at, True)[0] / sixteen_bit_rate(at)
+    return np.asarray(value["mfu_causal"] * value["hfu"] / value["mfu"] / format_rate, np.float64)

@@ -48,6 +48,17 @@ def test_utilisation_is_a_share(plan: dict[str, int], name: str) -> None:
     assert (one(metrics, "hfu") > one(metrics, "mfu")) == (plan["recompute"] > 1 or (plan["recompute"] == 1 and name == "old"))
 
 
+@given(legal_plans(), st.sampled_from(["old", "tiny"]))
+def test_no_interval_reaches_beyond_the_datasheet(plan: dict[str, int], name: str) -> None:
+    """The optimistic end executes no more than the peak: every causal FLOP, and the recomputed ones, in 16 bits."""
+    architecture, stack = MODELS[name]
+    asked = problem(architecture, stack=stack, device__matrix_flops__bf16=2e14, device__matrix_flops__fp16=2e14)
+    metrics = evaluate(asked, {**plan, "precision": 2})
+    assert metrics.low["step_time"][0] <= one(metrics, "step_time")
+    again = one(metrics, "hfu") / one(metrics, "mfu")
+    assert metrics.high["mfu_causal"][0] * again <= max(1.0, one(metrics, "mfu_causal") * again) * (1 + 1e-9)
+
+
 @settings(max_examples=25)
 @given(legal_plans(), st.sampled_from(["old", "tiny", "eager"]), st.floats(1.1, 8.0))
 def test_faster_parts_are_never_slower(plan: dict[str, int], name: str, factor: float) -> None:
