@@ -115,6 +115,7 @@ def flag_in(row: Row, name: str) -> int | None:
 
 
 def choice_in(row: Row, name: str, known: Mapping[str, int], default: int) -> int:
+    """The code of the word in a cell of the row, `default` where it is blank. Raises BadRow with the nearest words."""
     text = cell(row, name).lower().replace("_", "-")
     if not text:
         return default
