@@ -29,6 +29,14 @@ CONSTANTS = (
     "kernel.pointwise.column_sum",
 )
 """What whole steps told: everything else is counted, or measured kernel by kernel."""
+_OF_GROUPS = {
+    "stack.host_per_collective": ("tensor",),
+    "stack.contention": ("ddp", "fsdp"),
+    "stack.bucket_bytes.replicated": ("ddp",),
+    "stack.bucket_bytes.sharded": ("fsdp",),
+    "stack.turn_passes": ("tensor",),
+}
+"""Kinds of parallelism that a constant is about; the others' steps do not feel it."""
 FOLDS = 8
 _BUMP = 0.05  # relative change of a constant, to see what a step makes of it
 _HELD = 0.02  # log error that a constant twice or half as large must save, over all steps, to be worth it
@@ -48,8 +56,9 @@ def responses(steps: Sequence[MeasuredStep]) -> tuple[FloatArray, FloatArray]:
     base = np.array([seconds(step) for step in steps])
     slopes = np.zeros((len(steps), len(CONSTANTS)))
     for j, name in enumerate(CONSTANTS):
-        bumped = np.array([seconds(step, {name: 1.0 + _BUMP}) for step in steps])
-        slopes[:, j] = (bumped - base) / np.log1p(_BUMP)
+        for i, step in enumerate(steps):
+            if step.kind in _OF_GROUPS.get(name, (step.kind,)):
+                slopes[i, j] = (seconds(step, {name: 1.0 + _BUMP}) - base[i]) / np.log1p(_BUMP)
     return base, slopes
 
 
