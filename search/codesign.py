@@ -16,6 +16,7 @@ import numpy as np
 
 from costmodels.machines.area import reticle_violation, silicon_area, total_area
 from costmodels.machines.carbon import embodied_carbon
+from costmodels.machines.checks import held_out_ratio
 from costmodels.machines.designs import capital_per_device, design_symbols, hourly_price
 from costmodels.machines.power import design_power, sustained_share
 from costmodels.machines.price import cluster_capital, device_price, ownership_per_hour
@@ -30,8 +31,8 @@ SCORES = ("performance", "performance_per_dollar", "performance_per_watt", "late
 """Relative to the base part; of the first three more is better."""
 ABSOLUTE = ("capital", "device_price", "hourly_price", "die_area", "design_power", "sustained_clock", "embodied_carbon")
 """USD a device (system, then package), USD an hour, mm², W, share of the boost clock, kg."""
-SPREAD = 1.35
-"""Ratio of an absolute figure of a design to either end of its interval: the 90 % quantile of held-out parts' errors."""
+SURE = 0.9
+"""Share of new parts that an interval is to hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -155,7 +156,23 @@ class CodesignModel:
 
 
 def _spread(name: str) -> float:
-    return 1.0 if name == "sustained_clock" else SPREAD
+    """Ratio of a figure to either end of its interval, by the errors of held-out parts.
+
+    Silicon, and what is made and paid by its area, errs as area does; watts as power does; what needs both, as the worse.
+    """
+    if name == "sustained_clock":
+        return 1.0
+    figures = _ERRS_AS.get(name, ("area", "power"))
+    return max(held_out_ratio(figure, SURE) for figure in figures)
+
+
+_ERRS_AS: Mapping[str, tuple[str, ...]] = {
+    "die_area": ("area",),
+    "device_price": ("area",),
+    "capital": ("area",),
+    "embodied_carbon": ("area",),
+    "design_power": ("power",),
+}
 
 
 def _figures(workload: Workload, best: Best) -> dict[str, FloatArray]:

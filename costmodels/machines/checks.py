@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.optimize import nnls
@@ -55,6 +56,17 @@ def residuals(figure: str) -> tuple[Residual, ...]:
 def held_out_median(figure: str) -> float:
     """Median of |error| over the parts that gave no constant."""
     return float(np.median([abs(r.error) for r in residuals(figure) if r.held_out]))
+
+
+@cache
+def held_out_ratio(figure: str, share: float = 0.9) -> float:
+    """Ratio of predicted to published, or its inverse, that a `share` of new parts stays within, from held-out parts alone.
+
+    The ⌈(n + 1)·share⌉-th smallest of n held-out ratios (split conformal prediction, Vovk et al. 2005), the largest of them
+    where n is too small for that.
+    """
+    ratios = sorted(float(np.exp(abs(np.log1p(r.error)))) for r in residuals(figure) if r.held_out)
+    return ratios[min(int(np.ceil((len(ratios) + 1) * share)), len(ratios)) - 1]
 
 
 def fit(figure: str) -> dict[str, float]:

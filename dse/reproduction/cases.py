@@ -134,7 +134,21 @@ def attention_buffer(mapping: str, queries: int, keys: int, width: int) -> Figur
     return {"bytes": (float(buffer_bytes(mapping, queries, keys, width)), "B"), "passes": (float(PASSES[mapping]), "")}
 
 
+def switch(size: float, bandwidth: float | None = None, device: str | None = None) -> Figures:
+    """Seconds to bring a model of `size` bytes into the memory it runs from, at bytes/s or over a device's host link.
+
+    Raises ValueError where neither or both are given.
+    """
+    from costmodels.machines.tiers import switch_time
+    from spaces.hardware import find_device
+
+    if (bandwidth is None) == (device is None):
+        raise ValueError("switch wants a bandwidth in bytes/s, or a device whose host link is used")
+    link = find_device(device).host_link_bandwidth if device is not None else bandwidth
+    return {"time": (float(switch_time(float(size), link)), "s")}
+
+
 CASES: Mapping[str, Callable[..., Figures]] = {
-    question.__name__: question for question in (plan, best, model, state, schedule, exchange, kernel, attention_buffer)
+    question.__name__: question for question in (plan, best, model, state, schedule, exchange, kernel, attention_buffer, switch)
 }
 """Every question by name."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from costmodels.machines.checks import fit, held_out_median, residuals, table
+from costmodels.machines.checks import fit, held_out_median, held_out_ratio, residuals, table
 from costmodels.machines.tables import constants
 
 
@@ -37,3 +37,14 @@ def test_parts_that_cannot_hold_their_peak_are_known() -> None:
 def test_the_table_names_every_part() -> None:
     told = table()
     assert all(r.part in told for figure in ("area", "power") for r in residuals(figure))
+
+
+@pytest.mark.parametrize("figure", ["area", "power"])
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.9])
+def test_an_interval_holds_the_share_of_held_out_parts_that_it_says(figure: str, share: float) -> None:
+    held = [r for r in residuals(figure) if r.held_out]
+    ratio = held_out_ratio(figure, share)
+    errors = [max(r.predicted / r.published, r.published / r.predicted) for r in held]
+    assert sum(error <= ratio * (1 + 1e-9) for error in errors) >= share * len(held)
+    assert ratio in [pytest.approx(error) for error in errors]
+    assert held_out_ratio(figure, 0.9) >= ratio
