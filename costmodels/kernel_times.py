@@ -138,7 +138,7 @@ class KernelTimes:
         n: int,
     ) -> None:
         """Put the model's answers into `times` at `rows`; `there` are the measured device's symbols."""
-        slowdown = float(np.max(at["stack.slowdown"]))
+        slowdown = np.broadcast_to(np.asarray(at["stack.slowdown"], np.float64), (n,))
         wanted: dict[tuple[str, str, tuple[str, ...]], list[tuple[int, IntArray, list[tuple[Any, ...]], IntArray]]] = {}
         for i, call in enumerate(calls):
             if not call.op:
@@ -161,7 +161,7 @@ class KernelTimes:
             if fresh:
                 known.update(zip(fresh, self._predicted(*key, fresh), strict=True))
             for i, chosen, shapes, place in many:
-                model = np.array([known[shape] for shape in shapes])[place] * slowdown
+                model = np.array([known[shape] for shape in shapes])[place] * slowdown[chosen]
                 reference = calls[i].reference
                 if there is not at or reference is not None:
                     formula = np.asarray((reference or calls[i].formula)(there), np.float64)

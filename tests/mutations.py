@@ -192,17 +192,17 @@ def dies_on_a_bad_point(patch: Patch) -> None:
         worst = np.max(np.array([*self.violations(metrics, batch).values()]), axis=0)
         return points, worst, []
 
-    patch.setattr(Task, "_evaluated", plain)
+    patch.setattr(Task, "evaluated", plain)
 
 
 def many_evaluations(patch: Patch) -> None:
-    original = Task._evaluated
+    original = Task.evaluated
 
     def again(self: Any, batch: Any, *rest: Any) -> Any:
         original(self, batch, *rest)
         return original(self, batch, *rest)
 
-    patch.setattr(Task, "_evaluated", again)
+    patch.setattr(Task, "evaluated", again)
 
 
 def the_same_points_again(patch: Patch) -> None:

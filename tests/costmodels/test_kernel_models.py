@@ -211,7 +211,7 @@ class TestFits:
 
     def test_outside_what_was_taught_the_edge_is_held_and_the_interval_wider(self) -> None:
         symbols, model = kernel_symbols(find_device("H100")), find_kernel_model("learned")
-        near = {"m": np.array([8192.0]), "n": np.array([8192.0]), "k": np.array([8192.0])}
+        near = {"m": np.array([8000.0]), "n": np.array([8192.0]), "k": np.array([8192.0])}
         far = {"m": np.array([8192.0]), "n": np.array([2.0**21]), "k": np.array([8192.0])}
         inner, outer = model.predict("gemm", near, symbols), model.predict("gemm", far, symbols)
         assert inner.evidence[0] == Evidence.INTERPOLATED
