@@ -92,6 +92,7 @@ _SERVING = (
     Measure(name="kv_headroom", title="KV cache left at peak", unit="%", scale=0.01, maximise=True),
     Measure(name="utilisation", title="load", unit="%", scale=0.01),
     Measure(name="power", title="power", unit="kW", scale=1e3, dimension="W"),
+    Measure(name="rated_power", title="rated power", unit="kW", scale=1e3, dimension="W"),
     Measure(name="price_per_hour", title="price an hour", unit="USD"),
     *_LATENCIES,
 )  # fmt: skip
@@ -129,6 +130,7 @@ SERVING = LATENCIES | {
     "price_per_hour",
     "energy_per_token",
     "power",
+    "rated_power",
     "kv_headroom",
     "memory",
     "devices",

@@ -83,6 +83,8 @@ def tied(answer: PlanAnswer, most: int = 3) -> str:
 def place(answer: PlanAnswer) -> str:
     """`64 × H100-80GB-SXM: `, as far as the plan says."""
     device, devices = answer.plan.get("device"), answer.plan.get("devices")
+    if "prefill.device" in answer.plan:  # pools of kinds of their own, which the plan names
+        device = None
     count = f"{devices:,} × " if devices is not None else ""
     return f"{count}{device}: " if device else f"{devices:,} devices: " if devices is not None else ""
 

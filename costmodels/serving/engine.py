@@ -179,8 +179,10 @@ def _devices(problem: Problem, at: Bindings) -> tuple[list[dict[str, float]], In
     names = [name for name in {**problem.scalars, **at.columns.levels} if name.startswith(_DEVICE)]
     combinations, index = distinct(at.columns, [name for name in names if name in at.columns.levels])
     own = problem.at(combinations)
+    if not combinations.n:  # no plans run on no device: its figures are asked for nothing
+        return [dict.fromkeys(names, 1.0)], np.asarray(index, np.int64)
     found = [
         {name: float(np.asarray(own[name]).reshape(-1)[i if np.ndim(own[name]) else 0]) for name in names}
-        for i in range(max(combinations.n, 1))
+        for i in range(combinations.n)
     ]
     return found, np.asarray(index, np.int64)

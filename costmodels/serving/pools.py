@@ -67,12 +67,12 @@ def side(problem: Problem, points: Columns, start: str) -> tuple[Problem, Column
     names = {symbol for symbol in points.levels if symbol.startswith(PREFILL)}
     shared = {"mode", "devices", *names}
     levels = {symbol: entry for symbol, entry in points.levels.items() if symbol not in shared}
+    own = {symbol.removeprefix(start): value for symbol, value in problem.scalars.items() if start and symbol.startswith(start)}
     if start:
         renamed = {symbol.removeprefix(start): points.levels[symbol] for symbol in names}
-        levels = {symbol: entry for symbol, entry in levels.items() if symbol not in renamed} | renamed
+        levels = {symbol: entry for symbol, entry in levels.items() if symbol not in {*renamed, *own}} | renamed
     used = {axis for axis, _ in levels.values()}
     columns = Columns(n=points.n, codes={axis: points.codes[axis] for axis in used}, levels=levels)
-    own = {symbol.removeprefix(start): value for symbol, value in problem.scalars.items() if start and symbol.startswith(start)}
     given = {"output_tokens": 1.0, "acceptance": 0.0} if start else {"prefix_hit": 1.0}
     pool = dataclasses.replace(problem, scalars={**problem.scalars, **own, **given, "mode": 0})
     count = np.broadcast_to(_devices(pool, columns), (points.n,))
@@ -104,19 +104,19 @@ def _without_prefill(points: Columns) -> Columns:
 def transfer_time(problem: Problem, points: Columns) -> tuple[FloatArray, FloatArray]:
     """(seconds a prompt token's cache takes to cross, seconds of latency) of n disaggregated plans.
 
-    Every device sends or receives its shard over a link of its own; the pool whose devices hold more of a token is the slower.
+    Every device sends or receives its shard over a link of its own; the pool whose devices take longer for a token decides.
     """
     at = problem.at(points)
-    shard = np.zeros(points.n)
+    given = np.asarray(at.get("link_bandwidth", 0.0), np.float64)
+    slowest = np.zeros(points.n)
     for start in (PREFILL, ""):
         pool, columns = side(problem, points, start)
         combinations, index = distinct(columns, frozenset(columns.levels) - {"devices", "data", "request_rate", "concurrency"})
         held = capacity(pool.architecture, find_serving_stack(pool.stack), pool.at(combinations))
-        shard = np.maximum(shard, held.token[index])
-    bandwidth = np.asarray(at.get("link_bandwidth", 0.0), np.float64)
-    bandwidth = np.where(bandwidth > 0, bandwidth, np.asarray(at["device.nic_bandwidth"], np.float64))
+        own = np.broadcast_to(np.asarray(pool.at(columns)["device.nic_bandwidth"], np.float64), (points.n,))
+        slowest = np.maximum(slowest, held.token[index] / np.where(given > 0, given, own))
     latency = np.broadcast_to(np.asarray(at.get("link_latency", 1e-4), np.float64), (points.n,))
-    return np.asarray(shard / bandwidth), np.asarray(latency)
+    return slowest, np.asarray(latency)
 
 
 def _bound_of_pools(model: ServingModel, problem: Problem, points: Columns) -> Metrics:
@@ -188,6 +188,7 @@ def _joined(
         "kv_headroom": then.value["kv_headroom"][j],
         "memory": np.maximum(*both("memory")),
         "devices": np.asarray(devices),
+        "rated_power": np.asarray(sum(both("rated_power"))),
         "price_per_million_tokens": per_second("price_per_million_tokens") / np.maximum(tokens, 1e-12),
         "energy_per_token": per_second("energy_per_token") / np.maximum(tokens, 1e-12),
     }

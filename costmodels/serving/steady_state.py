@@ -200,6 +200,7 @@ def _metrics(problem: Problem, at: Bindings, states: States, rows: slice) -> Met
         "kv_headroom": _headroom(states, place, held, s.running * tables.stages[engine]),
         "memory": (states.capacity.fixed + states.capacity.token * states.capacity.tokens)[held],
         "devices": devices,
+        "rated_power": devices * _rows(at["device.power"], n),
         "price_per_million_tokens": price_per_second(at) / np.maximum(tokens, 1e-12) * 1e6,
         "energy_per_token": watts / np.maximum(tokens, 1e-12),
     }

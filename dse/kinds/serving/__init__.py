@@ -29,7 +29,7 @@ def _models(asked: job.ServingJob) -> tuple[Fidelity, ...]:
     simulated = SimulatedServing(
         closed=closed, traffic=asked.traffic, asked=asked.statistics, context=asked.context, seed=asked.seed
     )
-    agrees = frozenset({"devices", "price_per_hour", "memory"})
+    agrees = frozenset({"devices", "price_per_hour", "rated_power", "memory"})
     return (
         Fidelity(name="closed form", model=closed),
         Fidelity(name="simulated", model=simulated, most=asked.simulate, agrees=agrees),
@@ -61,7 +61,7 @@ KIND: Kind[job.ServingJob] = Kind(
     models=_models,
     point=plans.point,
     codes=plans.plan_codes,
-    sampled=frozenset({"device", "device.domain", *plans.SYMBOLS}),
+    sampled=frozenset({"device", "prefill.device", "device.domain", *plans.SYMBOLS}),
     title=words.title,
     assumptions=words.assumptions,
     spelled=words.spelled,

@@ -63,7 +63,7 @@ class Explanation:
 def explained(job: ServingJob, codes: Mapping[str, Any]) -> Explanation:
     """Take apart the plan with these codes (`device` by name)."""
     kind = find("serving")
-    job = one_device(job, codes.get("device"))
+    job = one_device(job, codes)
     problem, columns = problem_of(job), point(job, codes)
     closed, simulated = kind.models(job)
     answer = answers(kind, problem, columns, simulated.model.evaluate(problem, columns))[0]

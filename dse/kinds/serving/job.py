@@ -29,9 +29,9 @@ NEED_SLO = frozenset({"slo_attainment", "goodput", "goodput_per_device"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolMachines:
-    """Devices of one pool: exactly `count`, or at most."""
+    """Devices of one pool, of one of the kinds: exactly `count`, or at most."""
 
-    device: Device
+    devices: tuple[Device, ...]
     count: int
     at_most: bool
 
@@ -78,7 +78,7 @@ def job_of(file: File) -> ServingJob:
     modes = (1,) if pools else tuple(sorted(int(code) for code in space.get("mode", (0,))))
     return ServingJob(
         architecture=file.model,
-        devices=(pools[1].device,) if pools else fabrics(hardware),
+        devices=pools[1].devices if pools else fabrics(hardware),
         count=count,
         at_most=count if how == "at_most" else None,
         pools=pools,
@@ -115,7 +115,7 @@ def _pools(hardware: Hardware) -> tuple[PoolMachines, PoolMachines] | None:
     changes: dict[str, Any] = {} if hardware.devices_per_node is None else {"devices_per_node": hardware.devices_per_node}
     both = [
         PoolMachines(
-            device=dataclasses.replace(pool.device, **changes) if changes else pool.device,
+            devices=tuple(dataclasses.replace(device, **changes) if changes else device for device in pool.device),
             count=pool.devices[1],
             at_most=pool.devices[0] == "at_most",
         )

@@ -42,28 +42,46 @@ def problem_of(job: ServingJob) -> Problem:
         "link_bandwidth": job.link or 0.0,
     }
     one = job.devices[0] if len(job.devices) == 1 else None
-    if job.pools is not None:
-        fixed |= {PREFILL + name: value for name, value in serving_symbols(job.pools[0].device).items()}
     problem = serving_problem(job.architecture, job.stack, one, fixed)
-    labels = {**problem.labels, "mode": MODES}
-    if one is not None:
-        return dataclasses.replace(problem, labels=labels)
-    names = {"device": tuple(device.name for device in job.devices), "generation": _generations(job.devices)}
-    shared = {name: float(values[0]) for name, values in _device_values(job).items() if _same(values)}
-    return dataclasses.replace(problem, labels={**labels, **names}, scalars={**problem.scalars, **shared})
+    names, generations = _device_names(job), _generations(job)
+    labels = {**problem.labels, "mode": MODES, "device": names, "generation": generations, PREFILL + "device": names}
+    shared = {name: float(values[0]) for name, values in _device_values(job).items() if one is None and _same(values)}
+    if job.pools is not None:
+        own = _device_values(job, PREFILL).items()
+        shared |= {PREFILL + name: float(values[0]) for name, values in own if _same(values)}
+    return dataclasses.replace(problem, labels=labels, scalars={**problem.scalars, **shared})
 
 
-def _generations(devices: tuple[Device, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(device.generation for device in devices))
+def _every(job: ServingJob) -> tuple[Device, ...]:
+    """The devices of all pools, those of the decode pool first: positions are the codes of a kind."""
+    return tuple(dict.fromkeys((*job.devices, *(job.pools[0].devices if job.pools is not None else ()))))
 
 
-def _device_values(job: ServingJob) -> dict[str, NDArray[Any]]:
-    """Every symbol that choosing one of the devices binds, shape (devices,); a rate that one lacks is 0 there."""
-    figures = [serving_symbols(device) for device in job.devices]
+def _device_names(job: ServingJob) -> tuple[str, ...]:
+    return tuple(device.name for device in _every(job))
+
+
+def _generations(job: ServingJob) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(device.generation for device in _every(job)))
+
+
+def _pool_devices(job: ServingJob, start: str) -> tuple[Device, ...]:
+    """The kinds that the prefill pool may have, or the (decode) engines."""
+    return job.pools[0].devices if start and job.pools is not None else job.devices
+
+
+def _device_values(job: ServingJob, start: str = "") -> dict[str, NDArray[Any]]:
+    """Every symbol that choosing a pool's device binds, shape (devices,); a rate that one lacks is 0 there."""
+    devices = _pool_devices(job, start)
+    figures = [serving_symbols(device) for device in devices]
     names = sorted({name for figure in figures for name in figure} - {"device", "generation"})
     values = {name: np.array([figure.get(name, 0.0) for figure in figures], np.float64) for name in names}
-    known = _generations(job.devices)
-    return values | {"generation": np.array([known.index(device.generation) for device in job.devices])}
+    every, generations = _every(job), _generations(job)
+    codes = {
+        "device": np.array([every.index(device) for device in devices]),
+        "generation": np.array([generations.index(device.generation) for device in devices]),
+    }
+    return values | codes
 
 
 def _same(values: NDArray[Any]) -> bool:
@@ -71,11 +89,13 @@ def _same(values: NDArray[Any]) -> bool:
 
 
 def _hardware(job: ServingJob) -> tuple[Axis, ...]:
-    """The kind of device when there are several, and the scale-up domain when it is a choice."""
+    """The kind of device of each pool when there are several, and the scale-up domain when it is a choice."""
     axes: list[Axis] = []
-    if len(job.devices) > 1:
-        values = {name: array for name, array in _device_values(job).items() if not _same(array)}
-        axes.append(Axis(name="device", symbols={"device": np.arange(len(job.devices)), **values}))
+    for start in ("", PREFILL) if job.pools is not None else ("",):
+        if len(_pool_devices(job, start)) > 1:
+            values = {start + name: array for name, array in _device_values(job, start).items() if not _same(array)}
+            code = start + "device"
+            axes.append(Axis(name=code, symbols={code: values.pop(code), **values}))
     if job.domains:
         axes.append(Axis(name="device.domain", symbols={"device.domain": np.array(sorted(set(job.domains)), np.float64)}))
     return tuple(axes)
@@ -99,7 +119,7 @@ def space_of(job: ServingJob) -> Space:
         pools=pools,
         defaults=find_serving_stack(job.stack).default,
         hardware=_hardware(job),
-        labels={"device": tuple(device.name for device in job.devices)},
+        labels={"device": _device_names(job), PREFILL + "device": _device_names(job)},
     )
 
 
@@ -112,7 +132,7 @@ def point(job: ServingJob, plan: Mapping[str, Any]) -> Columns:
     devices = int(given.get("devices") or _devices(job, given, apart))
     single = dataclasses.replace(
         job,
-        devices=(_device(job, plan.get("device")),),
+        devices=(_device(job, plan.get("device"), ""),),
         modes=(int(apart),),
         options=options,
         prefill=prefill,
@@ -126,7 +146,10 @@ def point(job: ServingJob, plan: Mapping[str, Any]) -> Columns:
     if found is None:
         reasons = dict.fromkeys(rule[1] for rule in space.removed())
         raise ImpossiblePlan(f"no legal plan on {devices} devices: {'; '.join(reasons) or 'structure leaves nothing'}")
-    return _on_device(job, found.take(slice(0, 1)), single.devices[0])
+    chosen = {"": single.devices[0]}
+    if job.pools is not None:
+        chosen[PREFILL] = _device(job, plan.get(PREFILL + "device"), PREFILL)
+    return _on_devices(job, found.take(slice(0, 1)), chosen)
 
 
 def _filled(job: ServingJob, given: Mapping[str, float], start: str) -> dict[str, float]:
@@ -157,29 +180,40 @@ def _devices(job: ServingJob, given: Mapping[str, float], apart: bool) -> int:
     return int(total)
 
 
-def _device(job: ServingJob, name: object) -> Device:
-    """The job's device of that name, or its first."""
-    for device in job.devices:
+def _device(job: ServingJob, name: object, start: str) -> Device:
+    """A pool's device of that name, or its first."""
+    devices = _pool_devices(job, start)
+    for device in devices:
         if name in (None, device.name, *device.aliases):
             return device
-    raise ImpossiblePlan(f"the experiment has no device {name!r}; it has {', '.join(one.name for one in job.devices)}")
+    raise ImpossiblePlan(f"the experiment has no {start}device {name!r}; it has {', '.join(one.name for one in devices)}")
 
 
-def _on_device(job: ServingJob, columns: Columns, device: Device) -> Columns:
-    """The point with its device bound as the experiment binds it: in the columns when the device is an axis."""
+def _on_devices(job: ServingJob, columns: Columns, chosen: Mapping[str, Device]) -> Columns:
+    """The point with the devices of its pools bound as the experiment binds them: in the columns where they are an axis."""
     values = {symbol: columns[symbol] for symbol in columns.levels}
     if job.domains:
         values["device.domain"] = np.array([float(job.domains[0])])
-    if len(job.devices) > 1:
-        index = job.devices.index(device)
-        own = {name: array[[index]] for name, array in _device_values(job).items() if not _same(array)}
-        values = {**own, "device": np.array([index]), **values}
+    for start, device in chosen.items():
+        devices = _pool_devices(job, start)
+        if len(devices) > 1:
+            index = devices.index(device)
+            own = {start + name: array[[index]] for name, array in _device_values(job, start).items() if not _same(array)}
+            values = {**own, **values}
     return Columns.from_values(values)
 
 
-def one_device(job: ServingJob, name: object) -> ServingJob:
-    """The job with the device of that name (or its first) alone."""
-    return dataclasses.replace(job, devices=(_device(job, name),))
+def one_device(job: ServingJob, codes: Mapping[str, Any]) -> ServingJob:
+    """The job with the devices that a plan names (or the first of each pool) alone."""
+    device = _device(job, codes.get("device"), "")
+    if job.pools is None:
+        return dataclasses.replace(job, devices=(device,))
+    prefill, decode = job.pools
+    pools = (
+        dataclasses.replace(prefill, devices=(_device(job, codes.get(PREFILL + "device"), PREFILL),)),
+        dataclasses.replace(decode, devices=(device,)),
+    )
+    return dataclasses.replace(job, devices=(device,), pools=pools)
 
 
 _SHORT = {
@@ -203,8 +237,10 @@ def plan_codes(job: ServingJob, plan: str | Mapping[str, Any]) -> dict[str, Any]
     for name, value in given.items():
         start, stem = (PREFILL, name.removeprefix(PREFILL)) if name.startswith(PREFILL) else ("", name)
         symbol = start + _SHORT.get(stem, stem)
-        if symbol in ("device", "domain"):
-            codes[symbol] = _device(job, value).name if symbol == "device" else int(value)
+        if stem == "device":
+            codes[symbol] = _device(job, value, start).name
+        elif symbol == "domain":
+            codes[symbol] = int(value)
         elif symbol not in SYMBOLS:
             found.append(f"a plan has no choice {name!r}{nearest(name, SYMBOLS)}")
         else:
@@ -223,6 +259,6 @@ def _split(text: str) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not equals:
             raise ImpossiblePlan(f"expected choices like tensor=8,data=2, got {part!r}")
-        plain = name.strip() in (*SERVING_NAMES, "mode", "device")
+        plain = name.strip() in (*SERVING_NAMES, "mode", "device", PREFILL + "device")
         pairs[name.strip()] = value.strip() if plain else yaml.safe_load(value)
     return pairs

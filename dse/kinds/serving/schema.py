@@ -21,7 +21,7 @@ from dse.schema.fields import (
     read_text,
     said,
 )
-from dse.schema.sections import Count, Machines, Number, Question, Rate, Search, Seconds, Section
+from dse.schema.sections import Count, Devices, Machines, Number, Question, Rate, Search, Seconds, Section
 from spaces.hardware import Device
 from spaces.serving_plan import SERVING_NAMES, SERVING_PLAN, WeightFormat, serving_code
 from spaces.serving_space import MODES
@@ -94,9 +94,9 @@ def _codes(symbol: str) -> Any:
 
 
 class Pool(Section):
-    """Machines of one pool."""
+    """Machines of one pool; `device` may be a list, and is an axis then."""
 
-    device: Annotated[InstanceOf[Device], BeforeValidator(read_device)]
+    device: Devices
     devices: Annotated[tuple[str, int], BeforeValidator(read_device_count)]
 
 

@@ -50,7 +50,7 @@ def spelled(problem: Problem, point: Mapping[str, Any]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     if "device.domain" in point:
         named["domain"] = int(point["device.domain"])
-    for symbol in ("device", *SYMBOLS):
+    for symbol in ("device", PREFILL + "device", *SYMBOLS):
         if symbol not in bound or (symbol.startswith(PREFILL) and (not apart or symbol not in point)):
             continue
         value = bound[symbol]
@@ -67,9 +67,12 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     own = {symbol: value for symbol, value in plan.items() if not symbol.startswith(PREFILL) and symbol not in _HIDDEN}
     if plan.get("mode") != MODES[1]:
         return _pool(own)
-    prefill = {symbol.removeprefix(PREFILL): value for symbol, value in plan.items() if symbol.startswith(PREFILL)}
+    both = {symbol.removeprefix(PREFILL): value for symbol, value in plan.items() if symbol.startswith(PREFILL)}
+    prefill = {symbol: value for symbol, value in both.items() if symbol not in _HIDDEN}
     decode = {symbol: value for symbol, value in own.items() if symbol != "token_budget"}
-    return f"prefill {_pool(prefill)} | decode {_pool(decode)}"
+    named = PREFILL + "device" in plan
+    kinds = [f"{plan[symbol]} " if named and symbol in plan else "" for symbol in (PREFILL + "device", "device")]
+    return f"prefill {kinds[0]}{_pool(prefill)} | decode {kinds[1]}{_pool(decode)}"
 
 
 def _pool(plan: Mapping[str, Any]) -> str:
@@ -89,7 +92,7 @@ def title(job: ServingJob) -> str:
         machines = f"{count} × {devices}"
     else:
         machines = " + ".join(
-            f"{'at most ' if pool.at_most else ''}{pool.count:,} × {pool.device.name} for {name}"
+            f"{'at most ' if pool.at_most else ''}{pool.count:,} × {' or '.join(d.name for d in pool.devices)} for {name}"
             for name, pool in zip(("prefill", "decode"), job.pools, strict=True)
         )
     return f"{job.architecture.name} served on {machines}; {described(job.traffic)}; {job.stack}"
@@ -122,7 +125,7 @@ def assumptions(job: ServingJob) -> tuple[str, ...]:
     if 1 in job.modes:
         link = "the devices' own NICs" if job.link is None else f"a link of {job.link / 1e9:g} GB/s a device"
         said.append(f"Disaggregated pools are joined by rate; every prompt's cache crosses {link}.")
-    for device in (*job.devices, *((job.pools[0].device,) if job.pools else ())):
+    for device in dict.fromkeys((*job.devices, *(job.pools[0].devices if job.pools else ()))):
         low, high = device.price_range
         price = f"{device.price_per_hour:.2f} USD a device-hour (offers {low:.2f}–{high:.2f})"
         said.append(f"{device.name}: {price}; {device.source}.")
