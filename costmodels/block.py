@@ -7,7 +7,7 @@ placement becomes a collective. Nothing here knows which architecture it is look
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -127,8 +127,14 @@ class _Local:
 
     at: SymbolTable
     sequence_parallel: bool
+    _known: dict[str, Value] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, symbol: str) -> Value:
+        if symbol not in self._known:
+            self._known[symbol] = self._found(symbol)
+        return self._known[symbol]
+
+    def _found(self, symbol: str) -> Value:
         if symbol == "stream_shards":
             return self.at["tensor"] if self.sequence_parallel else 1
         if symbol == "activation_bytes":

@@ -151,8 +151,9 @@ def stage_memory(problem: Problem, plan: Columns) -> tuple[tuple[str, Mapping[st
     stages = {1: [("the only stage", 0)], 2: [("first stage", 0), ("last stage", 2)]}
     chosen = stages.get(pipeline, [("first stage", 0), ("heaviest middle stage", 1), ("last stage", 2)])
     found = []
+    one = np.zeros(1, np.int64)
     for name, stage in chosen:
-        use = memory_use(at, _everywhere(live, stage), _everywhere(state, stage))
+        use = memory_use(at, _everywhere(live, stage), one, _everywhere(state, stage), one)
         found.append(
             (name, {**{part: float(value[0]) for part, value in use.parts.items()}, "reserve": float(use.overhead[0])})
         )

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from costmodels.block_memory import FRESH, HELD, BlockMemory, loss_bytes
 from costmodels.data_parallel import shard_ranks
+from costmodels.factors import gathered
 from costmodels.schedule import in_flight
 from costmodels.sharded_memory import sharded_moments
-from costmodels.step_moments import ActivationMemory, StateMemory, whole_moments
+from costmodels.step_moments import ActivationMemory, StateMemory, fullest_pass, whole_moments
 from spaces.columns import FloatArray, IntArray, Value
 from spaces.expressions import SymbolTable
 from spaces.plan import Offload, Recompute, Schedule, Trainable
@@ -30,13 +31,12 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "working"
 class MemoryUse:
     """Bytes on the device that needs most, arrays of shape (n,).
 
-    `peak` is the allocator's peak; `parts` sum to it; `stages` (3, n) is the peak of the first, heaviest middle and last stage;
-    `device` adds fragmentation, context and communication buffers (`overhead`), and is what must fit.
+    `peak` is the allocator's peak; `parts` sum to it, and are none where not asked for; `device` adds fragmentation, context
+    and communication buffers (`overhead`), and is what must fit.
     """
 
     peak: FloatArray
     parts: dict[str, FloatArray]
-    stages: FloatArray
     device: FloatArray
     overhead: FloatArray
 
@@ -120,7 +120,8 @@ def activation_memory(
     if np.any(np.asarray(at["stack.memory.sends_held"]) > 0):
         running = running + _sent(at, pipeline, microbatches)
     others = running - kept - entry
-    return ActivationMemory(
+    buffered = _buffered(at)
+    found = ActivationMemory(
         layers=running,
         remaining=running - per_layer,
         left=others + entry,
@@ -130,8 +131,10 @@ def activation_memory(
         embedding=embedding,
         loss=loss,
         named=named,
-        ends={} if _buffered(at) else _ends(at, blocks, combination, alone) | {"steady": 1.0 * steady, "single": kept + entry},
+        ends={} if buffered else _ends(at, blocks, combination, alone) | {"steady": 1.0 * steady, "single": kept + entry},
+        fullest={},
     )
+    return replace(found, fullest=fullest_pass(found)) if buffered else found
 
 
 def _sent(at: SymbolTable, pipeline: Value, microbatches: Value) -> FloatArray:
@@ -166,12 +169,60 @@ def gradients_held(at: SymbolTable, steady: NDArray[np.bool_]) -> IntArray:
     return np.where(persistent | (steady & (np.asarray(at["zero_stage"]) < 2)), HELD, FRESH)
 
 
-def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> MemoryUse:
-    """The timeline's peak over stages and moments, for n plans whose live and state bytes are given."""
+def memory_use(
+    at: SymbolTable, live: ActivationMemory, by_live: IntArray, state: StateMemory, by_state: IntArray, parts: bool = True
+) -> MemoryUse:
+    """The timeline's peak over stages and moments of n plans, and its parts where asked for.
+
+    `by_live`, `by_state` (n,): each plan's row of `live` and of `state`.
+    """
+    # DualPipe keeps two copies of the parameters, one a direction (DeepSeek-V3 table 2)
+    dual = np.asarray(at["schedule"]) == Schedule.DUALPIPE
+    copies = np.where(dual, 2.0, 1.0) if np.any(dual) else 1.0
+    if live.fullest:
+        peak, found = _peak_beside_gradients(live, by_live, state, by_state, copies, parts)
+    else:
+        peak, found = _peak(at, gathered(live, by_live), gathered(state, by_state), copies)
+    workspace = at["stack.memory.workspace"]
+    if found:
+        found["working"] = found["working"] + workspace
+    peak = peak + workspace
+    overhead = peak * at["stack.memory.fragmentation"] + at["stack.memory.reserve"] + _buffers(at)
+    return MemoryUse(peak, found, peak + overhead, overhead)
+
+
+def _peak_beside_gradients(
+    live: ActivationMemory, by_live: IntArray, state: StateMemory, by_state: IntArray, copies: Value, parts: bool
+) -> tuple[FloatArray, dict[str, FloatArray]]:
+    """Peak and parts where gradients are always there: the fullest moment of the passes, or the update."""
+    weights = np.take(state.weights, by_state, axis=1) * copies
+    passing = np.take(live.fullest["total"], by_live, axis=1) + np.take(state.beside, by_state, axis=1)
+    updating = np.take(state.update, by_state, axis=1)
+    totals = np.maximum(passing, updating) + weights
+    second = totals[1] > totals[0]
+    peak = np.where(second, totals[1], totals[0])
+    third = totals[2] > peak
+    peak = np.where(third, totals[2], peak)
+    if not parts:
+        return peak, {}
+    stage = np.where(third, 2, np.where(second, 1, 0))
+    in_live, in_state = stage * live.layers.shape[1] + by_live, stage * state.weights.shape[1] + by_state
+    plan = stage * len(stage) + np.arange(len(stage))
+    passes = passing.ravel()[plan] >= updating.ravel()[plan]
+    named = {part: np.where(passes, live.fullest[part].ravel()[in_live], 0.0) for part in ("activations", "logits", "working")}
+    return peak, {
+        "weights": weights.ravel()[plan],
+        "gradients": state.gradients.ravel()[in_state],
+        "optimizer": state.optimizer.ravel()[in_state],
+        **named,
+        "gathered": np.where(passes, state.gathered.ravel()[in_state], state.updating.ravel()[in_state]),
+    }
+
+
+def _peak(at: SymbolTable, live: ActivationMemory, state: StateMemory, copies: Value) -> tuple[FloatArray, dict[str, FloatArray]]:
+    """Peak and parts of n plans whose gradients may come and go."""
     several = at["global_batch"] > at["data"] * at["micro_batch"]
     live, held = _settled(at, live, state, several)
-    # DualPipe keeps two copies of the parameters, one a direction (DeepSeek-V3 table 2)
-    copies = np.where(np.asarray(at["schedule"]) == Schedule.DUALPIPE, 2.0, 1.0)
     resident = state.weights * copies + state.optimizer
     n = resident.shape[1]
     moments = whole_moments(live, state, held)
@@ -187,25 +238,13 @@ def memory_use(at: SymbolTable, live: ActivationMemory, state: StateMemory) -> M
     stage, moment = when % 3, when // 3
     rows = stage * n + np.arange(n)
 
-    def of_stage(value: FloatArray) -> FloatArray:
-        return np.asarray(value.ravel()[rows], np.float64)
-
     def of_moment(part: str) -> FloatArray:
         return np.asarray(np.choose(moment, [getattr(one, part).ravel()[rows] for one in moments]), np.float64)
 
-    workspace = at["stack.memory.workspace"]
-    parts = {
-        "weights": of_stage(state.weights) * copies,
-        "gradients": of_moment("gradients"),
-        "optimizer": of_stage(state.optimizer),
-        "activations": of_moment("activations"),
-        "logits": of_moment("logits"),
-        "working": of_moment("working") + workspace,
-        "gathered": of_moment("gathered"),
-    }
-    peak = totals[when, np.arange(n)] + workspace
-    overhead = peak * at["stack.memory.fragmentation"] + at["stack.memory.reserve"] + _buffers(at)
-    return MemoryUse(peak, parts, totals.reshape(len(totals) // 3, 3, n).max(axis=0) + workspace, peak + overhead, overhead)
+    parts = {name: of_moment(name) for name in ("gradients", "activations", "logits", "working", "gathered")}
+    parts["weights"] = state.weights.ravel()[rows] * copies
+    parts["optimizer"] = state.optimizer.ravel()[rows]
+    return totals[when, np.arange(n)], {name: parts[name] for name in PARTS}
 
 
 def _settled(
@@ -285,15 +324,20 @@ def state_memory(
     copied = (at["context"] * at["data"] > 1) & (zero == 0)
     buckets = np.where(copied, at["stack.memory.buckets"], 0.0) * gradients
     on_host = np.asarray(at["offload"]) == Offload.OPTIMIZER
+    optimizer = np.where(on_host, 0.0, sharded("states", 1, trained))
+    whole = _gathered(at, dense, expert, counts.sum(axis=0), embedding) + buckets
+    updating = gradients / at["optimizer.gradients"] * at["stack.memory.update"]
     return StateMemory(
         weights=sharded("weights", 3),
         gradients=gradients,
         head=ends * share,
         before=(ends + in_layers * (1.0 - 1.0 / layers)) * share,
         rest=(ends + in_layers) * share,
-        optimizer=np.where(on_host, 0.0, sharded("states", 1, trained)),
-        gathered=_gathered(at, dense, expert, counts.sum(axis=0), embedding) + buckets,
-        updating=sharded("gradients", 2, trained) / at["optimizer.gradients"] * at["stack.memory.update"],
+        optimizer=optimizer,
+        gathered=whole,
+        updating=updating,
+        beside=gradients + whole + optimizer,
+        update=gradients + updating + optimizer,
         units={} if _buffered(at) else _units(in_layers, layers, ends, first),
     )
 

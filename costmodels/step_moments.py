@@ -20,7 +20,7 @@ class ActivationMemory:
     stage has none); `loss`: the part of the head's that is logits, log-probabilities and their gradients; `named`: logits that
     the training loop still holds. `ends`, by name, only where gradients come and go: `output`, the logits themselves,
     `entering`, what the head keeps, `single`, what one microbatch keeps, and `steady`, 1 where more microbatches come than fit
-    in flight.
+    in flight. `fullest`, by part, only where gradients are always there: the moment of the passes at which most is alive.
     """
 
     layers: FloatArray
@@ -33,6 +33,7 @@ class ActivationMemory:
     loss: FloatArray
     named: FloatArray
     ends: Mapping[str, FloatArray]
+    fullest: Mapping[str, FloatArray]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +42,8 @@ class StateMemory:
 
     `weights`, `gradients` (all of them, `head` of the head alone, `before` all but the last layer's and the embedding's, `rest`
     all but the embedding's), `optimizer` state, `gathered`: parameters whole at a time under ZeRO-3, or the buckets of DDP;
-    and `updating`: temporaries of the optimizer's update. `units`, by name, only where gradients come and go: parameters of
+    and `updating`: temporaries of the optimizer's update. `beside`, `update`: what is there of all that beside the weights while
+    gradients are whole, in a pass and in the update. `units`, by name, only where gradients come and go: parameters of
     what ZeRO-3 gathers (`layer`, `root`; its `head` and largest `table`) and the `depth` in layers.
     """
 
@@ -53,6 +55,8 @@ class StateMemory:
     optimizer: FloatArray
     gathered: FloatArray
     updating: FloatArray
+    beside: FloatArray
+    update: FloatArray
     units: Mapping[str, FloatArray]
 
 
@@ -69,6 +73,20 @@ class Moment:
     def total(self) -> FloatArray:
         """Sum of the parts, (3, n)."""
         return self.gradients + self.activations + self.logits + self.working + self.gathered
+
+
+def fullest_pass(live: ActivationMemory) -> dict[str, FloatArray]:
+    """Parts of the fullest moment of the passes, and their `total`, (3, n) each, where gradients are always there: all else
+    is the same at those moments."""
+    nothing = np.zeros_like(live.layers)
+    moments = whole_moments(live, StateMemory(*(nothing,) * 10, units={}), 1.0)[:-1]
+    totals = np.stack([moment.total() for moment in moments])
+    when = np.argmax(totals, axis=0)[None]
+    found = {"total": np.take_along_axis(totals, when, axis=0)[0]}
+    for part in ("activations", "logits", "working"):
+        values = np.stack([getattr(moment, part) for moment in moments])
+        found[part] = np.take_along_axis(values, when, axis=0)[0]
+    return found
 
 
 def whole_moments(live: ActivationMemory, state: StateMemory, held: Value) -> tuple[Moment, ...]:

@@ -186,7 +186,7 @@ def tables_of(problem: Problem, points: Columns, *, with_time: bool) -> Tables:
 
 
 def _bounds(at: Bindings, parts: Tables, rows: slice) -> Metrics:
-    use = memory_use(at, gathered(parts.live, parts.by_pipe[rows]), gathered(parts.state, parts.by_data[rows]))
+    use = memory_use(at, parts.live, parts.by_pipe[rows], parts.state, parts.by_data[rows], False)
     limit = np.asarray(at["device.memory_capacity"], np.float64)
     return Metrics(
         n=at.n,
@@ -274,7 +274,7 @@ def _metrics(problem: Problem, at: Bindings, tables: Tables, rows: slice) -> Met
     assert tables.data is not None
     assert tables.flops is not None
     n = at.n
-    use = memory_use(at, gathered(tables.live, tables.by_pipe[rows]), gathered(tables.state, tables.by_data[rows]))
+    use = memory_use(at, tables.live, tables.by_pipe[rows], tables.state, tables.by_data[rows])
     pipe = gathered(tables.pipe, tables.by_pipe[rows])
     data = gathered(tables.data, tables.by_data[rows])
     step, parts, often = _step(at, pipe, data)

@@ -7,7 +7,7 @@ one of the two, and no model may assume which: `Bindings` answers for both.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -77,14 +77,20 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bindings:
-    """Symbols of a problem and of columns under one roof; `at[symbol]` is a scalar or an array of shape (n,)."""
+    """Symbols of a problem and of columns under one roof; `at[symbol]` is a scalar or a read-only array of shape (n,)."""
 
     scalars: Mapping[str, Any]
     columns: Columns
+    _gathered: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, symbol: str) -> Value:
+        if symbol in self._gathered:
+            return self._gathered[symbol]
         if symbol in self.columns.levels:
-            return self.columns[symbol]
+            found = self.columns[symbol]
+            found.flags.writeable = False  # the next reader gets the same array
+            self._gathered[symbol] = found
+            return found
         try:
             return self.scalars[symbol]
         except KeyError:
