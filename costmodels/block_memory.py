@@ -8,15 +8,16 @@ last reader to its writer, and outputs that are views of one product share its s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from math import prod
 
 import numpy as np
 
 from costmodels.block import placed, policies
 from costmodels.constants import Stack
 from spaces.columns import FloatArray, Value
-from spaces.expressions import SymbolTable, product
+from spaces.expressions import SymbolTable, expression, product
 from spaces.graph import MATRIX_KINDS, Graph, Kind, Operator, Placement, Tensor
 from spaces.plan import Precision
 
@@ -66,11 +67,12 @@ def _block_memory(ledger: Ledger, stack: Stack, n: int) -> BlockMemory:
 
     dense, expert = parameters(ledger.graph, ledger.where, ledger.at)
     kept = [ledger.kept(policy) for policy in policies(stack)]
+    above = [ledger.backward(held) for held in (FRESH, HELD)]
     products = [op for op in ledger.graph.operators if op.kind in MATRIX_KINDS]
     return BlockMemory(
         kept=np.stack([rows(value) for value in kept]),
         backward=np.stack(
-            [np.stack([rows(ledger.backward(np.maximum(kept[0], value), held)) for value in kept]) for held in (FRESH, HELD)]
+            [np.stack([rows(np.maximum(np.maximum(kept[0], value) + most, 0.0)) for value in kept]) for most in above]
         ),
         cached=rows(2.0 * sum(ledger.weights(op) for op in products) if ledger.autocast else 0.0),
         dense=rows(dense),
@@ -92,7 +94,20 @@ class Ledger:
     at: SymbolTable
     views: bool
     autocast: bool
-    sizes: dict[str, Value] = field(default_factory=dict)
+    _locals: dict[str, Value] = field(default_factory=dict, repr=False)
+    _sizes: dict[str, Value] = field(default_factory=dict, repr=False)
+    _saved: dict[str, tuple[tuple[str, Value], ...]] = field(default_factory=dict, repr=False)
+    _weights: dict[str, Value] = field(default_factory=dict, repr=False)
+
+    def local(self, dim: str) -> Value:
+        """A dimension on one device."""
+        if dim not in self._locals:
+            self._locals[dim] = self.graph.local(dim, self.where).evaluate(self.at)
+        return self._locals[dim]
+
+    def elements(self, dims: Iterable[str]) -> Value:
+        """Elements of a tensor on one device."""
+        return prod(self.local(dim) for dim in dims)
 
     def wide(self, name: str) -> bool:
         """Whether a value is fp32 under autocast: the residual stream, and what norms and embeddings write."""
@@ -101,10 +116,11 @@ class Ledger:
 
     def size(self, name: str) -> Value:
         """Bytes of a value's own storage on one device."""
-        if name not in self.sizes:
-            size = self.graph.bytes(self.graph.tensors[name], self.where).evaluate(self.at)
-            self.sizes[name] = size * 2.0 if self.autocast and self.wide(name) else size
-        return self.sizes[name]
+        if name not in self._sizes:
+            tensor = self.graph.tensors[name]
+            size = self.elements(tensor.dims) * expression(tensor.element).evaluate(self.at)
+            self._sizes[name] = size * 2.0 if self.autocast and self.wide(name) else size
+        return self._sizes[name]
 
     def gathers(self, op: Operator, name: str) -> bool:
         """Whether a product gathers its input over the tensor ranks (sequence parallelism)."""
@@ -119,8 +135,8 @@ class Ledger:
 
     def gathered_size(self, op: Operator, name: str) -> Value:
         """Bytes of a product's input once gathered."""
-        element = self.size(name) / self.graph.elements(self.graph.tensors[name].dims, self.where).evaluate(self.at)
-        return element * self.graph.elements(dict(op.reads)[name], self.where).evaluate(self.at)
+        element = self.size(name) / self.elements(self.graph.tensors[name].dims)
+        return element * self.elements(dict(op.reads)[name])
 
     def storage(self, tensor: Tensor) -> tuple[str, Value]:
         """The storage that keeping a tensor keeps alive, and its bytes: the whole product where it is a view of it."""
@@ -133,8 +149,14 @@ class Ledger:
             return writer.name, kept + rest * self.at["stack.memory.views"]
         return tensor.name, self.size(tensor.name)
 
-    def saved(self, op: Operator) -> Iterator[tuple[str, Value]]:
-        """Storages that an operator keeps for its backward pass, with their bytes.
+    def saved(self, op: Operator) -> tuple[tuple[str, Value], ...]:
+        """Storages that an operator keeps for its backward pass, with their bytes."""
+        if op.name not in self._saved:
+            self._saved[op.name] = tuple(self._found(op))
+        return self._saved[op.name]
+
+    def _found(self, op: Operator) -> Iterator[tuple[str, Value]]:
+        """What `saved` says.
 
         Inputs of fp8 products are kept in fp8. Under autocast a product keeps 16-bit copies of its input and of its weights.
         """
@@ -166,7 +188,9 @@ class Ledger:
 
     def weights(self, op: Operator) -> Value:
         """Parameters of an operator on one device."""
-        return sum(product(*(self.graph.local(dim, self.where) for dim in dims)).evaluate(self.at) for dims in op.weights)
+        if op.name not in self._weights:
+            self._weights[op.name] = sum(self.elements(dims) for dims in op.weights)
+        return self._weights[op.name]
 
     def kept(self, policy: str) -> Value:
         """Bytes alive between forward and backward under a recomputation policy."""
@@ -182,33 +206,34 @@ class Ledger:
         found: list[Value] = [0.0, 0.0, 0.0]
         for op in self.graph.operators:
             matrices = [dims for dims in op.weights if len(dims) > 1]
-            count = sum(product(*(self.graph.local(dim, self.where) for dim in dims)).evaluate(self.at) for dims in matrices)
+            count = sum(self.elements(dims) for dims in matrices)
             moments = self.at["optimizer.states"] / 2.0
             for i, (width, copies) in enumerate((("weights", 1.0), ("gradients", 1.0), ("", 2.0))):
                 size = count * (self.at[f"optimizer.{width}"] if width else moments)
                 found[i] = found[i] + copies * allocation_rounding(size)
         return found[0], found[1], found[2]
 
-    def backward(self, start: Value, held: int) -> Value:
-        """Bytes at the worst moment of the backward pass that begins with `start` bytes of kept values."""
-        return _Walk(ledger=self, held=held, alive=start).worst()
+    def backward(self, held: int) -> Value:
+        """Bytes at the worst moment of the backward pass, above those of the kept values that it begins with."""
+        return _Walk(ledger=self, held=held).worst()
 
 
 @dataclass(slots=True, kw_only=True)
 class _Walk:
-    """The state of a walk backwards: bytes of kept values, gradients by value, weight gradients, and the most so far.
+    """The state of a walk backwards: bytes of kept values above those of the start, gradients by value, weight gradients, and
+    the most so far.
 
     `gradients` maps a value to the storage that holds its gradient; both inputs of an addition share one.
     """
 
     ledger: Ledger
     held: int
-    alive: Value
+    alive: Value = 0.0
     gradients: dict[str, str] = field(default_factory=dict)
     storages: dict[str, Value] = field(default_factory=dict)
     weights: Value = 0.0
     last: Value = 0.0
-    most: Value = 0.0
+    most: Value = -np.inf
 
     def worst(self) -> Value:
         graph = self.ledger.graph
@@ -311,8 +336,8 @@ class _Walk:
         """
         ledger = self.ledger
         (table,) = op.weights
-        rows, width = (ledger.graph.local(dim, ledger.where).evaluate(ledger.at) for dim in table)
-        tokens = ledger.graph.elements(op.reads[0][1], ledger.where).evaluate(ledger.at)
+        rows, width = (ledger.local(dim) for dim in table)
+        tokens = ledger.elements(op.reads[0][1])
         return np.where(tokens > 3072, (tokens / 10.0 + np.minimum(tokens, rows)) * width * 4.0, 0.0)
 
     def _loss(self, op: Operator) -> None:

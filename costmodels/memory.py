@@ -219,7 +219,9 @@ def _peak_beside_gradients(
     }
 
 
-def _peak(at: SymbolTable, live: ActivationMemory, state: StateMemory, copies: Value) -> tuple[FloatArray, dict[str, FloatArray]]:
+def _peak(
+    at: SymbolTable, live: ActivationMemory, state: StateMemory, copies: Value
+) -> tuple[FloatArray, dict[str, FloatArray]]:
     """Peak and parts of n plans whose gradients may come and go."""
     several = at["global_batch"] > at["data"] * at["micro_batch"]
     live, held = _settled(at, live, state, several)
