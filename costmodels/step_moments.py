@@ -42,8 +42,8 @@ class StateMemory:
 
     `weights`, `gradients` (all of them, `head` of the head alone, `before` all but the last layer's and the embedding's, `rest`
     all but the embedding's), `optimizer` state, `gathered`: parameters whole at a time under ZeRO-3, or the buckets of DDP;
-    and `updating`: temporaries of the optimizer's update. `beside`, `update`: all that is there beside the weights in a pass and
-    in the update, where gradients are whole. `units`, by name, only where gradients come and go: parameters of what ZeRO-3
+    and `updating`: temporaries of the optimizer's update. `beside`, `update`: all that is there beside the weights in a pass
+    and in the update, where gradients are whole. `units`, by name, only where gradients come and go: parameters of what ZeRO-3
     gathers (`layer`, `root`; its `head` and largest `table`) and the `depth` in layers.
     """
 

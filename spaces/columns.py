@@ -115,42 +115,65 @@ def distinct(columns: Columns, reads: Iterable[str]) -> tuple[Columns, IntArray]
     Returns (combinations, index of shape (n,)): `f(columns) == f(combinations)[index]` for any f that reads only `reads`.
     Combinations are keyed by a mixed-radix code of the axes' level numbers, so the cost is linear in n.
     """
-    axes: dict[str, int] = {}
-    for symbol in reads:
-        if symbol in columns.levels:
-            axis, values = columns.levels[symbol]
-            axes[axis] = len(values)
-    levels = {symbol: entry for symbol, entry in columns.levels.items() if entry[0] in axes}
+    wanted = {columns.levels[symbol][0] for symbol in reads if symbol in columns.levels}
+    levels = {symbol: entry for symbol, entry in columns.levels.items() if entry[0] in wanted}
+    sizes = {axis: len(values) for axis, values in levels.values()}
+    axes = [axis for axis in columns.codes if axis in wanted]  # generated points vary most in the last
     if not axes or columns.n == 0:
         rows = min(columns.n, 1)
         none = {axis: columns.codes[axis][:rows] for axis in axes}
         return Columns(n=rows, codes=none, levels=levels), np.zeros(columns.n, np.int64)
-    code = np.zeros(columns.n, np.int64)
+    pieces = [slice(start, start + _PIECE) for start in range(0, columns.n, _PIECE)]
+    found = [_distinct({axis: columns.codes[axis][rows] for axis in axes}, sizes) for rows in pieces]
+    first = np.concatenate([own + rows.start for (own, _), rows in zip(found, pieces, strict=True)])
+    if len(pieces) == 1:
+        index = found[0][1]
+    else:
+        own, place = _distinct({axis: columns.codes[axis][first] for axis in axes}, sizes)
+        ends = np.cumsum([0, *(len(rows) for rows, _ in found)])
+        index = np.concatenate([place[start:end][each] for (_, each), start, end in zip(found, ends, ends[1:], strict=False)])
+        first = first[own]
+    return Columns(n=len(first), codes={axis: columns.codes[axis][first] for axis in axes}, levels=levels), index
+
+
+_PIECE = 1 << 15
+"""Rows whose codes stay in the cache of a core."""
+
+
+def _distinct(codes: Mapping[str, CodeArray], sizes: Mapping[str, int]) -> tuple[IntArray, IntArray]:
+    """A row of each distinct combination of codes, in their order, and the combination of each of the n > 0 rows."""
+    n = len(next(iter(codes.values())))
+    changed = np.zeros(n, np.bool_)  # generated points come in runs
+    changed[0] = True
+    for code in codes.values():
+        changed[1:] |= code[1:] != code[:-1]
+    starts = np.flatnonzero(changed)
+    key = np.zeros(len(starts), np.int64)
     span = 1
-    for axis, size in axes.items():
-        if size > 1:
-            if span * size > _LARGEST_CODE:  # squeeze what there is before it outgrows 64 bits
-                keys, code = _keys(code, span)
+    for axis, code in codes.items():
+        if sizes[axis] > 1:
+            if span * sizes[axis] > _room(len(starts)):  # squeeze what there is before it outgrows a table of flags
+                keys, key = _keys(key, span)
                 span = len(keys)
-            code = code + columns.codes[axis].astype(np.int64) * span
-            span *= size
-    starts = np.flatnonzero(np.concatenate([[True], code[1:] != code[:-1]]))  # generated points come in runs
-    keys, run = _keys(code[starts], span)
+            key = key * sizes[axis] + code[starts]
+            span *= sizes[axis]
+    keys, run = _keys(key, span)
     first = np.empty(len(keys), np.int64)
     first[run[::-1]] = starts[::-1]
-    index = np.repeat(run, np.diff(np.append(starts, columns.n)))
-    return Columns(n=len(keys), codes={axis: columns.codes[axis][first] for axis in axes}, levels=levels), index
+    return first, np.repeat(run, np.diff(np.append(starts, n)))
 
 
-_LARGEST_CODE = 1 << 62
+def _room(n: int) -> int:
+    """Possible codes up to which a flag for each beats sorting n of them."""
+    return max(4 * n, 1 << 16)
 
 
 def _keys(code: IntArray, span: int) -> tuple[IntArray, IntArray]:
     """Sorted distinct codes below `span`, and the place of every code among them."""
-    if span > max(4 * len(code), 1 << 16):
+    if span > _room(len(code)):
         keys, index = np.unique(code, return_inverse=True)
         return keys, index
-    seen = np.zeros(span, np.bool_)  # a flag per possible code beats sorting
+    seen = np.zeros(span, np.bool_)
     seen[code] = True
     keys = np.flatnonzero(seen)
     place = np.empty(span, np.int64)
