@@ -7,7 +7,7 @@ distinct combination of the symbols it reads, kernels once per distinct shape.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -63,7 +63,7 @@ def _remembered(problem: Problem, stack: ServingStack, combinations: Columns, mo
     """The tables of c engines, those filled before taken from memory: screening and simulation ask for the same ones."""
     shared = frozenset((name, value) for name, value in problem.scalars.items() if name not in OUTSIDE)
     devices = tuple(problem.labels.get("device", ()))
-    memory = _memory(problem.architecture, stack.name, shared, devices, 0 if model is None else id(model))
+    memory = _memory(problem.architecture, stack.name, shared, devices, _Identity(model))
     keys = [tuple(sorted(combinations.row(i).items())) for i in range(combinations.n)]
     new = [i for i, key in enumerate(keys) if key not in memory]
     if new or not keys:
@@ -82,6 +82,19 @@ def _remembered(problem: Problem, stack: ServingStack, combinations: Columns, mo
 
 _GRIDS = frozenset({"tokens", "sequences", "requests", "decode_kv", "queries", "pairs"})
 _REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Identity:
+    """A kernel model as a key: equal to itself alone, and kept while its tables are, so that no other takes its place."""
+
+    model: KernelModel | None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.model is self.model
+
+    def __hash__(self) -> int:
+        return id(self.model)
 
 
 @lru_cache(maxsize=8)

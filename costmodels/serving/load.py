@@ -8,6 +8,7 @@ carry its prompt. A mean step then takes T = Td + x·Δ, requests join at the ra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -80,75 +81,134 @@ def curve(tables: StepTables, work: Work, *, closed: bool) -> Curve:
     groups = wide["groups"]
     seen = running if closed else running + 1.0
     engine = np.broadcast_to(wide["engine"], (k, 25))
+    mixed = wide["mixed"] > 0
     verified = verified_tokens(wide["drafted"])
-    room = np.maximum(wide["budget"] - np.where(wide["mixed"] > 0, seen * verified, 0.0), 1.0)
-    together = running if closed else joins / -np.expm1(-joins)
-    shared = np.clip(together, 1.0, np.maximum(room / wide["prompt"], 1.0))
+    room = np.maximum(wide["budget"] - np.where(mixed, seen * verified, 0.0), 1.0)
     chunks = np.maximum(wide["prompt"] / room, 1.0)
+    several = (groups > 1) & (not closed)
+    together = running if closed else joins / -np.expm1(-joins)
+    together = np.where(several, 1.0, together)
+    shared = np.clip(together, 1.0, np.maximum(room / wide["prompt"], 1.0))
     decode = step_time(tables, engine, _decode(seen, wide["cached"], verified))
     decode = decode + draft_time(decode, wide["drafted"], wide["draft_share"])
-    carried = {
-        "prefill_queries": shared * wide["prompt"] / chunks,
-        "prefill_pairs": shared * wide["pairs"] / chunks,
-        "prompts_finished": shared / chunks,
-    }
     beside = np.maximum(running - shared, 0.0) if closed else seen
-    beside = np.where(wide["mixed"] > 0, beside, 0.0)
-    loaded = step_time(
-        tables,
-        engine,
-        Batch(decode_requests=beside, decode_kv=beside * wide["cached"], decode_tokens=beside * verified, **carried),
-    )
-    extra = np.where(wide["mixed"] > 0, np.maximum(loaded - decode, 0.05 * loaded), loaded)
+    beside = np.where(mixed, beside, 0.0)
+
+    def carrying(prompts: FloatArray) -> FloatArray:
+        """Seconds of a step with so many prompts."""
+        batch = Batch(
+            decode_requests=beside,
+            decode_kv=beside * wide["cached"],
+            decode_tokens=beside * verified,
+            prefill_queries=prompts * wide["prompt"] / chunks,
+            prefill_pairs=prompts * wide["pairs"] / chunks,
+            prompts_finished=prompts / chunks,
+        )
+        return step_time(tables, engine, batch)
+
+    loaded = carrying(shared)
+    extra = np.where(mixed, np.maximum(loaded - decode, 0.05 * loaded), loaded)
     added = extra * chunks / shared
     step = decode + joins * added
-    token, rate, share = step, joins / step, joins * chunks / shared
-    if not closed and np.any(groups > 1):
-        many = _in_lockstep(decode, np.maximum(loaded, decode), joins, chunks, groups, wide["mixed"])
-        step, token, rate, share = (
-            np.where(groups > 1, several, one) for several, one in zip(many, (step, token, rate, share), strict=True)
-        )
+    token, share = step, np.minimum(joins * chunks / shared, 1.0)
+    service, rate = loaded * chunks, joins / step
+    if np.any(several):
+        fits = np.maximum(room / wide["prompt"], 1.0)
+        two = np.minimum(2.0, fits)
+        adds = np.maximum(carrying(two) - loaded, 0.0) / np.maximum(two - 1.0, 1e-9)
+        many = _in_lockstep(decode, np.maximum(loaded, decode), adds, joins, chunks, groups, fits, mixed)
+        chosen = zip(many, (step, token, rate, share, service), strict=True)
+        step, token, rate, share, service = (np.where(several, them, one) for them, one in chosen)
     return Curve(
         running=running,
         decode=decode,
-        loaded=np.minimum(share, 1.0),
+        loaded=share,
         added=added,
-        service=loaded * chunks,
+        service=service,
         shared=shared,
         step=step,
         token=token / accepted,
-        rate=rate,
+        rate=np.maximum.accumulate(rate, axis=1),  # a batch that grows past its best rate carries no more
     )
 
 
 def _in_lockstep(
-    decode: FloatArray, loaded: FloatArray, joins: FloatArray, chunks: FloatArray, groups: FloatArray, mixed: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """(mean step, time between a request's tokens, requests a second of one group, share of loaded steps) of several groups.
+    decode: FloatArray,
+    loaded: FloatArray,
+    adds: FloatArray,
+    joins: FloatArray,
+    chunks: FloatArray,
+    groups: FloatArray,
+    fits: FloatArray,
+    mixed: FloatArray,
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
+    """(mean step, time between a request's tokens, requests a second of one group, share of loaded steps, service) of groups.
 
-    A step lasts as long as the slowest group's: where any of them has prompts, all wait. A step is loaded when something came
-    during the one before, so that long steps follow long ones: a chain of two states. A group whose prompts have steps of
-    their own makes no token in them. The rate that keeps `joins` requests a step running is found by bisection.
+    A step lasts as long as the slowest group's: where any of them has prompts, all wait. What came during a step shares the
+    next, spread evenly by the router, so that long steps follow long ones (`loaded_share`), and long steps are the longer the
+    more came: each prompt after a group's first `adds` seconds. Groups whose prompts have steps of their own make no token in
+    them. The requests y that come to a group in a long step tell all else; the y that keeps `joins` is found by bisection.
     """
 
-    def chain(rate: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        long = loaded * np.maximum(rate * loaded, 1.0)  # the prompts that one group gets in a long step share the next
-        after_short, after_long = (-np.expm1(-groups * rate * chunks * time) for time in (decode, long))
-        share = after_short / np.maximum(1.0 - after_long + after_short, 1e-12)
+    def steady(y: FloatArray) -> tuple[FloatArray, ...]:
+        again = -np.expm1(-groups * y)  # long steps that follow long ones take the prompts of those
+        long = loaded + adds * again * (np.clip(busiest(y, groups), 1.0, fits) - 1.0)
+        rate = y / long
+        share = loaded_share(rate, decode, long, chunks, groups)
         step = decode + share * (long - decode)
-        own = -np.expm1(-rate * step * chunks)
-        return step, np.where(mixed > 0, step, step / (1.0 - own)), share
+        own = np.minimum(rate * step * chunks / np.maximum(share, 1e-12), 1.0) * share
+        return step, np.where(mixed > 0, step, step / np.maximum(1.0 - own, 1e-3)), rate, share, long * chunks
 
-    low, high = np.zeros_like(decode), 4.0 / (loaded * chunks)
+    low, high = np.full_like(decode, -18.0), np.log(4.0 * fits / chunks)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2.0
-        enough = middle * chain(middle)[1] > joins
+        _, token, rate, _, _ = steady(np.exp(middle))
+        enough = rate * token > joins
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    step, token, share = chain(low)
-    return step, token, np.maximum(low, 1e-12), share
+    step, token, rate, share, service = steady(np.exp(low))
+    return step, token, rate, share, service
 
 
-_HALVINGS = 40
+_HALVINGS = 32
+
+
+def loaded_share(
+    rate: FloatArray, decode: FloatArray, long: FloatArray, chunks: FloatArray, groups: FloatArray
+) -> FloatArray:
+    """Share of steps in which some of `groups` has prompts, of which `rate` a second come to each.
+
+    A chain of two states. After a step of `decode` seconds the next is loaded where something came in it. A run of loaded
+    steps of `long` seconds lasts chunks · exp(groups · rate · long · (chunks + 1) / 2) of them: exact for prompts of one step,
+    to first order the busy period of M/D/∞ for those cut into `chunks`.
+    """
+    starts = -np.expm1(-groups * rate * decode)
+    lasts = chunks * np.exp(np.minimum(groups * rate * long * (chunks + 1.0) / 2.0, 60.0))
+    return np.asarray(starts / (1.0 / lasts + starts))
+
+
+def busiest(joins: FloatArray, groups: FloatArray) -> FloatArray:
+    """Mean prompts of the group that gets most, where any come: N, Poisson of mean joins · groups, are dealt out evenly."""
+    most = np.ones(np.broadcast_shapes(joins.shape, groups.shape))
+    logs = np.log(np.clip(joins, _JOINS[0], _JOINS[-1]))
+    for many in np.unique(groups):
+        known = np.interp(logs, np.log(_JOINS), _busiest_of(int(many))) + np.maximum(joins - _JOINS[-1], 0.0)
+        most = np.where(groups == many, known, most)
+    return most
+
+
+@lru_cache(maxsize=64)
+def _busiest_of(groups: int) -> FloatArray:
+    """E[⌈N / groups⌉ | N ≥ 1] for N of mean groups · _JOINS, from Σ P(N > j · groups)."""
+    means = _JOINS[:, None] * groups
+    counts = np.arange(int(means[-1, 0] + 12.0 * np.sqrt(means[-1, 0])) + 1.0)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(counts[1:]))])
+    below = np.cumsum(np.exp(counts * np.log(means) - means - logs), axis=1)
+    beyond = np.maximum(1.0 - below[:, ::groups], 0.0)
+    return np.asarray(np.sum(beyond, axis=1) / -np.expm1(-means[:, 0]))
+
+
+_JOINS = np.geomspace(1e-5, 16.0, 96)
+"""Means of prompts a group and step that `busiest` is tabulated at."""
 
 
 def _decode(seen: FloatArray, cached: FloatArray, verified: FloatArray) -> Batch:

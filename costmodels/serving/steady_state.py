@@ -229,11 +229,16 @@ def _open(states: States, row: IntArray, rate: FloatArray, most: FloatArray, une
     fits = (work.budget[row] - np.where(work.mixed[row] > 0, running, 0.0)) / work.prompt[row]
     stages, groups = states.tables.stages[work.engine[row]], work.groups[row]
     first = waiting.open_loop(carried, v["decode"], v["added"], v["service"], fits, work.mixed[row], stages)
-    together = waiting.lockstep(v["decode"], v["loaded"] * few, (v["step"] - v["decode"]) / v["loaded"], v["service"])
+    long = v["decode"] + (v["step"] - v["decode"]) / v["loaded"]
+    chunks = np.maximum(v["service"] / long, 1.0)
+    share_loaded = np.where(groups > 1, load.loaded_share(carried, v["decode"], long, chunks, groups), v["loaded"] * few)
+    together = waiting.lockstep(carried, v["decode"], share_loaded, long - v["decode"], v["service"], fits)
     first = np.where(groups > 1, together, first) + work.overhead[row]
-    step = v["decode"] + few * (v["step"] - v["decode"])
+    lonely = few * (v["step"] - v["decode"])
+    step = v["decode"] + np.where((groups > 1) & (few < 1), share_loaded * (long - v["decode"]), lonely)
     token = step * v["token"] / v["step"] * uneven
-    first = first + waiting.admission(running, most, (work.output[row] - 1.0) * token) + waiting.overload(rate, highest)
+    stay = (work.output[row] - 1.0) * token
+    first = first + waiting.admission(running * stages, most * stages, stay) + waiting.overload(rate, highest)
     return _Served(running, token, v["decode"], first, carried, np.where(rate > 0, rate / highest - 1.0, -1.0))
 
 

@@ -14,21 +14,36 @@ from costmodels.serving.steady_state import ServingModel
 from spaces.architecture import find
 from spaces.columns import Columns
 from spaces.hardware import find_device
+from spaces.serving_plan import serving_code
 
-CASES = [
-    ("llama-3.1-8b", "H100", "vllm", {"devices": 1}),
-    ("llama-3.1-8b", "H100", "sglang", {"devices": 1}),
-    ("llama-3.1-70b", "H100", "vllm", {"devices": 4, "tensor": 4}),
-    ("qwen3-30b-a3b", "H200", "tensorrt-llm", {"devices": 2, "tensor": 2, "expert": 2}),
-]
+FP8 = float(serving_code("precision", "fp8"))
+CASES = {
+    "llama-3.1-8b-vllm": ("llama-3.1-8b", "H100", "vllm", {"devices": 1}),
+    "llama-3.1-8b-sglang": ("llama-3.1-8b", "H100", "sglang", {"devices": 1}),
+    "llama-3.1-70b-vllm": ("llama-3.1-70b", "H100", "vllm", {"devices": 4, "tensor": 4}),
+    "qwen3-30b-tensorrt-llm": ("qwen3-30b-a3b", "H200", "tensorrt-llm", {"devices": 2, "tensor": 2, "expert": 2}),
+    "two-stages": ("llama-3.1-70b", "H100", "vllm", {"devices": 4, "tensor": 2, "pipeline": 2}),
+    "two-stages-of-405b": ("llama-3.1-405b", "H100", "tensorrt-llm", {"devices": 16, "tensor": 8, "pipeline": 2}),
+    "four-stages": ("llama-3.1-70b", "H100", "sglang", {"devices": 4, "pipeline": 4}),
+    "eight-stages": ("llama-3.1-70b", "H100", "vllm", {"devices": 8, "pipeline": 8}),
+    "two-groups": ("qwen3-30b-a3b", "H200", "vllm", {"devices": 2, "attention_data": 2, "expert": 2}),
+    "two-groups-of-two": (
+        "qwen3-30b-a3b",
+        "H200",
+        "tensorrt-llm",
+        {"devices": 4, "tensor": 2, "attention_data": 2, "expert": 4},
+    ),
+    "eight-groups": ("deepseek-v3", "H200", "sglang", {"devices": 8, "attention_data": 8, "expert": 8, "precision": FP8}),
+    "sixteen-groups": ("deepseek-v3", "H200", "vllm", {"devices": 16, "attention_data": 16, "expert": 16, "precision": FP8}),
+}
 LENGTHS = [(1000, 300), (4000, 500), (200, 800)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[2]}")
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("load", [0.3, 0.8])
-def test_steady_state_is_what_simulation_finds(case: tuple, lengths: tuple[int, int], load: float) -> None:
-    model, device, stack, plan = case
+def test_steady_state_is_what_simulation_finds(case: str, lengths: tuple[int, int], load: float) -> None:
+    model, device, stack, plan = CASES[case]
     prompt, output = lengths
     fixed = {"input_tokens": prompt, "output_tokens": output, "max_batch": 256, **plan}
     problem = serving_problem(find(model), stack, find_device(device), fixed)
@@ -37,11 +52,14 @@ def test_steady_state_is_what_simulation_finds(case: tuple, lengths: tuple[int, 
     expected = ServingModel().evaluate(problem, points)
     tables, engine = engines(problem, points)
     bound = problem.scalars
+    # so many that what runs at the ends is a small part of them
+    requests = max(4000, int(15 * expected.value["running_requests"][0]))
     run = Replay(
         prompt=prompt,
         output=output,
         rate=load * highest,
-        requests=4000,
+        requests=requests,
+        attention_data=int(plan.get("attention_data", 1)),
         max_batch=256,
         token_budget=int(bound["token_budget"]),
         kv_tokens=float(capacity(problem.architecture, find_serving_stack(stack), problem.at(points)).tokens[0]),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from costmodels.kernel_models.operations import DeviceSymbols, Shapes
+from costmodels.kernel_models.protocol import KernelTime
+from costmodels.kernel_models.registry import find_kernel_model
 from costmodels.serving.engine import CACHED, OUTSIDE, TOKENS, engines, kv_capacity
 from costmodels.serving.problem import serving_problem, serving_symbols
 from costmodels.serving.stack import find_serving_stack, serving_stack_names
@@ -114,3 +117,24 @@ def test_an_unknown_stack_is_answered_with_the_nearest() -> None:
 def test_grids_ascend() -> None:
     assert np.all(np.diff(TOKENS) > 0)
     assert np.all(np.diff(CACHED) > 0)
+
+
+
+class Slowed:
+    """A kernel model of which every kernel takes `factor` times as long."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.reads = find_kernel_model().reads
+
+    def predict(self, op: str, shapes: Shapes, device: DeviceSymbols) -> KernelTime:
+        time = find_kernel_model().predict(op, shapes, device)
+        value, low, high = (self.factor * part for part in (time.value, time.low, time.high))
+        return KernelTime(value=value, low=low, high=high, evidence=time.evidence)
+
+
+def test_tables_of_a_forgotten_kernel_model_are_never_taken_for_anothers() -> None:
+    """A new model often comes to live where the last one did, under the same `id`."""
+    problem, columns = problem_of(), columns_of(tensor=[1.0])
+    found = [float(engines(problem, columns, Slowed(factor))[0].token_time[0, 0]) for factor in (1.0, 2.0, 4.0, 8.0)]
+    assert found == sorted(set(found))
