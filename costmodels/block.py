@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from costmodels.autocast import autocast
 from costmodels.block_kernels import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, Kernel, kernels
 from costmodels.collectives import Link, collective_bytes, collective_time, group_bandwidth
 from costmodels.constants import Stack
@@ -142,7 +143,7 @@ class _Local:
         if symbol in ("dispatch_bytes", "logits_bytes"):
             return self.at[f"stack.{symbol}"]
         if symbol == "autocast":
-            return _autocast(self.at)
+            return autocast(self.at)
         if symbol == "whole_gradient_bytes":
             return _whole_gradient_bytes(self.at)
         return self.at[symbol]
@@ -155,14 +156,6 @@ def _whole_gradient_bytes(at: SymbolTable) -> Value:
         return width
     gathered = (np.asarray(at["zero_stage"]) >= 3) & (np.asarray(at["precision"]) != Precision.FP32)
     return np.where(gathered, np.minimum(width, at["stack.parameter_bytes"]), width)
-
-
-def _autocast(at: SymbolTable) -> Value:
-    """1 where fp32 parameters compute in 16 bits under autocast, 0 elsewhere: sharded parameters are cast where gathered."""
-    if not np.any(np.asarray(at["stack.memory.autocast"]) > 0) or not np.any(np.asarray(at["optimizer.weights"]) == 4):
-        return 0.0
-    half = np.isin(np.asarray(at["precision"]), (Precision.FP16, Precision.BF16))
-    return np.where(half & (np.asarray(at["optimizer.weights"]) == 4) & (np.asarray(at["zero_stage"]) < 3), 1.0, 0.0)
 
 
 def rerun_operators(graph: Graph, stack: Stack, policy: int) -> frozenset[str]:

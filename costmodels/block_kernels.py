@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from costmodels import autocast
 from costmodels.constants import Stack
 from costmodels.kernel_times import ATTENTION_OF_STACK, Call, Formula, KernelTimes
 from costmodels.kernels import attention_time, gemm_time, streaming_time
@@ -69,7 +70,11 @@ def drafted(graph: Graph, where: Placement, at: SymbolTable, stack: Stack | None
     ends = any(op.kind in (Kind.LOSS, Kind.EMBEDDING) for op in graph.operators)
     eager = stack is not None and (stack.traits.eager_activation or (ends and stack.numbers["stack.eager_ends"] > 0))
     plain = stack is not None and (eager or stack.numbers["stack.eager_ends"] > 0)
+    cast = at["autocast"] if stack is not None else 0.0
     for op in graph.operators:
+        if np.any(np.asarray(cast) > 0):
+            for phase, calls, moved in autocast.added(graph, op, where, at, eager=eager):
+                yield Draft(operator=op.name, kind=Kind.ACTIVATION, phase=phase, calls=calls, traffic=cast * moved, factor=cast)
         match op.kind:
             case Kind.GEMM | Kind.GROUPED_GEMM:
                 yield from _products(graph, op, where, at, eager=eager, biases=plain)
@@ -345,15 +350,28 @@ def _strided_gate(whole: Call, rows: Value, cols: Value, direction: str) -> tupl
 
 
 def _loss(graph: Graph, op: Operator, where: Placement, at: SymbolTable, eager: bool) -> Iterator[Draft]:
-    """Cross-entropy: `loss_passes` reads and writes of the logits, a third of them forward."""
+    """Cross-entropy: `loss_passes` reads and writes of the logits, a third of them forward; in fp32 a cast each way as well.
+
+    Under autocast one kernel reads 16-bit logits into fp32 and another writes their gradient back: fp32 without the casts.
+    """
     logits = graph.bytes(graph.tensors["logits"], where).evaluate(at)
     rows, cols = (graph.local(dim, where).evaluate(at) for dim in graph.tensors["logits"].dims)
     passes = at["stack.loss_passes"]
     known = eager and not where.of(("vocab",)) and bool(np.all(np.asarray(at["logits_bytes"]) == 2))
-    for phase, direction, share in ((FORWARD, "forward", 1 / 3), (INPUT_GRADIENT, "backward", 2 / 3)):
+    whole = known and bool(np.all(np.asarray(at["stack.loss_bytes"]) == 4))
+    cast = at["autocast"] if known and not whole else 0.0
+    for phase, direction, share, copy in (
+        (FORWARD, "forward", 1 / 3, autocast.WIDENED),
+        (INPUT_GRADIENT, "backward", 2 / 3, autocast.NARROWED),
+    ):
         traffic = share * passes * logits
-        call = _stream("cross_entropy" if known else "", traffic, rows, cols, direction)
+        narrow = _stream("cross_entropy" if known else "", traffic, rows, cols, direction)
+        wide = _stream("cross_entropy_fp32", 2.0 * traffic + 6.0 * rows * cols, rows, cols, direction)
+        call = wide if whole else narrow
         yield Draft(operator=op.name, kind=op.kind, phase=phase, calls=(call,), traffic=traffic)
+        if np.any(np.asarray(cast) > 0):
+            more = (wide, replace(autocast.cast(copy, rows, cols), share=-1.0), replace(narrow, share=-1.0))
+            yield Draft(operator=op.name, kind=op.kind, phase=phase, calls=more, traffic=cast * traffic, factor=cast)
 
 
 def _element(element: object, at: SymbolTable) -> Value:

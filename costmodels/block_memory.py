@@ -14,6 +14,7 @@ from math import prod
 
 import numpy as np
 
+from costmodels.autocast import wide
 from costmodels.block import placed, policies
 from costmodels.constants import Stack
 from spaces.columns import FloatArray, Value
@@ -26,8 +27,6 @@ FRESH, HELD = 0, 1
 
 
 MIB = 2.0**20
-WIDE = frozenset({Kind.ADD, Kind.NORM, Kind.EMBEDDING})
-"""Kinds of operators whose outputs are fp32 under autocast."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,8 +110,7 @@ class Ledger:
 
     def wide(self, name: str) -> bool:
         """Whether a value is fp32 under autocast: the residual stream, and what norms and embeddings write."""
-        writer = self.graph.writer.get(name)
-        return self.graph.tensors[name].element == "activation_bytes" and (writer is None or writer.kind in WIDE)
+        return wide(self.graph, name)
 
     def size(self, name: str) -> Value:
         """Bytes of a value's own storage on one device."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from costmodels.autocast import autocast
 from costmodels.block import group_time, links_of
 from costmodels.collectives import Link, collective_bytes, collective_time
 from costmodels.kernel_times import KernelTimes
@@ -71,7 +72,11 @@ def data_parallel_time(
     shard, expert_shard = shard_ranks(at)
     expert_copies = np.maximum(at["tensor"] * copies // (at["expert_tensor"] * at["expert"]), 1)
     zero = np.asarray(at["zero_stage"])
-    gradient, parameter = at["stack.gradient_bytes"], at["stack.parameter_bytes"]
+    parameter = at["stack.parameter_bytes"]
+    wide = 1.0 + autocast(at)  # whole fp32 parameters have fp32 gradients, in buckets as well
+    # where the framework reduces gradients as they are kept, fp32 ones cross in fp32
+    kept = np.where(np.asarray(at["stack.memory.autocast"]) > 0, at["optimizer.gradients"], 0.0)
+    gradient = np.maximum(at["stack.gradient_bytes"], kept)
     dense_group = _dense_group(at, shard)
     expert_group = links_of(at, expert_copies, at["expert_tensor"] * at["expert"])
     reduce, gather, inner_bytes, outer_bytes = (np.zeros(np.shape(zero * dense * 1.0)) for _ in range(4))
@@ -104,8 +109,9 @@ def data_parallel_time(
     offloaded = np.asarray(at["offload"]) == Offload.OPTIMIZER
     # gradients down and parameters up over the host link, and the update at the host's rate (Ren 2021, ZeRO-Offload §4)
     host = own * (gradient + parameter) / at["device.host_link_bandwidth"] + own / at["stack.host_optimizer_rate"]
-    accumulate = (dense + expert) * trained * at["stack.accumulate_bytes"] / copying
-    moved = np.where(zero >= 2, at["stack.bucket_bytes.sharded"], at["stack.bucket_bytes.replicated"]) * (copies > 1)
+    accumulate = (dense + expert) * trained * wide * at["stack.accumulate_bytes"] / copying
+    sharded = at["stack.bucket_bytes.sharded"] + gradient - at["stack.gradient_bytes"]
+    moved = np.where(zero >= 2, sharded, wide * at["stack.bucket_bytes.replicated"]) * (copies > 1)
     copied = (dense + expert) * trained * moved / copying
     # sharded whole, both ends are one unit; else the embedding's gradients are the last of the backward pass
     outside = np.where(zero >= 3, ends.embedding + ends.head, ends.embedding)

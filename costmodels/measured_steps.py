@@ -151,7 +151,7 @@ def _fixed(row: Mapping[str, str]) -> dict[str, float]:
     if row.get("variant") == "vocab":
         fixed["stack.vocab_parallel"] = 1.0
     if row["mode"] == "graph":  # the device's time alone
-        names = ("host_per_operator", "host_per_checkpoint", "host_per_collective", "host_per_step")
+        names = ("host_per_operator", "host_per_checkpoint", "host_per_collective", "host_per_unit", "host_per_step")
         fixed |= {f"stack.{name}": 0.0 for name in names}
     return fixed
 

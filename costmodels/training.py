@@ -326,14 +326,22 @@ def _step(at: Bindings, pipe: PipelineTime, data: DataParallelTime) -> tuple[Flo
     shard = at["stack.overlap.shard"]
     forward = early + exposed_time(data.gather - early, pipe.compute - pipe.backward, shard, contention)
     again = exposed_time(data.gather - early, np.maximum(pipe.backward - data.reduce * overlap, 0.0), shard, contention)
-    gathers = np.where(zero >= 3, microbatches * (forward + again) + data.gather / pipe.layers, np.where(zero >= 1, once, 0.0))
+    gathers = np.where(
+        zero >= 3,
+        microbatches * (forward + again * at["stack.memory.reshard"]) + data.gather / pipe.layers,
+        np.where(zero >= 1, once, 0.0),
+    )
     parts = dict(pipe.parts)
     parts["data_parallel_communication"] = reduce + gathers + often * data.copies
     parts["accumulation"] = np.where(microbatches > 1, microbatches * data.accumulate, 0.0)
     parts["optimizer"] = data.optimizer
     parts["step_overhead"] = _full(at["stack.host_per_step"], at.n)
     step = pipe.total + sum(list(parts.values())[len(pipe.parts) :])
-    return step, parts, often
+    # gathers, reductions and kernels queue up on the device while the host prepares the next sharded layer
+    host = np.where(zero >= 3, microbatches * (pipe.layers + 1.0) * at["stack.host_per_unit"], 0.0)
+    late = np.maximum(host - step, 0.0)
+    parts["host"] = parts["host"] + late
+    return step + late, parts, often
 
 
 def _rates(

@@ -239,7 +239,7 @@ _STACKS = {
     "torch-graph": "torch-eager",
 }
 """Other names of stacks; torch-graph is torch-eager without the host."""
-_HOST = ("host_per_operator", "host_per_checkpoint", "host_per_collective", "host_per_step")
+_HOST = ("host_per_operator", "host_per_checkpoint", "host_per_collective", "host_per_unit", "host_per_step")
 _PRECISIONS = {name: code for code, name in enumerate(NAMES["precision"])}
 _RECOMPUTES = {name: code for code, name in enumerate(NAMES["recompute"][:3])}
 _TRAINABLE = {name: code for code, name in enumerate(NAMES["trainable"])}
