@@ -24,7 +24,8 @@ from spaces.columns import Columns, FloatArray
 
 PAGE = Path(__file__).parent.parent / "docs" / "steps.md"
 CONSTANTS = (
-    *("stack.host_per_operator", "stack.host_per_checkpoint", "stack.host_per_collective", "stack.untouched"),
+    *("stack.host_per_operator", "stack.host_per_checkpoint", "stack.host_per_collective", "stack.host_per_unit"),
+    "stack.untouched",
     *("stack.contention", "stack.bucket_bytes.replicated", "stack.bucket_bytes.sharded", "stack.turn_passes"),
     "kernel.pointwise.column_sum",
 )
