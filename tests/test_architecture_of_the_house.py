@@ -20,7 +20,7 @@ PACKAGES = ("spaces", "costmodels", "search", "dse")
 """From the ground up: each imports from those before it alone."""
 FORBIDDEN = {"utils", "util", "helpers", "helper", "common", "manager", "misc", "tools", "lib", "core", "base"}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-HEAVY = {"torch", "ray", "optuna", "plotly", "lightgbm", "pandas", "polars", "transformers", "onnx", "numba"}
+HEAVY = {"torch", "ray", "optuna", "plotly", "lightgbm", "pandas", "polars", "transformers", "onnx", "llvmlite"}
 
 RUNNING = {
     "costmodels.block_memory._Walk",

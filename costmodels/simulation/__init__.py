@@ -1,7 +1,7 @@
 """Serving, simulated step by step: arrivals, continuous batching, paged KV memory, preemption, routing, disaggregation.
 
 `simulate(tables, engine, requests, limits) -> Outcome` runs one engine or several replicas; `simulate_disaggregated` a prefill
-pool and a decode pool. Step times come from `costmodels.step_tables`, as in the closed form. Numba waits for the first run.
+pool and a decode pool. Step times come from `costmodels.step_tables`, as in the closed form. The first run compiles it.
 
     from costmodels.simulation import Limits, simulate
     from spaces.workload import Requests

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 from costmodels.simulation import state as w
-from costmodels.simulation.compiling import compiled
 from costmodels.simulation.memory import give_back, join_decode, leave_decode
 from costmodels.simulation.prefix_cache import cached_tokens, contribute, turn_of
 from costmodels.simulation.queues import pop_pending, pop_prefill, pop_running, push_pending, push_waiting
@@ -16,7 +15,6 @@ from costmodels.simulation.scheduling import start, wake
 from spaces.columns import FloatArray, IntArray
 
 
-@compiled
 def advance(m: IntArray, f: FloatArray, pause: int) -> int:
     """Run until all is done, the horizon or step number `pause` is reached, or a log is full; says which."""
     first, cohorts = m[w.COHORTS], m[w.N_COHORTS]
@@ -48,7 +46,6 @@ def advance(m: IntArray, f: FloatArray, pause: int) -> int:
             return w.PAUSED
 
 
-@compiled
 def next_arrival(m: IntArray, f: FloatArray) -> float:
     """Time of the next request or KV cache to come; infinite: none."""
     time = math.inf
@@ -59,7 +56,6 @@ def next_arrival(m: IntArray, f: FloatArray) -> float:
     return time
 
 
-@compiled
 def arrive(m: IntArray, f: FloatArray, now: float) -> None:
     """Take in the next request, or a KV cache that reached the decode pool; those that came back go first."""
     if m[w.N_PENDING] > 0 and f[m[w.PENDING]] <= now:
@@ -83,7 +79,6 @@ def arrive(m: IntArray, f: FloatArray, now: float) -> None:
     wake(m, f, m[lane + w.L_ENGINE], now)
 
 
-@compiled
 def route(m: IntArray, p: int, r: int) -> int:
     """The lane a request goes to."""
     first, ranks = m[p + w.P_FIRST_LANE], m[p + w.P_RANKS]
@@ -111,7 +106,6 @@ def route(m: IntArray, p: int, r: int) -> int:
     return best
 
 
-@compiled
 def follow(m: IntArray, f: FloatArray, r: int, now: float) -> None:
     """Who comes when a request has ended: its session's next turn, or a closed loop's next."""
     turn = turn_of(m, r)
@@ -122,7 +116,6 @@ def follow(m: IntArray, f: FloatArray, r: int, now: float) -> None:
         m[w.SPARE] += 1
 
 
-@compiled
 def complete(m: IntArray, f: FloatArray, u: int, now: float) -> None:
     """End a cohort's step: tokens come out, requests end, prompts begin to decode."""
     p = m[m[u + w.C_ENGINE] + w.E_POOL]
@@ -130,6 +123,7 @@ def complete(m: IntArray, f: FloatArray, u: int, now: float) -> None:
         c = m[u + w.C_CELL] + rank * w.CELL_WORDS
         if m[c + w.GAIN] > 0:
             end_decode(m, f, p, c, now)
+            m[c + w.GAIN] = 0
         if m[c + w.QUERIES] > 0:
             r = m[c + w.PREFILL_HEAD]
             while r != 0:
@@ -140,7 +134,6 @@ def complete(m: IntArray, f: FloatArray, u: int, now: float) -> None:
     m[u + w.C_STATE] = w.READY
 
 
-@compiled
 def end_decode(m: IntArray, f: FloatArray, p: int, c: int, now: float) -> None:
     """Every decoding request of a cell gains its tokens."""
     before = m[c + w.TOKENS]
@@ -160,7 +153,6 @@ def end_decode(m: IntArray, f: FloatArray, p: int, c: int, now: float) -> None:
             finish(m, f, p, c, r, cached, now)
 
 
-@compiled
 def end_prefill(m: IntArray, f: FloatArray, p: int, c: int, r: int, now: float) -> None:
     """A prompt's last chunk yields a token; the request goes on to decode here, or in the decode pool."""
     lane = m[c + w.LANE]
@@ -185,7 +177,6 @@ def end_prefill(m: IntArray, f: FloatArray, p: int, c: int, r: int, now: float) 
         join_decode(m, p, c, r)
 
 
-@compiled
 def leave_prefill(m: IntArray, f: FloatArray, r: int, now: float) -> None:
     """A request's KV cache has left its prefill engine."""
     lane = m[m[r + w.CELL] + w.LANE]
@@ -196,7 +187,6 @@ def leave_prefill(m: IntArray, f: FloatArray, r: int, now: float) -> None:
     wake(m, f, m[lane + w.L_ENGINE], now)
 
 
-@compiled
 def finish(m: IntArray, f: FloatArray, p: int, c: int, r: int, cached: int, now: float) -> None:
     """A request ends; its memory is free, its context stays as a prefix where it may be wanted again."""
     lane = m[c + w.LANE]

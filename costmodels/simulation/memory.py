@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 
 from costmodels.simulation import state as w
-from costmodels.simulation.compiling import compiled
 from costmodels.simulation.prefix_cache import evict, leave
 from costmodels.simulation.queues import pop_ending, pop_prefill, pop_running, push_ending, push_waiting
 from spaces.columns import FloatArray, IntArray
 
 
-@compiled
 def take(m: IntArray, lane: int, blocks: int) -> None:
     """Use free blocks, those of unused prefixes last."""
     m[lane + w.L_FREE] -= blocks
@@ -23,7 +21,6 @@ def take(m: IntArray, lane: int, blocks: int) -> None:
         evict(m, lane)
 
 
-@compiled
 def blocks_for(m: IntArray, p: int, r: int, cached: int) -> int:
     """Blocks a request holds with so many tokens cached: those of the whole answer where they are taken at once."""
     if m[p + w.P_WHOLE]:
@@ -31,7 +28,6 @@ def blocks_for(m: IntArray, p: int, r: int, cached: int) -> int:
     return (cached + m[p + w.P_BLOCK] - 1) // m[p + w.P_BLOCK]
 
 
-@compiled
 def give_back(m: IntArray, p: int, lane: int, r: int, cached: int) -> None:
     """Free what a request holds."""
     m[lane + w.L_FREE] += blocks_for(m, p, r, cached) - m[r + w.HIT] // m[p + w.P_BLOCK]
@@ -40,19 +36,16 @@ def give_back(m: IntArray, p: int, lane: int, r: int, cached: int) -> None:
         m[r + w.HIT] = 0
 
 
-@compiled
 def cached_in_decode(m: IntArray, c: int, r: int) -> int:
     """Tokens a decoding request has cached."""
     return m[r + w.PROMPT] + m[r + w.OUTPUT] - (m[r + w.KEY] - m[c + w.TOKENS]) - 1
 
 
-@compiled
 def phase(m: IntArray, p: int, c: int, cached: int) -> int:
     """Where the cell counts requests with the residue of one that has `cached` tokens now."""
     return m[c + w.PHASES] + (m[c + w.TOKENS] - cached) % m[p + w.P_BLOCK]
 
 
-@compiled
 def join_decode(m: IntArray, p: int, c: int, r: int) -> None:
     """Decode from the cell's next step on; `PRODUCED` tokens are out, the last of them not cached."""
     m[r + w.STATE] = w.DECODING
@@ -65,7 +58,6 @@ def join_decode(m: IntArray, p: int, c: int, r: int) -> None:
     push_ending(m, c, r)
 
 
-@compiled
 def leave_decode(m: IntArray, p: int, c: int, r: int) -> int:
     """Decode no more, with or without all tokens out; returns the tokens cached."""
     cached = cached_in_decode(m, c, r)
@@ -76,7 +68,6 @@ def leave_decode(m: IntArray, p: int, c: int, r: int) -> int:
     return cached
 
 
-@compiled
 def next_gain(m: IntArray, f: FloatArray, p: int, c: int) -> int:
     """Tokens every request of a cell gains in its next decode step: the running total is floor(accepted · steps)."""
     if f[p + w.P_ACCEPTED] == 1.0:
@@ -84,7 +75,6 @@ def next_gain(m: IntArray, f: FloatArray, p: int, c: int) -> int:
     return math.floor(f[p + w.P_ACCEPTED] * (m[c + w.DECODE_STEPS] + 1) + 1e-9) - m[c + w.TOKENS]
 
 
-@compiled
 def growth(m: IntArray, p: int, c: int, gain: int) -> int:
     """Blocks that the requests of a cell need for the next `gain` tokens each."""
     need = 0
@@ -94,7 +84,6 @@ def growth(m: IntArray, p: int, c: int, gain: int) -> int:
     return need
 
 
-@compiled
 def grow(m: IntArray, f: FloatArray, p: int, c: int, gain: int) -> bool:
     """Take the blocks of a decode step; whether somebody had to give way."""
     lane = m[c + w.LANE]
@@ -108,7 +97,6 @@ def grow(m: IntArray, f: FloatArray, p: int, c: int, gain: int) -> bool:
     return gave_way
 
 
-@compiled
 def preempt(m: IntArray, f: FloatArray, p: int, c: int) -> None:
     """The last admitted of the least priority goes back to the head of the queue, to be recomputed or swapped in."""
     tail = m[c + w.TAILS] + m[w.LEVELS] - 1
@@ -140,7 +128,6 @@ def preempt(m: IntArray, f: FloatArray, p: int, c: int) -> None:
     push_waiting(m, lane, r, 1)
 
 
-@compiled
 def note_stint(m: IntArray, f: FloatArray, c: int, r: int) -> None:
     """Write down a stretch of decode that ends before its request does; it may have no step."""
     stint = m[w.STINTS] + m[w.N_STINTS] * w.STINT_WORDS

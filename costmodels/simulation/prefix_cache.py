@@ -6,7 +6,6 @@ that run at once share them; two that compute the same prefix at once keep a cop
 
 from __future__ import annotations
 
-from costmodels.simulation.compiling import compiled
 from costmodels.simulation.state import (
     CACHED,
     HIT,
@@ -33,7 +32,6 @@ from costmodels.simulation.state import (
 from spaces.columns import IntArray
 
 
-@compiled
 def turn_of(m: IntArray, r: int) -> int:
     """What joins a request to others; 0 when nothing joins any."""
     if m[TURNS] == 0:
@@ -41,7 +39,6 @@ def turn_of(m: IntArray, r: int) -> int:
     return m[TURNS] + (r - m[REQUESTS]) // REQUEST_WORDS * TURN_WORDS
 
 
-@compiled
 def prefix_of(m: IntArray, lane: int, r: int) -> int:
     """A request's prefix on a lane; 0: it has none."""
     turn = turn_of(m, r)
@@ -50,7 +47,6 @@ def prefix_of(m: IntArray, lane: int, r: int) -> int:
     return m[lane + L_PREFIXES] + m[turn + PREFIX] * PREFIX_WORDS
 
 
-@compiled
 def cached_tokens(m: IntArray, lane: int, r: int) -> int:
     """Tokens of a prompt found in the lane's cache, whole blocks; the last token of a prompt is always computed."""
     prefix = prefix_of(m, lane, r)
@@ -61,7 +57,6 @@ def cached_tokens(m: IntArray, lane: int, r: int) -> int:
     return min(m[prefix + CACHED], usable // block * block)
 
 
-@compiled
 def pinned_blocks(m: IntArray, lane: int, r: int, hit: int) -> int:
     """Free blocks that stop being free when a request uses `hit` tokens of its prefix."""
     if hit == 0 or m[prefix_of(m, lane, r) + USERS] > 0:
@@ -69,7 +64,6 @@ def pinned_blocks(m: IntArray, lane: int, r: int, hit: int) -> int:
     return hit // m[m[lane + L_POOL] + P_BLOCK]
 
 
-@compiled
 def use(m: IntArray, lane: int, r: int, hit: int) -> None:
     """One more request uses `hit` tokens of its prefix; the first to do so drops what it does not share."""
     prefix = prefix_of(m, lane, r)
@@ -82,7 +76,6 @@ def use(m: IntArray, lane: int, r: int, hit: int) -> None:
     m[prefix + USERS] += 1
 
 
-@compiled
 def leave(m: IntArray, lane: int, r: int) -> None:
     """One less; the last leaves the blocks evictable."""
     prefix = prefix_of(m, lane, r)
@@ -98,7 +91,6 @@ def leave(m: IntArray, lane: int, r: int) -> None:
         m[lane + L_NEWEST] = prefix
 
 
-@compiled
 def unlink(m: IntArray, lane: int, prefix: int) -> None:
     """Out of the list of evictable prefixes."""
     older, newer = m[prefix + OLDER], m[prefix + NEWER]
@@ -106,7 +98,6 @@ def unlink(m: IntArray, lane: int, prefix: int) -> None:
     m[newer + OLDER if newer != 0 else lane + L_NEWEST] = older
 
 
-@compiled
 def evict(m: IntArray, lane: int) -> None:
     """Drop the ends of the oldest prefixes until no block is both free and taken."""
     block = m[m[lane + L_POOL] + P_BLOCK]
@@ -119,7 +110,6 @@ def evict(m: IntArray, lane: int) -> None:
             unlink(m, lane, prefix)
 
 
-@compiled
 def contribute(m: IntArray, lane: int, r: int, tokens: int) -> None:
     """Give the first `tokens` of a request's context to its prefix, where they extend it; the request goes on using them."""
     prefix = prefix_of(m, lane, r)

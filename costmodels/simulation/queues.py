@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from costmodels.simulation.compiling import compiled
 from costmodels.simulation.state import (
     ACTIVE,
     AFTER,
@@ -28,7 +27,6 @@ from costmodels.simulation.state import (
 from spaces.columns import FloatArray, IntArray
 
 
-@compiled
 def push_waiting(m: IntArray, lane: int, r: int, front: int) -> None:
     """Queue a request on a lane behind its priority, or before it (it was preempted)."""
     first = m[lane + L_QUEUES] + 2 * m[r + LEVEL]
@@ -45,7 +43,6 @@ def push_waiting(m: IntArray, lane: int, r: int, front: int) -> None:
         m[first + 1] = r
 
 
-@compiled
 def first_waiting(m: IntArray, lane: int) -> int:
     """The request to admit next; 0: none."""
     if m[lane + L_WAITING] > 0:
@@ -56,7 +53,6 @@ def first_waiting(m: IntArray, lane: int) -> int:
     return 0
 
 
-@compiled
 def pop_waiting(m: IntArray, lane: int, r: int) -> None:
     """Take the first of its priority out of a lane's queue."""
     first = m[lane + L_QUEUES] + 2 * m[r + LEVEL]
@@ -66,7 +62,6 @@ def pop_waiting(m: IntArray, lane: int, r: int) -> None:
     m[lane + L_WAITING] -= 1
 
 
-@compiled
 def push_running(m: IntArray, c: int, r: int) -> None:
     """Last admitted of its priority."""
     tail = m[c + TAILS] + m[r + LEVEL]
@@ -81,7 +76,6 @@ def push_running(m: IntArray, c: int, r: int) -> None:
     m[m[c + LANE] + L_RUNNING] += 1
 
 
-@compiled
 def pop_running(m: IntArray, c: int, r: int) -> None:
     """Out of the running, wherever it stands."""
     before, after = m[r + PREV], m[r + NEXT]
@@ -95,7 +89,6 @@ def pop_running(m: IntArray, c: int, r: int) -> None:
     m[m[c + LANE] + L_RUNNING] -= 1
 
 
-@compiled
 def push_prefill(m: IntArray, c: int, r: int) -> None:
     """Last of those in prefill."""
     last = m[c + PREFILL_TAIL]
@@ -105,7 +98,6 @@ def push_prefill(m: IntArray, c: int, r: int) -> None:
     m[c + PREFILL_TAIL] = r
 
 
-@compiled
 def pop_prefill(m: IntArray, c: int, r: int) -> None:
     """Out of those in prefill."""
     before, after = m[r + BEFORE], m[r + AFTER]
@@ -113,7 +105,6 @@ def pop_prefill(m: IntArray, c: int, r: int) -> None:
     m[after + BEFORE if after != 0 else c + PREFILL_TAIL] = before
 
 
-@compiled
 def push_ending(m: IntArray, c: int, r: int) -> None:
     """Among those that end at its key."""
     place = m[c + ENDING] + (m[r + KEY] & m[RING_MASK])
@@ -125,7 +116,6 @@ def push_ending(m: IntArray, c: int, r: int) -> None:
     m[place] = r
 
 
-@compiled
 def pop_ending(m: IntArray, c: int, r: int) -> None:
     """Out of those that end at its key."""
     before, after = m[r + BEFORE], m[r + AFTER]
@@ -134,7 +124,6 @@ def pop_ending(m: IntArray, c: int, r: int) -> None:
         m[after + BEFORE] = before
 
 
-@compiled
 def push_pending(m: IntArray, f: FloatArray, time: float, r: int) -> None:
     """A request comes back at a time: it arrives, or its KV cache does."""
     heap = m[PENDING]
@@ -152,7 +141,6 @@ def push_pending(m: IntArray, f: FloatArray, time: float, r: int) -> None:
     m[heap + 2 * i + 1] = r
 
 
-@compiled
 def pop_pending(m: IntArray, f: FloatArray) -> int:
     """The earliest, lowest number first."""
     heap = m[PENDING]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 from costmodels.simulation import state as w
-from costmodels.simulation.compiling import compiled
 from costmodels.simulation.memory import blocks_for, grow, join_decode, next_gain, take
 from costmodels.simulation.prefix_cache import cached_tokens, pinned_blocks, use
 from costmodels.simulation.queues import first_waiting, pop_waiting, push_prefill, push_running
@@ -17,7 +16,6 @@ from costmodels.simulation.timing import batch_time
 from spaces.columns import FloatArray, IntArray
 
 
-@compiled
 def start(m: IntArray, f: FloatArray, u: int, now: float) -> None:
     """Schedule a cohort's next step on all ranks of its engine, or leave it idle."""
     e = m[u + w.C_ENGINE]
@@ -52,7 +50,6 @@ def start(m: IntArray, f: FloatArray, u: int, now: float) -> None:
         wake(m, f, e, now)
 
 
-@compiled
 def wake(m: IntArray, f: FloatArray, e: int, now: float) -> None:
     """Let an engine's first idle cohort schedule as soon as its first stage is free."""
     for i in range(m[m[e + w.E_POOL] + w.P_STAGES]):
@@ -63,7 +60,6 @@ def wake(m: IntArray, f: FloatArray, e: int, now: float) -> None:
             return
 
 
-@compiled
 def schedule(m: IntArray, f: FloatArray, p: int, c: int) -> None:
     """Choose what a cell does in its next step."""
     m[c + w.GAIN] = 0
@@ -93,7 +89,6 @@ def schedule(m: IntArray, f: FloatArray, p: int, c: int) -> None:
         m[c + w.OPEN] = 0
 
 
-@compiled
 def prefill(m: IntArray, f: FloatArray, p: int, c: int) -> None:
     """Go on with the prompts begun."""
     r = m[c + w.PREFILL_HEAD]
@@ -102,7 +97,6 @@ def prefill(m: IntArray, f: FloatArray, p: int, c: int) -> None:
         r = m[r + w.AFTER]
 
 
-@compiled
 def chunk(m: IntArray, f: FloatArray, p: int, c: int, r: int) -> None:
     """Put the next tokens of a prompt into the step."""
     tokens = m[r + w.PROMPT] + m[r + w.PRODUCED] - m[r + w.FILLED]
@@ -119,7 +113,6 @@ def chunk(m: IntArray, f: FloatArray, p: int, c: int, r: int) -> None:
         m[c + w.FINISHED] += 1
 
 
-@compiled
 def admit(m: IntArray, f: FloatArray, p: int, c: int, gain: int, prefills: int, decodes: int) -> None:
     """Admit waiting requests in order until one does not fit: those to prefill, those whose KV cache came from elsewhere."""
     lane = m[c + w.LANE]
@@ -138,14 +131,12 @@ def admit(m: IntArray, f: FloatArray, p: int, c: int, gain: int, prefills: int, 
             return
 
 
-@compiled
 def room(m: IntArray, p: int, lane: int, blocks: int) -> bool:
     """Whether so many blocks may be taken for a request to admit."""
     kept_free = m[p + w.P_RESERVE] if m[lane + w.L_RUNNING] > 0 else 0
     return blocks + kept_free <= m[lane + w.L_FREE]
 
 
-@compiled
 def admit_prompt(m: IntArray, f: FloatArray, p: int, c: int, r: int) -> bool:
     """Begin a request's prefill if there is room; a prompt that goes in one step and exceeds the budget goes alone."""
     lane = m[c + w.LANE]
@@ -169,7 +160,6 @@ def admit_prompt(m: IntArray, f: FloatArray, p: int, c: int, r: int) -> bool:
     return True
 
 
-@compiled
 def admit_cached(m: IntArray, f: FloatArray, p: int, c: int, r: int, gain: int) -> bool:
     """Take up a request's decode in this step if there is room for its KV cache and the step's tokens."""
     lane = m[c + w.LANE]
@@ -188,7 +178,6 @@ def admit_cached(m: IntArray, f: FloatArray, p: int, c: int, r: int, gain: int) 
     return True
 
 
-@compiled
 def begin(m: IntArray, f: FloatArray, c: int, r: int) -> None:
     """Count a request among the running."""
     if f[r + w.ADMITTED] < 0:

@@ -2,7 +2,7 @@
 
 Every record is a run of words, and known by the index of its first: `m[r + KEY]` is the key of request r, `f[r + FIRST]` the
 time of its first token. Index 0 is nobody. One block instead of a structure of arrays, because that is what makes the loop
-small to compile (seconds) and each event touch few cache lines.
+small to compile and each event touch few cache lines.
 
 Words: a *lane* is an attention-data-parallel rank of an engine: it has a KV pool and a waiting queue. A *cohort* is one of the
 batches an engine keeps in flight, as many as it has pipeline stages; a *cell* is a cohort's part on one lane. The requests of

@@ -6,11 +6,9 @@ Totals change little from one step to the next, so each cell remembers where it 
 from __future__ import annotations
 
 from costmodels.simulation import state as w
-from costmodels.simulation.compiling import compiled
 from spaces.columns import FloatArray, IntArray
 
 
-@compiled
 def locate(m: IntArray, f: FloatArray, grid: int, n: int, at: float, hint: int) -> int:
     """Left edge of the grid's interval that holds `at`: 0 below the grid, the last one beyond it; looked up from `hint`."""
     left = m[hint]
@@ -22,7 +20,6 @@ def locate(m: IntArray, f: FloatArray, grid: int, n: int, at: float, hint: int) 
     return left
 
 
-@compiled
 def position(f: FloatArray, grid: int, n: int, at: float, left: int) -> float:
     """Position in the interval: 0 below the grid, above 1 beyond its end."""
     if n == 1:
@@ -31,7 +28,6 @@ def position(f: FloatArray, grid: int, n: int, at: float, left: int) -> float:
     return max((at - low) / (f[grid + left + 1] - low), 0.0)
 
 
-@compiled
 def line(m: IntArray, f: FloatArray, grid: int, n: int, values: int, at: float, hint: int) -> float:
     """Linear interpolation of `values` (n,)."""
     left = locate(m, f, grid, n, at, hint)
@@ -39,7 +35,6 @@ def line(m: IntArray, f: FloatArray, grid: int, n: int, values: int, at: float, 
     return low + position(f, grid, n, at, left) * (f[values + min(left + 1, n - 1)] - low)
 
 
-@compiled
 def surface(
     m: IntArray, f: FloatArray, one: int, n: int, two: int, k: int, values: int, x: float, y: float, hint: int
 ) -> float:
@@ -52,7 +47,6 @@ def surface(
     return low * (1 - u) + high * u
 
 
-@compiled
 def batch_time(m: IntArray, f: FloatArray, p: int, c: int) -> float:
     """Seconds of the step that a cell has scheduled."""
     decoding = m[c + w.DECODING_NOW] if m[c + w.GAIN] > 0 else 0
