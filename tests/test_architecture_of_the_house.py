@@ -32,8 +32,8 @@ RUNNING = {
 }
 """Dataclasses that change: the clock of a measuring session; a walk or work that is under way."""
 
-DOORS = {"costmodels.simulation.compiling": "numba"}
-"""Modules that are the one door to a library of another name."""
+DOORS = {"costmodels.simulation.compiling": "llvmlite", "costmodels.simulation.translation": "llvmlite"}
+"""Modules that are the door to a library of another name."""
 
 
 def name_of(path: Path) -> str:

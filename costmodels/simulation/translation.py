@@ -62,9 +62,9 @@ def kind_of(function: FunctionType, parameter: str) -> str:
     return kind
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Program:
-    """The functions met so far; only the first can be called from outside."""
+    """The functions translated so far, which `module` holds; only the first can be called from outside."""
 
     module: ir.Module = field(default_factory=ir.Module)
     functions: dict[FunctionType, ir.Function] = field(default_factory=dict)
