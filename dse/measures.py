@@ -80,6 +80,9 @@ _TRAINING = (
     Measure(name="price_per_million_tokens", title="price a million tokens", unit="USD", dimension="USD"),
     Measure(name="training_days", title="training run", unit="days"),
     Measure(name="training_price", title="training price", unit="M USD", scale=1e6, dimension="USD"),
+    Measure(name="buying_price", title="price when bought", unit="M USD", scale=1e6, dimension="USD"),
+    Measure(name="cluster_capital", title="capital", unit="M USD", scale=1e6, dimension="USD"),
+    Measure(name="break_even_days", title="days of use at which buying pays", unit="days"),
     Measure(name="training_energy", title="training energy", unit="MWh", scale=3.6e9, dimension="J"),
 )  # fmt: skip
 
@@ -145,6 +148,9 @@ HARDWARE = frozenset(measure.name for measure in _HARDWARE)
 
 NEED_TOKENS = frozenset({"training_days", "training_price", "training_energy"})
 """Metrics of a whole run: they exist only when `workload.tokens` says how long it is."""
+
+NEED_FINANCE = frozenset({"buying_price", "cluster_capital", "break_even_days"})
+"""Metrics that exist only when `finance` says for how long machines are bought."""
 
 NEED_RELIABILITY = frozenset({"effective_tokens_per_second"})
 """Metrics that exist only when `reliability` says how often devices fail."""

@@ -113,6 +113,25 @@ def facility_power(at: SymbolTable, device_watts: Value, devices: Value) -> Floa
     return np.asarray(inside * cost["power_usage"])
 
 
+def holding(capital: Value, years: Value) -> dict[str, FloatArray]:
+    """USD of holding what cost `capital` for some years, used or not, by part: `depreciation`, `interest`, `site`.
+
+    Capital is written off evenly over the depreciation, and no further; interest is that of half of it, the mean of its life.
+    """
+    cost = constants("operating")
+    money, time = np.asarray(capital, np.float64), np.asarray(years, np.float64)
+    return {
+        "depreciation": money * np.minimum(time / cost["depreciation"], 1.0),
+        "interest": money * cost["interest"] / 2 * time,
+        "site": money * cost["staff_and_site"] * time,
+    }
+
+
+def energy_per_hour(at: SymbolTable, device_watts: Value, devices: Value) -> FloatArray:
+    """USD of the energy of an hour at the meter, devices drawing `device_watts` each."""
+    return np.asarray(facility_power(at, device_watts, devices) / 1000.0 * constants("operating")["energy_price"])
+
+
 def ownership_per_hour(at: SymbolTable, capital: Value, device_watts: Value, devices: Value) -> dict[str, FloatArray]:
     """USD of an hour of the whole cluster by part: `depreciation`, `interest`, `site`, `energy`, spread over hours used.
 
@@ -121,14 +140,8 @@ def ownership_per_hour(at: SymbolTable, capital: Value, device_watts: Value, dev
     """
     cost = constants("operating")
     used = HOURS_PER_YEAR * cost["utilisation"]
-    money = np.asarray(capital, np.float64)
-    watts = facility_power(at, device_watts, devices)
-    return {
-        "depreciation": money / cost["depreciation"] / used,
-        "interest": money * cost["interest"] / 2 / used,
-        "site": money * cost["staff_and_site"] / used,
-        "energy": watts / 1000.0 * cost["energy_price"],
-    }
+    year = {name: part / used for name, part in holding(capital, 1.0).items()}
+    return {**year, "energy": energy_per_hour(at, device_watts, devices)}
 
 
 def rental(price_per_hour: Value, devices: Value, hours: Value) -> FloatArray:

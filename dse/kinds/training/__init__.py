@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from costmodels.explanation import stage_memory
+from costmodels.financing import FinancedTraining
+from costmodels.metrics import CostModel
 from costmodels.training import TrainingModel
 from dse.kinds.registry import Kind
 from dse.kinds.training import job, plans, schema, words
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
     from dse.kinds.training.explanation import Explanation
 
 
-def _models(_: job.TrainingJob) -> tuple[Fidelity, ...]:
-    return (Fidelity(name="closed form", model=TrainingModel()),)
+def _models(asked: job.TrainingJob) -> tuple[Fidelity, ...]:
+    model: CostModel = TrainingModel()
+    if asked.purchase is not None:
+        bought = asked.purchase
+        model = FinancedTraining(model=model, years=bought.years, device_prices=bought.device_prices)
+    return (Fidelity(name="closed form", model=model),)
 
 
 def _explained(asked: job.TrainingJob, codes: Mapping[str, Any]) -> Explanation:
@@ -51,7 +57,8 @@ KIND: Kind[job.TrainingJob] = Kind(
     spelled=words.spelled,
     text=words.plan_text,
     shown=("step_time", "memory", "mfu", "tokens_per_second_per_device"),
-    breakdowns=(("step_time", "Where the step goes"), ("memory", "Where the memory goes")),
+    breakdowns=(("step_time", "Where the step goes"), ("memory", "Where the memory goes"),
+                ("buying_price", "What buying costs")),
     stages=stage_memory,
     explained=_explained,
 )

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from dse.kinds.machines import cluster_faults, fabrics, named_devices
 from dse.locations import Fault
-from dse.measures import NEED_RELIABILITY, NEED_TOKENS
+from dse.measures import NEED_FINANCE, NEED_RELIABILITY, NEED_TOKENS
 from spaces.architecture import Architecture
 from spaces.hardware import Device
 from spaces.plan import spell
 
 if TYPE_CHECKING:
-    from dse.kinds.training.schema import File
+    from dse.kinds.training.schema import File, Finance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,14 @@ class Failures:
     per_device_hour: float
     checkpoint_bandwidth: float
     restart_time: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase:
+    """Machines bought for some years; USD of a device by kind, in the job's order."""
+
+    years: float
+    device_prices: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +57,7 @@ class TrainingJob:
     calibration: str
     options: Mapping[str, tuple[int, ...]]
     failures: Failures | None
+    purchase: Purchase | None = None
 
 
 def job_of(file: File) -> TrainingJob:
@@ -80,7 +89,29 @@ def job_of(file: File) -> TrainingJob:
         calibration=file.calibration,
         options=MappingProxyType({axis: tuple(dict.fromkeys(values)) for axis, values in space.items()}),
         failures=failures,
+        purchase=_purchase(file),
     )
+
+
+def _purchase(file: File) -> Purchase | None:
+    if file.finance is None:
+        return None
+    prices = [file.finance.device_price or part_price(device) for device in fabrics(file.hardware)]
+    return Purchase(years=file.finance.years, device_prices=tuple(price for price in prices if price is not None))
+
+
+def part_price(device: Device) -> float | None:
+    """USD that the described part of a device sells for, by its silicon and memory; None where no part describes it."""
+    from costmodels.machines.price import device_price
+    from spaces.hardware import UnknownDevice, accelerator_names, find_accelerator, find_device
+
+    for name in accelerator_names():
+        try:
+            if find_device(name).name == device.name:
+                return float(device_price(find_accelerator(name).columns())[0])
+        except UnknownDevice:
+            continue
+    return None
 
 
 def default_objectives(file: File) -> tuple[str, ...]:
@@ -136,6 +167,20 @@ def _metric_faults(file: File) -> Iterable[Fault]:
             yield Fault(path=path, message=f"{metric} needs workload.tokens, the tokens of the whole run")
         if metric in NEED_RELIABILITY and file.reliability is None:
             yield Fault(path=path, message=f"{metric} needs reliability, how often devices fail")
+        if metric in NEED_FINANCE and file.finance is None:
+            yield Fault(path=path, message=f"{metric} needs finance, how long machines are bought for: finance: {{years: 1}}")
+    if file.finance is not None:
+        yield from _finance_faults(file, file.finance)
+
+
+def _finance_faults(file: File, finance: Finance) -> Iterable[Fault]:
+    """Purchases of unknown length or price."""
+    if file.workload.tokens is None:
+        yield Fault(path=("finance",), message="needs workload.tokens: what a run costs depends on how long it is")
+    if finance.device_price is None:
+        for device in fabrics(file.hardware):
+            if part_price(device) is None:
+                yield Fault(path=("finance",), message=f"nothing says what {device.name} sells for: give device_price, in USD")
 
 
 def _baseline_faults(file: File, given: Mapping[str, Any]) -> Iterable[Fault]:

@@ -67,6 +67,13 @@ class Reliability(Section):
     restart_time: Seconds
 
 
+class Finance(Section):
+    """Buying in place of renting: years that machines are held for, and USD a device (of its described part, if not given)."""
+
+    years: Number = 1.0
+    device_price: Number | None = None
+
+
 AXES = tuple(symbol for symbol in PLAN_SYMBOLS if symbol not in ("devices", "precision"))
 """What `space` may restrict; `devices` and `precision` have sections of their own."""
 
@@ -105,3 +112,4 @@ class File(Question):
     space: Space | None = None
     baseline: Baseline | None = None
     reliability: Reliability | None = None
+    finance: Finance | None = None

@@ -91,6 +91,14 @@ def assumptions(job: TrainingJob) -> tuple[str, ...]:
         said.append(f"{device.name}: {price}; {device.source}.")
         if device.estimated:
             said.append(f"{device.name}: no source states {', '.join(device.estimated)}; estimated.")
+    if job.purchase is not None:
+        prices = ", ".join(
+            f"{device.name} {price:,.0f} USD" for device, price in zip(job.devices, job.purchase.device_prices, strict=True)
+        )
+        said.append(
+            f"Bought for {job.purchase.years:g} years: {prices}; hosts, network, depreciation, interest, site and energy as "
+            "metered, as in docs/hardware.md. The training price is that of renting by the hour."
+        )
     restricted = ", ".join(job.options)
     if restricted:
         said.append(f"The experiment restricts {restricted}; every other axis holds every legal value.")
