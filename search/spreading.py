@@ -21,7 +21,7 @@ _GRAIN = 1 << 17  # points of a batch
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
 _LARGEST = 1 << 21  # points of a slice
 _CHUNK_S = 1.0  # seconds of work in a slice
-_SHARES = 16  # of what is left, a slice is at most one part of so many
+_SHARES = 16  # of what is left, a worker's slice is at most one part of so many
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +135,8 @@ class Spread:
                 return known[start]
             after = int(np.searchsorted(starts, start))
             until = int(starts[after]) if after < len(starts) else size
-            share = max(_FIRST, (size - start) // _SHARES)  # smaller towards the end, so that workers end together
+            # smaller towards the end, so that workers end together; one process has nobody to wait for
+            share = max(_FIRST, (size - start) // _SHARES) if self.executor.apart else size
             return max(1, min(_chunk(self._cost), share, until - start))
 
         for part in slices(self.space, wanted):
