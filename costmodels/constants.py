@@ -129,10 +129,6 @@ def generation_constants(generation: str) -> Mapping[str, Any]:
     return facts
 
 
-def has_constants(generation: str) -> bool:
-    """Whether the generation has constants of its own."""
-    return (DATA / "kernels" / f"{generation}.yaml").exists()
-
 
 def _code(axis: str, value: str | int) -> int:
     return code(axis, str(value)) if axis in NAMES else int(value)

@@ -65,14 +65,12 @@ def predict(
 ) -> Predicted:
     """Predict a CSV file into another; `calibration` is a folder that `dse calibrate` wrote.
 
-    Raises ValueError for an unknown kind or a file without a header, OSError.
+    Raises ValueError for an unknown kind, a file without a header or with bytes that are no text, and an `out` that is the
+    file of points itself; OSError.
     """
-    with Path(points).open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        headings = list(reader.fieldnames or ())
-        if not headings:
-            raise ValueError(f"{points}: expected a CSV file with a header line, got an empty one")
-        rows = [{name: value or "" for name, value in row.items() if name is not None} for row in reader]
+    headings, rows = _read(Path(points))
+    if Path(out).exists() and Path(out).samefile(points):
+        raise ValueError(f"{out}: is the file of points itself, which would be overwritten: give another one with -o")
     answered = predict_rows(rows, kind, calibration)
     with Path(out).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys([*headings, *RESULTS[kind]])))
@@ -80,6 +78,22 @@ def predict(
         writer.writerows(answered)
     errors = Counter(row["error"] for row in answered if row["error"])
     return Predicted(Path(out), len(rows), len(rows) - errors.total(), tuple(errors.most_common(5)))
+
+
+def _read(points: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Headings and rows of a CSV file; cells beyond the header are left out."""
+    try:
+        with points.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            headings = list(reader.fieldnames or ())
+            rows = [{name: value or "" for name, value in row.items() if name is not None} for row in reader]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{points}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
+    except csv.Error as error:
+        raise ValueError(f"{points}: not a CSV file: {error}") from None
+    if not headings:
+        raise ValueError(f"{points}: expected a CSV file with a header line, got an empty one")
+    return headings, rows
 
 
 def predict_rows(

@@ -7,6 +7,7 @@ upwards until one does. Where none does, the highest rate that some plan carries
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ def size(
     """
     if objective not in SIZES:
         raise CannotSize(f"--objective: nothing is called {objective!r}{nearest(objective, tuple(SIZES))}")
+    if rate is not None and not 0 < rate < math.inf:
+        raise CannotSize(f"--rate: expected requests a second above 0, got {rate:g}")
     experiment = _sizable(load(source, overrides), rate)
     problem, space = problem_of(experiment), space_of(experiment)
     closed, simulated = models_of(experiment)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from costmodels.block_table import graphs
 from costmodels.kernel_models.symbols import kernel_symbols
-from costmodels.serving.stack import ServingStack, find_serving_stack
+from costmodels.serving.stack import find_serving_stack
 from spaces.architecture import Architecture
 from spaces.blocks import scalars
 from spaces.hardware import Device
@@ -44,9 +43,3 @@ def serving_problem(
 def serving_symbols(device: Device) -> Mapping[str, float]:
     """Every symbol a serving model reads about a device; SI units. An axis over devices binds these."""
     return {**kernel_symbols(device), "device": 0, "generation": 0}
-
-
-@cache
-def parameters_of(architecture: Architecture, stack: ServingStack) -> int:
-    """Number of parameters of the model."""
-    return graphs(architecture, stack.traits).parameters()

@@ -239,3 +239,21 @@ def test_an_unknown_kind_is_refused(dse: Callable[..., Finished], tmp_path: Path
     done = dse("predict", "points.csv", "-o", "out.csv", "--kind", "trainin")
     assert done.code == 1
     assert "choose one of training, serving, kernel" in done.err
+
+
+def test_a_file_that_is_no_text_is_named(dse: Callable[..., Finished], tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_bytes(bytes(range(256)))
+    done = dse("predict", tmp_path / "points.csv", "-o", tmp_path / "out.csv")
+    assert done.code == 1
+    assert "points.csv: not a text file" in done.err
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_file_of_points_is_not_overwritten(dse: Callable[..., Finished], tmp_path: Path) -> None:
+    points = tmp_path / "points.csv"
+    points.write_text("model,seq\nllama-3.1-8b,8192\n", encoding="utf-8")
+    before = points.read_bytes()
+    done = dse("predict", points, "-o", tmp_path / "." / "points.csv")
+    assert done.code == 1
+    assert "give another one" in done.err
+    assert points.read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +144,9 @@ def test_a_size_needs_limits_and_an_open_loop(tmp_path: Path) -> None:
         size(path, overrides=[f"workload={{{LENGTHS}, concurrency: 4}}"])
     with pytest.raises(CannotSize, match="devices"):
         size(path, objective="device")
+    for rate in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(CannotSize, match="above 0"):
+            size(path, rate=rate)
 
 
 def test_sizing_a_training_experiment_is_refused(dse: Callable[..., Finished], small: Path) -> None:
