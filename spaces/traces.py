@@ -7,6 +7,7 @@ AzureLLMInferenceDataset2023.md) are read as they are, and so are Mooncake's (ti
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import math
 import os
@@ -51,6 +52,7 @@ def read_trace(path: str | os.PathLike[str], *, context: int = 0, drop_empty: bo
     arrival: list[float] = []
     prompt: list[int] = []
     output: list[int] = []
+    lines: list[int] = []
     columns: dict[str, str] | None = None
     scale = 1.0
     for line, row in _rows(file):
@@ -58,28 +60,31 @@ def read_trace(path: str | os.PathLike[str], *, context: int = 0, drop_empty: bo
             columns = _columns(file, row)
             mooncake = columns["arrival"].lower() == "timestamp" and columns["prompt"].lower() == "input_length"
             scale = 1e-3 if mooncake else 1.0
+        lines.append(line)
         arrival.append(scale * _time(row.get(columns["arrival"]), file, line, columns["arrival"]))
         prompt.append(_count(row.get(columns["prompt"]), file, line, columns["prompt"]))
         output.append(_count(row.get(columns["output"]), file, line, columns["output"]))
     if not arrival:
-        raise BadTrace(f"{file}: no requests in it")
+        raise BadTrace(f"{file.name} holds no requests")
     times, p, o = np.asarray(arrival), np.asarray(prompt), np.asarray(output)
     if np.any(times < 0):
         first = int(np.argmax(times < 0))
-        raise BadTrace(f"{file}: request {first + 1} arrives at {times[first]:g} s: times are not negative")
+        raise BadTrace(f"{file.name}:{lines[first]}: arrives at {times[first]:g} s: times are not negative")
     if np.any(np.diff(times) < 0):
-        row_number = int(np.argmax(np.diff(times) < 0)) + 2
-        raise BadTrace(f"{file}: request {row_number} arrives before the one ahead of it: sort the trace by arrival")
+        line = lines[int(np.argmax(np.diff(times) < 0)) + 1]
+        raise BadTrace(f"{file.name}:{line}: arrives before the request above it: sort the trace by arrival")
     empty = (p < 1) | (o < 1)
     if np.all(empty) or (np.any(empty) and not drop_empty):
         first = int(np.argmax(empty))
         lengths = f"{p[first]} prompt and {o[first]} output tokens"
-        raise BadTrace(f"{file}: request {first + 1} has {lengths}: at least 1 of each is needed (or leave such requests out)")
+        raise BadTrace(f"{file.name}:{lines[first]}: has {lengths}: a request has at least 1 of each")
     long = (p + o > context) & ~empty if context else np.zeros(len(p), np.bool_)
     kept = ~(empty | long)
     if not np.any(kept):
         shortest = int(np.min((p + o)[~empty]))
-        raise BadTrace(f"{file}: every request is longer than the context of {context} tokens; the shortest has {shortest}")
+        raise BadTrace(
+            f"{file.name}: every request is longer than the context of {context} tokens; the shortest has {shortest}"
+        )
     times = times[kept] - times[kept][0]
     return Trace(
         requests=Requests(arrival=times, prompt=p[kept], output=o[kept]),
@@ -97,9 +102,9 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 try:
                     row = json.loads(entry)
                 except json.JSONDecodeError as error:
-                    raise BadTrace(f"{file}, line {line}: not JSON ({error.msg}); a trace has one object a line") from None
+                    raise BadTrace(f"{file.name}:{line}: not JSON ({error.msg}); a trace has one object a line") from None
                 if not isinstance(row, dict):
-                    raise BadTrace(f"{file}, line {line}: {entry.strip()[:40]!r} is no object with named fields")
+                    raise BadTrace(f"{file.name}:{line}: {entry.strip()[:40]!r} is no object with named fields")
                 yield line, row
         else:
             reader = csv.DictReader(text)
@@ -113,8 +118,11 @@ def _columns(file: Path, row: Mapping[str, Any]) -> dict[str, str]:
     found = {wanted: next((there[name] for name in names if name in there), "") for wanted, names in NAMES.items()}
     missing = [wanted for wanted, name in found.items() if not name]
     if missing:
-        wanted = "; ".join(f"{name} ({', '.join(NAMES[name])})" for name in missing)
-        raise BadTrace(f"{file}: no column for {wanted}. It has {', '.join(map(str, row)) or 'none'}")
+        wanted = missing[0]
+        near = next((near for name in NAMES[wanted] for near in difflib.get_close_matches(name, there, 1)), "")
+        hint = f" (is it {near!r}?)" if near else ""
+        known = "; ".join(f"{name} ({', '.join(NAMES[name])})" for name in missing)
+        raise BadTrace(f"{file.name} has no column {wanted}{hint}; it has {', '.join(map(str, row))}, and needs {known}")
     return found
 
 
@@ -129,12 +137,12 @@ def _time(value: Any, file: Path, line: int, column: str) -> float:
         try:
             moment = datetime.fromisoformat(whole if dot else text.replace("Z", "+00:00"))
         except ValueError:
-            raise BadTrace(f"{file}, line {line}: {column} is {text!r}, neither seconds nor a date and time") from None
+            raise BadTrace(f"{file.name}:{line}: {column} is {text!r}, neither seconds nor a date and time") from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         seconds = moment.timestamp()
         seconds += float(f"0.{digits}") if digits else 0.0
     if not math.isfinite(seconds):
-        raise BadTrace(f"{file}, line {line}: {column} is {text!r}: times are finite")
+        raise BadTrace(f"{file.name}:{line}: {column} is {text!r}: times are finite")
     return seconds
 
 
@@ -144,5 +152,5 @@ def _count(value: Any, file: Path, line: int, column: str) -> int:
     except ValueError:
         number = math.nan
     if not number.is_integer():
-        raise BadTrace(f"{file}, line {line}: {column} is {value!r}, not a number of tokens")
+        raise BadTrace(f"{file.name}:{line}: {column} is {value!r}, not a number of tokens")
     return int(number)

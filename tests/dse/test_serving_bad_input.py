@@ -92,11 +92,11 @@ def test_bad_input_is_told_with_its_place_and_what_would_work(case: str, tmp_pat
 
 
 TRACES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "missing column": ("arrival,input_tokens,answer\n0,10,10\n", ("no column output_tokens", "arrival, input_tokens, answer")),
+    "missing column": ("arrival,input_tokens,answer\n0,10,10\n", ("no column output", "arrival, input_tokens, answer")),
     "unsorted": ("arrival,input_tokens,output_tokens\n0,10,10\n5,10,10\n3,10,10\n", ("t.csv:4", "sort the trace")),
     "negative time": ("arrival,input_tokens,output_tokens\n-1,10,10\n", ("t.csv:2", "not negative")),
     "no time": ("arrival,input_tokens,output_tokens\nsoon,10,10\n", ("t.csv:2", "neither seconds nor a date")),
-    "zero length": ("arrival,input_tokens,output_tokens\n0,0,10\n", ("t.csv:2", "input_tokens", "at least 1")),
+    "zero length": ("arrival,input_tokens,output_tokens\n0,0,10\n", ("t.csv:2", "0 prompt", "at least 1")),
     "not a number": ("arrival,input_tokens,output_tokens\n0,many,10\n", ("t.csv:2", "not a number")),
     "empty": ("arrival,input_tokens,output_tokens\n", ("holds no requests",)),
 }
@@ -126,10 +126,10 @@ def test_a_bad_trace_names_its_line(case: str, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_trace_is_read_from_its_first_arrival(name: str, text: str, tmp_path: Path) -> None:
-    from spaces.trace import read_trace
+    from spaces.traces import read_trace
 
     (tmp_path / name).write_text(text, encoding="utf-8")
-    found = read_trace(tmp_path / name)
+    found = read_trace(tmp_path / name).requests
     assert found.arrival.tolist() == pytest.approx([0.0, 4.314579], abs=1e-6)
     assert found.prompt.tolist() == [374, 396]
     assert found.output.tolist() == [44, 109]

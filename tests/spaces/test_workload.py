@@ -115,13 +115,13 @@ def test_lines_of_json_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("arrival,prompt\n0,5\n", "no column for output"),
-        ("arrival,prompt,output\n1,5,5\n0,5,5\n", "request 2 arrives before"),
+        ("arrival,prompt\n0,5\n", "no column output"),
+        ("arrival,prompt,output\n1,5,5\n0,5,5\n", "trace.csv:3: arrives before"),
         ("arrival,prompt,output\n-1,5,5\n", "not negative"),
         ("arrival,prompt,output\n0,5,0\n", "at least 1"),
         ("arrival,prompt,output\n0,five,1\n", "not a number of tokens"),
-        ("arrival,prompt,output\nsoon,5,1\n", "line 2"),
-        ("arrival,prompt,output\n", "no requests"),
+        ("arrival,prompt,output\nsoon,5,1\n", "trace.csv:2"),
+        ("arrival,prompt,output\n", "holds no requests"),
         ("arrival,prompt,output\n0,500,100\n", "longer than the context"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from dse.measures import nearest
 from dse.schema.fields import positive, read_count, read_text, said
-from spaces.trace import read_trace
+from spaces.traces import read_trace
 from spaces.traffic import SHAPES, Lengths, Pairs, length_names, published_lengths
 from spaces.workload import Requests
 
@@ -54,7 +54,7 @@ def read_trace_file(value: object, info: ValidationInfo) -> Requests:
     """The requests of a trace beside the experiment file."""
     path = cast(Path, (info.context or {}).get("folder", Path())) / read_text(value)
     try:
-        return read_trace(path)
+        return read_trace(path).requests
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
 
