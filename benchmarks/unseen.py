@@ -18,6 +18,7 @@ import numpy as np
 
 import costmodels
 from costmodels.kernel_prediction import predict_kernel_rows
+from costmodels.measured_serving import measured_serving, question, signed_error
 from costmodels.measured_steps import measured_steps
 from costmodels.training import TrainingModel
 from dse.prediction import predict_rows
@@ -26,7 +27,6 @@ from spaces.columns import Columns
 ROOT = Path(costmodels.__file__).parent / "data" / "unseen"
 PAGE = Path(__file__).parent.parent / "docs" / "unseen.md"
 _READINGS = frozenset({"time_s", "spread", "sm_clock_mhz", "power_w", "repeats"})
-_SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "gpu")
 _MIB = 2**20
 
 Errors: TypeAlias = dict[str, list[float]]
@@ -88,30 +88,10 @@ def serving() -> Errors:
     """Signed relative errors of prefill and decode steps under CUDA graphs."""
     errors: Errors = {}
     for name, ranks in (("serving", "one GPU"), ("serving_parallel", "two GPUs, tensor")):
-        given = [row for row in rows(name) if row["launch"] == "graph"]
-        for row, answer in zip(given, predict_rows([_question(row) for row in given], "serving"), strict=True):
-            seconds = float(answer["tpot_s" if row["op"] == "decode" else "ttft_s"])
-            errors.setdefault(f"{row['op']} step, {ranks}", []).append(seconds / float(row["time_s"]) - 1.0)
+        given = measured_serving(ROOT, name)
+        for row, answer in zip(given, predict_rows([question(row) for row in given], "serving"), strict=True):
+            errors.setdefault(f"{row['op']} step, {ranks}", []).append(signed_error(row, answer))
     return errors
-
-
-def _question(row: Mapping[str, str]) -> dict[str, str]:
-    """A measured step as a static batch: its decode step is the one that follows seq − 1 tokens."""
-    decode = row["op"] == "decode"
-    ranks = row.get("ranks") or "1"
-    return {name: row[name] for name in _SIZES} | {
-        "isl": str(int(row["seq"]) - decode),
-        "osl": "2" if decode else "1",
-        "model": "measured",
-        "gated": str(row["style"] == "llama"),
-        "tied_embeddings": "false",
-        "n_gpus": ranks,
-        "tp": ranks,
-        "stack": "torch-graph",
-        "precision": "bf16",
-        "concurrency": row["batch"],
-        "static_batch": "true",
-    }
 
 
 def line(what: str, errors: Sequence[float]) -> Line:

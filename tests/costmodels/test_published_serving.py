@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-
 import pytest
 
+from costmodels.measured_serving import measured_serving, question, signed_error
 from costmodels.measurements import ROOT
 from costmodels.published import error_statistics
 from costmodels.published_serving import METRICS, compare_serving, read_serving_facts
@@ -42,35 +41,13 @@ def test_no_published_row_is_refused_and_a_rate_counts_as_the_time_of_a_token() 
 
 def test_measured_steps_of_plain_torch_are_predicted() -> None:
     """Steps of whole models on the device that gave the stack no constant: the gap between kernels is from the other one."""
-    with (ROOT / "h200-141gb-sxm" / "serving.csv").open(newline="") as file:
-        measured = [row for row in csv.DictReader(file) if row["launch"] == "graph"]
-    answers = predict_rows([_question(row) for row in measured], "serving")
+    measured = [row for row in measured_serving(ROOT) if row["gpu"].startswith("H200")]
     errors: dict[str, list[float]] = {"decode": [], "prefill": []}
-    for answer, row in zip(answers, measured, strict=True):
-        predicted = float(answer["tpot_s" if row["op"] == "decode" else "ttft_s"])
-        errors[row["op"]].append(abs(predicted / float(row["time_s"]) - 1.0))
+    for row, answer in zip(measured, predict_rows([question(row) for row in measured], "serving"), strict=True):
+        errors[row["op"]].append(abs(signed_error(row, answer)))
     for op, found in errors.items():
         assert len(found) > 40
         assert sum(found) / len(found) <= 0.10, op
-
-
-def _question(row: dict[str, str]) -> dict[str, str]:
-    """A measured step as a static batch: its decode step is the one that follows seq − 1 tokens."""
-    sizes = {name: row[name] for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "gpu")}
-    decode = row["op"] == "decode"
-    lengths = {"isl": str(int(row["seq"]) - decode), "osl": "2" if decode else "1"}
-    return {
-        **sizes,
-        **lengths,
-        "model": "measured",
-        "gated": str(row["style"] == "llama"),
-        "tied_embeddings": "false",
-        "n_gpus": "1",
-        "stack": "torch-graph",
-        "precision": "bf16",
-        "concurrency": row["batch"],
-        "static_batch": "true",
-    }
 
 
 def test_held_out_throughput_of_large_models_is_near() -> None:
