@@ -85,10 +85,12 @@ def replay(tables: StepTables, engine: int, run: Replay) -> Replayed:
         gaps = np.random.default_rng(run.seed).exponential(1.0 / run.rate, count)
         requests = Requests(arrival=np.cumsum(gaps), prompt=prompt, output=output)
     outcome: Outcome = simulate(tables, engine, requests, limits_of(run), replicas=run.replicas)
-    ttft = outcome.mean("ttft", steady=run.steady) + run.overhead
-    tpot = outcome.mean("tpot", steady=run.steady) if run.output > 1 else 0.0
-    latency = outcome.mean("latency", steady=run.steady) + run.overhead
-    rate = outcome.token_throughput(steady=run.steady)
+    # requests that all end at once leave no middle to look at: then all of them count
+    steady = run.steady and math.isfinite(outcome.token_throughput(steady=True))
+    ttft = outcome.mean("ttft", steady=steady) + run.overhead
+    tpot = outcome.mean("tpot", steady=steady) if run.output > 1 else 0.0
+    latency = outcome.mean("latency", steady=steady) + run.overhead
+    rate = outcome.token_throughput(steady=steady)
     if run.concurrency:
         rate *= latency / (latency + run.overhead) if latency > 0 else 1.0
     return Replayed(ttft=ttft, tpot=tpot, latency=latency, tokens_per_second=rate)

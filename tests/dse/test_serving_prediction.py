@@ -124,3 +124,9 @@ def test_a_model_that_fits_nowhere_is_still_predicted_and_says_so() -> None:
     row = answer(model="llama-3.1-405b")
     assert number(row, "kv_capacity_tokens") == 0
     assert "does not fit" in row["assumptions"]
+
+
+def test_a_steady_part_that_is_empty_gives_way_to_the_whole_run() -> None:
+    """Short prompts with one output token, all at once, end in one step: dropping the first and last leaves no time between."""
+    burst = {"isl": "4", "osl": "1", "concurrency": "256", "num_requests": "256"}
+    assert number(answer(**burst, steady="true"), "ttft_s") == number(answer(**burst), "ttft_s")
