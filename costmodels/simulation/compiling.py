@@ -56,7 +56,7 @@ def compiled(function: Callable[..., Any]) -> Compiled:
 
 
 def _machine_code(module: ir.Module) -> Any:
-    """Optimise, for this processor."""
+    """Optimise, for this processor; more effort took longer here and made nothing faster."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     target = binding.Target.from_default_triple()
@@ -64,7 +64,7 @@ def _machine_code(module: ir.Module) -> Any:
     machine = target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3, jit=True)
     parsed = binding.parse_assembly(str(module))
     parsed.verify()
-    builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))
+    builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=1))
     builder.getModulePassManager().run(parsed, builder)
     engine = binding.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
