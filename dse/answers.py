@@ -30,11 +30,6 @@ class Figure:
     low: float
     high: float
 
-    def close_to(self, other: Figure) -> bool:
-        """Whether the intervals overlap and the values are within `TIE` of each other."""
-        overlap = self.low <= other.high and other.low <= self.high
-        return overlap and abs(self.value - other.value) <= TIE * max(abs(self.value), abs(other.value))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanAnswer:
