@@ -97,6 +97,9 @@ _SERVING = (
     Measure(name="power", title="power", unit="kW", scale=1e3, dimension="W"),
     Measure(name="rated_power", title="rated power", unit="kW", scale=1e3, dimension="W"),
     Measure(name="price_per_hour", title="price an hour", unit="USD"),
+    Measure(name="row_servers", title="servers in the row", unit="", maximise=True),
+    Measure(name="rated_row_servers", title="servers by rated power", unit="", maximise=True),
+    Measure(name="row_tokens_per_second", title="throughput of the row", unit="tokens/s", maximise=True),
     *_LATENCIES,
 )  # fmt: skip
 
@@ -134,6 +137,9 @@ SERVING = LATENCIES | {
     "energy_per_token",
     "power",
     "rated_power",
+    "row_servers",
+    "rated_row_servers",
+    "row_tokens_per_second",
     "kv_headroom",
     "memory",
     "devices",
@@ -151,6 +157,9 @@ NEED_TOKENS = frozenset({"training_days", "training_price", "training_energy"})
 
 NEED_FINANCE = frozenset({"buying_price", "cluster_capital", "break_even_days"})
 """Metrics that exist only when `finance` says for how long machines are bought."""
+
+NEED_ROW = frozenset({"row_servers", "rated_row_servers", "row_tokens_per_second"})
+"""Metrics that exist only when `hardware.row` says what feeds the servers."""
 
 NEED_RELIABILITY = frozenset({"effective_tokens_per_second"})
 """Metrics that exist only when `reliability` says how often devices fail."""

@@ -104,13 +104,22 @@ def cluster_capital(at: SymbolTable, device: Value, devices: Value) -> dict[str,
     return {name: np.asarray(value, np.float64) for name, value in hardware.items()}
 
 
-def facility_power(at: SymbolTable, device_watts: Value, devices: Value) -> FloatArray:
-    """Watts at the meter for devices that draw `device_watts` each: hosts, fans, network, and the building's PUE."""
+def server_power(at: SymbolTable, device_watts: Value, devices: Value) -> FloatArray:
+    """Watts that servers draw from their rack for devices that draw `device_watts` each: hosts, fans and conversion added.
+
+    Of a node that is part empty, the host counts whole.
+    """
     cost = constants("operating")
     count = np.asarray(devices, np.float64)
     nodes = np.ceil(count / at["device.per_node"])
-    inside = count * (device_watts * (1 + cost["overhead_power"]) + cost["network_power"]) + nodes * cost["host_power"]
-    return np.asarray(inside * cost["power_usage"])
+    return np.asarray(count * device_watts * (1 + cost["overhead_power"]) + nodes * cost["host_power"], np.float64)
+
+
+def facility_power(at: SymbolTable, device_watts: Value, devices: Value) -> FloatArray:
+    """Watts at the meter for devices that draw `device_watts` each: servers with their network, and the building's PUE."""
+    cost = constants("operating")
+    network = np.asarray(devices, np.float64) * cost["network_power"]
+    return np.asarray((server_power(at, device_watts, devices) + network) * cost["power_usage"])
 
 
 def holding(capital: Value, years: Value) -> dict[str, FloatArray]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from costmodels.metrics import CostModel
 from costmodels.serving.pools import PooledServingModel
+from costmodels.serving.row import RowModel
 from costmodels.serving.simulated import SimulatedServing
 from costmodels.serving.statistics import EstimatedStatistics
 from dse.kinds.registry import Kind
@@ -29,11 +31,18 @@ def _models(asked: job.ServingJob) -> tuple[Fidelity, ...]:
     simulated = SimulatedServing(
         closed=closed, traffic=asked.traffic, asked=asked.statistics, context=asked.context, seed=asked.seed
     )
+    screened, last = _in_row(asked, closed), _in_row(asked, simulated)
     agrees = frozenset({"devices", "price_per_hour", "rated_power", "memory"})
     return (
-        Fidelity(name="closed form", model=closed),
-        Fidelity(name="simulated", model=simulated, most=asked.simulate, agrees=agrees),
+        Fidelity(name="closed form", model=screened),
+        Fidelity(name="simulated", model=last, most=asked.simulate, agrees=agrees),
     )
+
+
+def _in_row(asked: job.ServingJob, model: CostModel) -> CostModel:
+    """The model of one server, or of the row that it stands in."""
+    row = asked.row
+    return model if row is None else RowModel(model=model, budget=row.budget, risk=row.risk, correlation=row.correlation)
 
 
 def _explained(asked: job.ServingJob, codes: Mapping[str, Any]) -> Explanation:

@@ -13,7 +13,7 @@ from costmodels.serving.statistics import Statistics
 from dse.experiment import trace_name
 from dse.kinds.machines import cluster_faults, fabrics, named_devices
 from dse.locations import Fault
-from dse.measures import percentile
+from dse.measures import NEED_ROW, percentile
 from spaces.architecture import Architecture
 from spaces.hardware import Device
 from spaces.serving_plan import SERVING_NAMES
@@ -34,6 +34,15 @@ class PoolMachines:
     devices: tuple[Device, ...]
     count: int
     at_most: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerRow:
+    """What feeds a row of servers: W, the share of time it may be overdrawn, the correlation of two servers' power."""
+
+    budget: float
+    risk: float
+    correlation: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +70,7 @@ class ServingJob:
     statistics: Statistics
     simulate: int
     seed: int
+    row: PowerRow | None = None
 
 
 def job_of(file: File) -> ServingJob:
@@ -93,6 +103,9 @@ def job_of(file: File) -> ServingJob:
         statistics=_statistics(file.slo, named),
         simulate=file.search.simulate,
         seed=file.search.seed,
+        row=None if hardware.row is None else PowerRow(
+            budget=hardware.row.power_budget, risk=hardware.row.risk, correlation=hardware.row.correlation
+        ),
     )
 
 
@@ -217,6 +230,8 @@ def _machine_faults(file: File) -> Iterable[Fault]:
         if hardware.device is not None and hardware.devices is not None:
             yield from cluster_faults(hardware)
         return
+    if hardware.row is not None:
+        yield Fault(path=("hardware", "row"), message="a row is of servers that do both phases: leave out pools, or row")
     if hardware.device is not None or hardware.devices is not None:
         yield Fault(path=("hardware", "pools"), message="pools have devices of their own: leave out device and devices")
     if "aggregated" in modes:
@@ -261,5 +276,7 @@ def _metric_faults(file: File) -> Iterable[Fault]:
     named = [(("objectives", i), choice.metric) for i, choice in enumerate(file.objectives or ())]
     named += [(("constraints", i), limit.metric) for i, limit in enumerate(file.constraints)]
     for path, metric in named:
+        if metric in NEED_ROW and file.hardware.row is None:
+            yield Fault(path=path, message=f"{metric} needs hardware.row, what feeds servers: row: {{power_budget: 250 kW}}")
         if metric in NEED_SLO and (file.slo is None or not file.slo.given()):
             yield Fault(path=path, message=f"{metric} needs slo, what a request must keep: slo: {{ttft: 300 ms, tpot: 10 ms}}")

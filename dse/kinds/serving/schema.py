@@ -75,6 +75,11 @@ def share(value: object) -> float:
     return number
 
 
+def read_correlation(value: object) -> float:
+    """0, or a share of at most 1."""
+    return 0.0 if value == 0 and not isinstance(value, bool) else share(value)
+
+
 def read_stack(value: object) -> str:
     """A serving stack by name or alias."""
     return find_serving_stack(read_text(value)).name
@@ -107,11 +112,20 @@ class Pools(Section):
     decode: Pool
 
 
+class Row(Section):
+    """A row of servers behind one feed: W, the share of time it may be overdrawn, how far servers peak together."""
+
+    power_budget: Annotated[float, BeforeValidator(positive("W"))]
+    risk: Share = 1e-3
+    correlation: Annotated[float, BeforeValidator(read_correlation)] = 0.0
+
+
 class Hardware(Machines):
     """What it runs on: devices that all plans share, or a pool for prefill and one for decode."""
 
     pools: Pools | None = None
     link: Rate | None = None
+    row: Row | None = None
 
 
 class Turns(Section):
