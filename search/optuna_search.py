@@ -321,12 +321,14 @@ def _created(target: str, name: str, objectives: Sequence[tuple[str, bool]]) -> 
 
 
 def storage(target: str) -> optuna.storages.BaseStorage:
-    """An RDB URL (`sqlite:///trials.db`), or a journal file by its path."""
+    """An RDB URL (`sqlite:///trials.db`), or a journal file by its path. No connection outlives its use."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
     if "://" in target:
-        return optuna.storages.RDBStorage(target)
+        from sqlalchemy.pool import NullPool
+
+        return optuna.storages.RDBStorage(target, engine_kwargs={"poolclass": NullPool})
     return optuna.storages.JournalStorage(JournalFileBackend(target))
 
 

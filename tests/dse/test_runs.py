@@ -7,6 +7,7 @@ import errno
 import json
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_the_folder_holds_what_repeats_and_proves_the_run(small: Path, tmp_path:
     c = manifest["certificate"]
     assert c["complete"]
     assert c["space"] == sum(c["pruned"].values()) + c["evaluated"] + c["failed"] + c["unvisited"]
-    with sqlite3.connect(folder / "run.sqlite") as store:
+    with closing(sqlite3.connect(folder / "run.sqlite")) as store:
         (mode,) = store.execute("PRAGMA journal_mode").fetchone()
         (front,) = store.execute("SELECT count(*) FROM plan WHERE list = 'front'").fetchone()
         (sample,) = store.execute("SELECT count(*) FROM sample").fetchone()

@@ -48,7 +48,7 @@ def test_the_study_holds_the_front_and_the_sample(
     assert "holds a study called 'small' already" in again.err
     database = f"sqlite:///{journal.with_name('trials.db')}"
     assert dse("export", answer["run"], "--to", "optuna", "--study", database).code == 0
-    assert optuna.load_study(study_name="small", storage=database).trials[0].values == study.trials[0].values
+    assert optuna.load_study(study_name="small", storage=storage(database)).trials[0].values == study.trials[0].values
 
 
 @pytest.mark.skipif(find_spec("optuna_dashboard") is None, reason="optuna-dashboard is an extra")
