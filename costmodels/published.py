@@ -468,8 +468,22 @@ class RankAgreement:
         return 100.0 * self.agreed / self.pairs if self.pairs else math.nan
 
 
-def rank_agreement(compared: Iterable[Comparison], *, least_difference: float = 0.05) -> RankAgreement:
-    """Order of plans doing the same job (`Fact.job`) by different plans (`Fact.plan`).
+def _job(fact: Fact) -> tuple[str, ...]:
+    return fact.job
+
+
+def _different_plans(first: Fact, second: Fact) -> bool:
+    return first.plan != second.plan
+
+
+def rank_agreement(
+    compared: Iterable[Comparison],
+    *,
+    least_difference: float = 0.05,
+    job: Callable[[Fact], tuple[str, ...]] = _job,
+    differ: Callable[[Fact, Fact], bool] = _different_plans,
+) -> RankAgreement:
+    """Order of plans doing the same `job` (`Fact.job`) in ways that `differ` (by `Fact.plan`).
 
     A pair counts when the slower published time exceeds the faster by more than `least_difference`; a refused row or a
     tie in the prediction is an order not found.
@@ -477,12 +491,12 @@ def rank_agreement(compared: Iterable[Comparison], *, least_difference: float = 
     groups: dict[tuple[str, ...], list[Comparison]] = {}
     for comparison in compared:
         if math.isfinite(comparison.published):
-            groups.setdefault(comparison.fact.job, []).append(comparison)
+            groups.setdefault(job(comparison.fact), []).append(comparison)
     pairs = agreed = 0
     for group in groups.values():
         for first, second in combinations(group, 2):
             faster, slower = sorted((first, second), key=lambda c: c.published)
-            if first.fact.plan == second.fact.plan or slower.published <= (1.0 + least_difference) * faster.published:
+            if not differ(first.fact, second.fact) or slower.published <= (1.0 + least_difference) * faster.published:
                 continue
             pairs += 1
             agreed += bool(faster.predicted < slower.predicted)

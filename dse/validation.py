@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeAlias
@@ -32,30 +32,39 @@ from costmodels.published import (
     rank_agreement,
     read_facts,
 )
-from costmodels.published_serving import compare_serving, read_serving_facts
+from costmodels.published_serving import compare_serving, order_of_plans, order_of_replicas, read_serving_facts
 from dse.measures import nearest
 from dse.prediction import predict_rows
 
 Predictor: TypeAlias = Callable[[list[dict[str, str]]], Sequence[Prediction]]
+Orders: TypeAlias = Mapping[str, Callable[[Sequence[Comparison]], RankAgreement]]
 
 SPLITS = ("held-out", "calibration", "all")
 JUDGED = "+".join(sorted(JUDGED_GENERATIONS))
 """Name of the group that the bars are about."""
 TABLE_5 = "Table 5"
 """In the citations of the step times that Korthikanti et al. 2022 print."""
+TRAINING_ORDERS: Orders = {"plans": rank_agreement}
+SERVING_ORDERS: Orders = {"plans": order_of_plans, "replicas": order_of_replicas}
+"""How pairs of plans are found among published runs."""
 
 _WIDTH = 128  # columns of the printed tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceErrors:
-    """One source: its split, the generations of its devices, its errors, and why rows were refused, commonest first."""
+    """One source: its split, the generations of its devices, its errors, and why rows were refused, commonest first.
+
+    `orders` are pairs of its plans put in the right order, by name: `plans` on as many accelerators for one job, and in
+    serving `replicas`, plans of other sizes, each as replicas that fill as many accelerators.
+    """
 
     source: str
     split: str
     generation: str
     errors: ErrorStatistics
     reasons: tuple[tuple[str, int], ...]
+    orders: tuple[tuple[str, RankAgreement], ...]
 
     def to_json(self) -> dict[str, Any]:
         """An entry of `dse validate --json`; figures in percent."""
@@ -72,6 +81,7 @@ class SourceErrors:
             "refused": e.refused,
             "split": self.split,
             "generation": self.generation,
+            "orders": {name: {"pairs": found.pairs, "agreed": found.agreed} for name, found in self.orders},
         }
 
 
@@ -151,12 +161,12 @@ class Validation:
     @property
     def serving_sources(self) -> tuple[SourceErrors, ...]:
         """Errors of published serving results by source and figure, in the order of the data file."""
-        return tuple(_source(name, group) for name, group in by_source(self.serving).items())
+        return tuple(_source(name, group, SERVING_ORDERS) for name, group in by_source(self.serving).items())
 
     @property
     def sources(self) -> tuple[SourceErrors, ...]:
         """Errors by source, in the order of the data file."""
-        return tuple(_source(name, group) for name, group in by_source(self.compared).items())
+        return tuple(_source(name, group, TRAINING_ORDERS) for name, group in by_source(self.compared).items())
 
     @property
     def groups(self) -> tuple[GroupErrors, ...]:
@@ -172,6 +182,10 @@ class Validation:
     def agreement(self) -> RankAgreement:
         """Order of plans for one job, over all rows of the chosen split."""
         return rank_agreement(self.compared)
+
+    def serving_order(self, name: str, split: str = "") -> RankAgreement:
+        """Order of serving plans by one of `SERVING_ORDERS`, over all rows or those of one split."""
+        return SERVING_ORDERS[name]([c for c in self.serving if split in ("", c.fact.split)])
 
     @property
     def refused(self) -> tuple[Comparison, ...]:
@@ -211,13 +225,14 @@ def validate(
 # --- counting ---------------------------------------------------------------------------------------------------------
 
 
-def _source(name: str, group: Sequence[Comparison]) -> SourceErrors:
+def _source(name: str, group: Sequence[Comparison], orders: Orders) -> SourceErrors:
     return SourceErrors(
         source=name,
         split=group[0].fact.split,
         generation="+".join(sorted({c.fact.generation for c in group})),
         errors=error_statistics(group),
         reasons=tuple(Counter(c.refused for c in group if c.refused).most_common()),
+        orders=tuple((kind, count(group)) for kind, count in orders.items()),
     )
 
 
@@ -309,6 +324,7 @@ def _page(validation: Validation) -> str:
         else "",
         _table("By generation", ("split", "generation", "sources", *_FIGURES, "median of medians"), _group_cells(validation)),
         _order_text(validation.agreement),
+        _serving_order_text(validation) if validation.serving else "",
         "\n".join(f"  {'✓' if bar.met else '✗'} {bar}" for bar in bars(validation)),
         _refusals(validation),
     ]
@@ -325,6 +341,22 @@ def _order_text(found: RankAgreement) -> str:
         return "Order of plans: no two plans for one job."
     share = f"{found.agreed} of {found.pairs} pairs, {found.share:.1f} %"
     return f"Order of plans: of two plans for one job that differ by more than 5 %, the faster is put first in {share}."
+
+
+_ORDER_WORDS = {"plans": "on as many accelerators", "replicas": "of different sizes, each replicated to as many accelerators"}
+
+
+def _serving_order_text(validation: Validation) -> str:
+    """Both orders of serving plans, each split by itself."""
+    counts = []
+    for name, words in _ORDER_WORDS.items():
+        for split in SPLITS[:2]:
+            found = validation.serving_order(name, split)
+            if found.pairs:
+                counts.append(f"  {words}, {split}: {found.agreed} of {found.pairs} pairs, {found.share:.1f} %")
+    if not counts:
+        return "Order of serving plans: no two plans for one job."
+    return "\n".join(("Order of serving plans: of two that differ by more than 5 %, the faster is put first:", *counts))
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

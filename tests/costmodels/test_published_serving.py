@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from costmodels.measured_serving import measured_serving, question, signed_error
 from costmodels.measurements import ROOT
-from costmodels.published import error_statistics
-from costmodels.published_serving import METRICS, compare_serving, read_serving_facts
+from costmodels.published import Comparison, error_statistics
+from costmodels.published_serving import METRICS, compare_serving, order_of_plans, order_of_replicas, read_serving_facts
 from dse.prediction import predict_rows
 
 FACTS = read_serving_facts()
@@ -54,3 +56,38 @@ def test_held_out_throughput_of_large_models_is_near() -> None:
     facts = [fact for fact in FACTS if fact.source.startswith("trtllm-0.17-throughput") and "70b" in fact.inputs["model"]][::4]
     compared = compare_serving(facts, predict_rows([dict(fact.inputs) for fact in facts], "serving"))
     assert error_statistics(compared).median <= 20.0
+
+
+def run(published: float, predicted: float, refused: str = "", **inputs: str) -> Comparison:
+    """A run that differs from one row of the file by these inputs."""
+    return Comparison(
+        fact=dataclasses.replace(FACTS[0], inputs={**FACTS[0].inputs, "request_rate": "", "concurrency": "", **inputs}),
+        published=published,
+        predicted=predicted,
+        refused=refused,
+    )
+
+
+def test_plans_are_ordered_among_runs_of_one_load_on_as_many_accelerators() -> None:
+    one = run(1.0, 1.0, n_gpus="4", tp="4", ep="", concurrency="8")
+    assert order_of_plans([one, run(1.2, 1.1, n_gpus="4", tp="4", ep="4", concurrency="8")]).share == 100.0
+    assert order_of_plans([one, run(1.2, 0.9, n_gpus="4", tp="2", pp="2", concurrency="8")]).share == 0.0
+    assert order_of_plans([one, run(1.2, 1.1, "too large", n_gpus="4", tp="2", pp="2", concurrency="8")]).pairs == 1
+    for other in (
+        run(1.04, 0.9, n_gpus="4", tp="2", pp="2", concurrency="8"),  # near enough to be equal
+        run(1.2, 0.9, n_gpus="4", tp="4", ep="1", concurrency="8"),  # the same plan
+        run(1.2, 0.9, n_gpus="4", tp="2", pp="2", concurrency="16"),
+        run(1.2, 0.9, n_gpus="2", tp="2", concurrency="8"),
+        run(1.2, 0.9, n_gpus="4", tp="2", pp="2", concurrency="8", isl="9"),
+        run(1.2, 0.9, n_gpus="4", tp="2", pp="2", concurrency="8", precision="int4"),
+    ):
+        assert order_of_plans([one, other]).pairs == 0
+
+
+def test_replicas_are_ordered_at_an_equal_share_of_the_load() -> None:
+    one = run(1.0, 1.0, n_gpus="4", tp="4", concurrency="8")
+    assert order_of_replicas([one, run(1.2, 1.1, n_gpus="2", tp="2", concurrency="4")]).share == 100.0
+    assert order_of_replicas([one, run(1.2, 1.1, n_gpus="2", tp="2", concurrency="8")]).pairs == 0
+    assert order_of_replicas([one, run(1.2, 1.1, n_gpus="4", tp="2", pp="2", concurrency="8")]).pairs == 0
+    at_once = [run(1.0 + n, 1.0 - 0.1 * n, n_gpus=str(n), tp=str(n), request_rate="inf") for n in (2, 8)]
+    assert (order_of_replicas(at_once).pairs, order_of_replicas(at_once).agreed) == (1, 0)

@@ -58,6 +58,14 @@ def test_of_two_plans_for_one_job_the_faster_is_put_first(everything: Validation
     assert found.share >= 85.0, f"{found.agreed} of {found.pairs} pairs in the right order, {found.share:.1f} %"
 
 
+def test_of_two_serving_plans_on_equal_accelerators_the_faster_is_put_first(everything: Validation) -> None:
+    for name, least in (("plans", 10), ("replicas", 40)):
+        found = everything.serving_order(name)
+        assert found.pairs >= least
+        assert found.share >= 75.0, f"{name}: {found.agreed} of {found.pairs} pairs"
+    assert everything.serving_order("replicas", "held-out").pairs <= everything.serving_order("replicas").pairs
+
+
 def test_nothing_asked_is_missed_in_silence(held_out: Validation) -> None:
     missed = [str(bar) for bar in bars(held_out) if not bar.met]
     assert not missed, "; ".join(missed)
@@ -121,12 +129,14 @@ def test_json_is_one_entry_a_source_in_percent(dse: Run, held_out: Validation) -
         assert isinstance(entry["rows"], int)
         assert all(isinstance(entry[name], float) for name in ("median", "mean", "p90", "bias", "coverage"))
         assert 0 <= entry["coverage"] <= 100
+        assert all(0 <= order["agreed"] <= order["pairs"] for order in entry["orders"].values())
 
 
 def test_the_page_of_a_terminal_has_every_table(dse: Run) -> None:
     done = dse("validate", "--split", "all")
     assert done.code == 0
-    for said in ("By source", "By generation", "Ampere+Hopper", "median of medians", "Order of plans", "kort22", "mlm21"):
+    tables, orders = ("By source", "By generation", "median of medians"), ("Order of plans", "Order of serving plans")
+    for said in (*tables, *orders, "Ampere+Hopper", "kort22", "mlm21"):
         assert said in done.out
     assert max(map(len, done.out.splitlines())) <= 128
 
