@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from spaces.expressions import Expression, Size, ceil_divide, expression, maximum, product, symbol
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class Kind(StrEnum):
@@ -137,6 +139,8 @@ class Graph:
     @cached_property
     def network(self) -> nx.DiGraph[str]:
         """Nodes are operators, edges carry the tensor's name. Raises ValueError on a cycle or a tensor nobody writes."""
+        import networkx as nx  # slow to import; runs do without
+
         graph: nx.DiGraph[str] = nx.DiGraph()
         writer: dict[str, str] = {}
         for op in self.operators:

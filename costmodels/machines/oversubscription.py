@@ -7,7 +7,6 @@ stands half idle; one that is sized by the power its load really draws, with a c
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import ndtri
 
 from spaces.columns import FloatArray, Value
 
@@ -24,6 +23,8 @@ def row_power(servers: Value, mean: Value, deviation: Value, correlation: Value 
 
     `correlation` ρ is that between two servers' power: 0 for loads of their own, 1 for all in step.
     """
+    from scipy.special import ndtri  # a quarter of a second to import, and most runs need none
+
     m, rho = np.asarray(servers, np.float64), np.asarray(correlation, np.float64)
     together = np.sqrt(m * (1 - rho) + m**2 * rho)
     return np.asarray(m * mean + ndtri(1 - np.asarray(risk, np.float64)) * deviation * together)

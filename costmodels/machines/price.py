@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import betainc
 
 from costmodels.machines.area import COMPUTE, die_areas, silicon_area
 from costmodels.machines.tables import constants, of_memory, of_process
@@ -32,6 +31,8 @@ def die_yield(area: Value, process: Value) -> FloatArray:
 
 def harvested_yield(at: SymbolTable) -> FloatArray:
     """Share of compute dies that can be sold with spare cores off: the rest of the die intact, at most `spare` cores bad."""
+    from scipy.special import betainc  # a quarter of a second to import, and most runs need none
+
     area, _ = die_areas(at)
     parts = silicon_area(at)
     cores = (at["chip.cores"] + at["chip.spare_cores"]) / at["chip.dies"]

@@ -6,7 +6,8 @@ range, and calls of other such functions. So little needs no inference of types 
 for this loop, and its memory): parameters say theirs, and a local has that of what is first put into it. Whatever
 is not understood raises `NotCompilable`, with its place. Arithmetic is Python's: integers divide downwards, `min` and `max`
 return their first argument on a tie, `and` and `or` look no further than they must; nothing is reordered. Not checked: an
-index outside the array, an integer beyond 64 bits, a division by zero.
+index outside the array, an integer beyond 64 bits, a division by zero. With a `folder`, what was compiled once is kept
+(`kept_code`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import ctypes
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
+import llvmlite
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import binding
 
-from costmodels.simulation.translation import Program, kind_of, plain
+from costmodels.simulation import kept_code
+from costmodels.simulation.signatures import kind_of, plain, symbol_of
 
 _CTYPES: Mapping[str, Any] = {
     "IntArray": ctypes.c_void_p,
@@ -44,28 +49,42 @@ class Compiled:
         return self.code(*(one.ctypes.data if isinstance(one, np.ndarray) else one for one in arguments))
 
 
-def compiled(function: Callable[..., Any]) -> Compiled:
-    """`function` and all it calls."""
-    entry = plain(function)
-    program = Program()
-    program.of(entry)
-    engine = _machine_code(program.module)
-    kinds = [_CTYPES[kind_of(entry, name)] for name in inspect.signature(entry).parameters]
-    signature = ctypes.CFUNCTYPE(_CTYPES[kind_of(entry, "return")], *kinds)
-    return Compiled(engine=engine, code=signature(engine.get_function_address(program.names[entry])))
-
-
-def _machine_code(module: ir.Module) -> Any:
-    """Optimise, for this processor; more effort took longer here and made nothing faster."""
+def compiled(function: Callable[..., Any], folder: Path | None = None) -> Compiled:
+    """`function` and all it calls; read from `folder` where it was compiled before, and kept there."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
+    cpu, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
     target = binding.Target.from_default_triple()
-    features = binding.get_host_cpu_features().flatten()
-    machine = target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3, jit=True)
-    parsed = binding.parse_assembly(str(module))
+    machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    entry = plain(function)
+    name = kept_code.name_of(entry, f"{_recipe()} {binding.get_default_triple()} {cpu} {features}") if folder else ""
+    code = kept_code.read(folder, name) if folder else None
+    if code is None:
+        code = _machine_code(entry, machine)
+        if folder:
+            kept_code.write(folder, name, code)
+    engine.add_object_file(binding.object_file.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    kinds = [_CTYPES[kind_of(entry, parameter)] for parameter in inspect.signature(entry).parameters]
+    signature = ctypes.CFUNCTYPE(_CTYPES[kind_of(entry, "return")], *kinds)
+    return Compiled(engine=engine, code=signature(engine.get_function_address(symbol_of(entry))))
+
+
+def _recipe() -> str:
+    """What machine code depends on beside the functions and the processor: the lines that make it, and LLVM."""
+    lines = "".join((Path(__file__).parent / file).read_text() for file in ("compiling.py", "translation.py"))
+    return f"{lines} {llvmlite.__version__} {binding.llvm_version_info}"
+
+
+def _machine_code(entry: FunctionType, machine: Any) -> bytes:
+    """An object file, optimised for this processor; more effort took longer here and made nothing faster."""
+    from costmodels.simulation.translation import Program
+
+    program = Program()
+    program.of(entry)
+    parsed = binding.parse_assembly(str(program.module))
     parsed.verify()
     builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=1))
     builder.getModulePassManager().run(parsed, builder)
-    engine = binding.create_mcjit_compiler(parsed, machine)
-    engine.finalize_object()
-    return engine
+    return bytes(machine.emit_object(parsed))

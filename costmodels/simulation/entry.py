@@ -1,4 +1,4 @@
-"""The compiled event loop, made when first asked for."""
+"""The compiled event loop, made when first asked for and kept for later processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 from costmodels.simulation.compiling import compiled
+from costmodels.simulation.kept_code import default_folder
 from costmodels.simulation.loop import advance
 from spaces.columns import FloatArray, IntArray
 
@@ -13,4 +14,4 @@ from spaces.columns import FloatArray, IntArray
 @functools.cache
 def event_loop() -> Callable[[IntArray, FloatArray, int], int]:
     """`costmodels.simulation.loop.advance` as machine code."""
-    return compiled(advance)
+    return compiled(advance, default_folder())

@@ -10,12 +10,14 @@ import ast
 import inspect
 import math
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 from typing import Any
 
 from llvmlite import ir
+
+from costmodels.simulation.signatures import NotCompilable, kind_of, symbol_of
 
 WORD, REAL, BIT, NOTHING = ir.IntType(64), ir.DoubleType(), ir.IntType(1), ir.VoidType()
 
@@ -43,32 +45,12 @@ _ON_BOTH: Mapping[type[ast.operator], tuple[str, str]] = {
 _ON_WORDS: Mapping[type[ast.operator], str] = {ast.BitAnd: "and_", ast.BitOr: "or_", ast.LShift: "shl", ast.RShift: "ashr"}
 
 
-class NotCompilable(TypeError):
-    """A function uses something that is not compiled here."""
-
-
-def plain(function: Callable[..., Any]) -> FunctionType:
-    """The function, if its source can be read."""
-    if not isinstance(function, FunctionType):
-        raise NotCompilable(f"{function!r} is not a function written in Python")
-    return function
-
-
-def kind_of(function: FunctionType, parameter: str) -> str:
-    """What a parameter, or `return`, is said to be."""
-    kind = str(function.__annotations__.get(parameter, ""))
-    if kind not in _TYPES:
-        raise NotCompilable(f"{function.__qualname__}: {parameter} is {kind or 'not annotated'}; one of {', '.join(_TYPES)}")
-    return kind
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Program:
     """The functions translated so far, which `module` holds; only the first can be called from outside."""
 
     module: ir.Module = field(default_factory=ir.Module)
     functions: dict[FunctionType, ir.Function] = field(default_factory=dict)
-    names: dict[FunctionType, str] = field(default_factory=dict)
 
     def of(self, function: FunctionType) -> ir.Function:
         """The compiled form of a function, made when first asked for."""
@@ -77,8 +59,7 @@ class Program:
             if not isinstance(tree, ast.FunctionDef):
                 raise NotCompilable(f"{function.__qualname__} is not a plain function")
             kinds = [_TYPES[kind_of(function, one.arg)] for one in tree.args.args]
-            self.names[function] = f"{function.__module__}.{function.__qualname__}"
-            made = ir.Function(self.module, ir.FunctionType(_TYPES[kind_of(function, "return")], kinds), self.names[function])
+            made = ir.Function(self.module, ir.FunctionType(_TYPES[kind_of(function, "return")], kinds), symbol_of(function))
             if self.functions:
                 made.linkage = "internal"
             self.functions[function] = made

@@ -11,13 +11,15 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 
 from spaces.columns import Value
 from spaces.dimensions import NONE, Dimension, dimension, unit
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 _SAME: Mapping[str, Callable[..., Any]] = {"min": np.minimum, "max": np.maximum}
 _PLAIN: Mapping[str, Callable[..., Any]] = {"ceil": np.ceil, "floor": np.floor, "log2": np.log2, "exp": np.exp}
@@ -75,6 +77,8 @@ class Formulas:
 
     def depends(self) -> nx.DiGraph[str]:
         """Which name each formula reads: an edge from what is read to what reads it."""
+        import networkx as nx  # slow to import; runs do without
+
         graph: nx.DiGraph[str] = nx.DiGraph()
         graph.add_nodes_from(self.trees)
         graph.add_edges_from((read, name) for name, tree in self.trees.items() for read in _names(tree))
@@ -83,6 +87,8 @@ class Formulas:
 
 def check_formulas(formulas: Mapping[str, Formula], units: Mapping[str, str]) -> Formulas:
     """The formulas, checked. `units` are those of the parameters. Raises BadFormulas with every fault of every formula."""
+    import networkx as nx  # slow to import; runs do without
+
     faults: list[FormulaFault] = []
     trees: dict[str, ast.expr] = {}
     known = {name: dimension(written) for name, written in units.items()}

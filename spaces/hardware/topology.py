@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from spaces.hardware.device import TOPOLOGIES
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class ImpossibleTopology(ValueError):
@@ -76,6 +77,8 @@ def check_topology(topology: str, devices: int) -> None:
 
 def graph(topology: str, devices: int) -> nx.Graph[Any]:
     """The devices (0 … n−1) and switches ("switch", i) as nodes, links as edges. Raises ImpossibleTopology."""
+    import networkx as nx  # slow to import; runs do without
+
     check_topology(topology, devices)
     links: nx.Graph[Any] = nx.Graph()
     links.add_nodes_from(range(devices))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving_tables import imagined_tables
 
-from costmodels.simulation import Limits, Pool
+from costmodels.simulation import Limits, Pool, compiling, kept_code
 from costmodels.simulation.compiling import compiled
 from costmodels.simulation.layout import layout
 from costmodels.simulation.limits import KvLink
 from costmodels.simulation.loop import advance
+from costmodels.simulation.signatures import NotCompilable
 from costmodels.simulation.state import ENDED
-from costmodels.simulation.translation import NotCompilable
 from spaces.columns import FloatArray, IntArray
 from spaces.workload import Requests
 
@@ -118,3 +121,59 @@ def listed(m: IntArray) -> int:
 def test_what_is_not_understood_is_refused_with_its_place(function, said: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(NotCompilable, match=said):
         compiled(function)
+
+
+def spread(m: IntArray, f: FloatArray, a: int, b: int) -> float:
+    m[1] = a
+    f[0] = 1.5 * a + b + SCALE
+    return f[0]
+
+
+def run_spread(folder: Path | None) -> float:
+    f = np.zeros(4)
+    return float(compiled(spread, folder)(f.view(np.int64), f, 7, 2))
+
+
+def test_kept_code_gives_the_same_and_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = run_spread(None)
+    assert run_spread(tmp_path / "new") == fresh
+    (kept,) = (tmp_path / "new").iterdir()
+    before = kept.read_bytes()
+    monkeypatch.setattr(compiling, "_machine_code", None)  # no second compilation
+    assert run_spread(tmp_path / "new") == fresh
+    assert kept.read_bytes() == before
+
+
+def test_kept_code_follows_the_numbers_that_a_function_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = run_spread(tmp_path)
+    monkeypatch.setitem(globals(), "SCALE", SCALE + 10)
+    assert run_spread(tmp_path) == before + 10
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda code: code[:0], lambda code: code[:100], lambda code: code[:-1] + b"?", lambda code: code[::-1]]
+)
+def test_broken_kept_code_changes_nothing(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    fresh = run_spread(tmp_path)
+    (kept,) = tmp_path.iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(damage(whole))
+    assert run_spread(tmp_path) == fresh
+    assert kept.read_bytes() == whole  # mended
+
+
+def test_code_of_others_and_folders_that_cannot_be_written_are_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = run_spread(tmp_path)
+    (kept,) = tmp_path.iterdir()
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    assert kept_code.read(tmp_path, kept.name) is None
+    monkeypatch.undo()
+    assert kept_code.read(tmp_path, kept.name) is not None
+    kept.unlink()
+    kept.mkdir()  # in the way
+    assert run_spread(tmp_path) == fresh
+    (tmp_path / "file").write_text("")
+    assert run_spread(tmp_path / "file") == fresh
