@@ -19,8 +19,7 @@ import numpy as np
 
 from costmodels.simulation import Limits, Outcome, simulate
 from costmodels.step_tables import StepTables
-from spaces.arrivals import poisson_arrivals
-from spaces.lengths import published_lengths
+from spaces.traffic import Traffic, published_lengths, requests
 from spaces.workload import Requests
 
 LOAD = 0.7
@@ -58,9 +57,7 @@ def tables() -> StepTables:
 
 def workload(n: int, rate: float, seed: int) -> Requests:
     """n requests of the Azure conversation lengths at `rate` a second."""
-    generator = np.random.default_rng(seed)
-    prompt, output = (lengths.draw(generator, n) for lengths in published_lengths(WORKLOAD))
-    return Requests(arrival=poisson_arrivals(generator, n, rate), prompt=prompt, output=output)
+    return requests(Traffic(lengths=published_lengths(WORKLOAD), rate=rate), n, seed)
 
 
 def capacity(step: StepTables) -> float:
@@ -74,9 +71,9 @@ def measure(n: int) -> dict[str, float]:
     step = tables()
     simulate(step, 0, workload(10, 1.0, 0), LIMITS)
     most = capacity(step)
-    requests = workload(n, LOAD * most, 2)
+    asked = workload(n, LOAD * most, 2)
     started = time.process_time()
-    outcome: Outcome = simulate(step, 0, requests, LIMITS)
+    outcome: Outcome = simulate(step, 0, asked, LIMITS)
     cpu = time.process_time() - started
     return {
         "requests": n,

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -51,10 +52,26 @@ class Predicted:
     rows: int
     predicted: int
     errors: tuple[tuple[str, int], ...]
+    misspelt: tuple[tuple[str, str], ...] = ()
+    """Columns that nothing read, each with the name that was looked for and is nearly the same."""
 
     def __str__(self) -> str:
         lines = [f"{self.predicted:,} of {self.rows:,} rows predicted; {self.out}"]
+        lines += [f"  column {name!r} was not read: did you mean {near!r}?" for name, near in self.misspelt]
         return "\n".join([*lines, *(f"  {count:,} × {error}" for error, count in self.errors)])
+
+
+class _Watched(dict[str, str]):
+    """A row that notes the names that are looked for in it, be they there or not."""
+
+    def __init__(self, row: Mapping[str, str], sought: set[str]) -> None:
+        super().__init__(row)
+        self._sought = sought
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The cell of that name."""
+        self._sought.add(name)
+        return super().get(name, default)
 
 
 def predict(
@@ -66,18 +83,29 @@ def predict(
     """Predict a CSV file into another; `calibration` is a folder that `dse calibrate` wrote.
 
     Raises ValueError for an unknown kind, a file without a header or with bytes that are no text, and an `out` that is the
-    file of points itself; OSError.
+    file of points itself or would lie in no folder; OSError.
     """
     headings, rows = _read(Path(points))
     if Path(out).exists() and Path(out).samefile(points):
         raise ValueError(f"{out}: is the file of points itself, which would be overwritten: give another one with -o")
-    answered = predict_rows(rows, kind, calibration)
+    if not Path(out).parent.is_dir():
+        raise ValueError(f"{out}: there is no folder {Path(out).parent}: make it first, or give another file with -o")
+    sought: set[str] = set()
+    answered = predict_rows([_Watched(row, sought) for row in rows], kind, calibration)
     with Path(out).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys([*headings, *RESULTS[kind]])))
         writer.writeheader()
         writer.writerows(answered)
     errors = Counter(row["error"] for row in answered if row["error"])
-    return Predicted(Path(out), len(rows), len(rows) - errors.total(), tuple(errors.most_common(5)))
+    common, misspelt = tuple(errors.most_common(5)), _misspelt(headings, sought)
+    return Predicted(Path(out), len(rows), len(rows) - errors.total(), common, misspelt)
+
+
+def _misspelt(headings: Sequence[str], sought: set[str]) -> tuple[tuple[str, str], ...]:
+    """Headings that nothing looked for, beside a name that was looked for, is no heading and is nearly the same."""
+    missing = sorted(sought - set(headings))
+    near = {name: difflib.get_close_matches(name.strip().lower(), missing, 1, 0.8) for name in headings if name not in sought}
+    return tuple((name, found[0]) for name, found in near.items() if found)
 
 
 def _read(points: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -152,12 +152,13 @@ def _arrivals(traffic: Traffic, count: int, rate: float, closed: int, random: np
 
 
 def _sessions(traffic: Traffic, prompt: IntArray, output: IntArray, arrival: FloatArray, closed: int) -> Requests:
-    """Sessions of turns: every turn's prompt is the conversation so far and something new."""
+    """Sessions of turns: a turn's prompt is the conversation so far, which the last turn left in the cache, and a message."""
     turns, sessions = traffic.turns, len(arrival)
     new = np.resize(prompt, sessions * turns).reshape(sessions, turns)
     answer = np.resize(output, sessions * turns).reshape(sessions, turns)
     before = np.cumsum(new + answer, axis=1) - (new + answer)
     place = np.arange(sessions * turns).reshape(sessions, turns)
+    kept = np.maximum(before - 1, 0)  # the last token of an answer was never computed on
     follows = np.concatenate([np.full((sessions, 1), -1), place[:, :-1]], axis=1)
     times = np.where(follows < 0, arrival[:, None], 0.0)
 
@@ -169,7 +170,7 @@ def _sessions(traffic: Traffic, prompt: IntArray, output: IntArray, arrival: Flo
         prompt=flat(before + new),
         output=flat(answer),
         prefix=np.repeat(np.arange(sessions), turns),
-        shared=flat(before),
+        shared=flat(kept),
         keeps=np.ones(sessions * turns, np.bool_),
         follows=flat(follows),
         think=np.where(flat(follows) < 0, 0.0, traffic.think),

@@ -8,14 +8,13 @@ from serving_tables import constant_tables
 
 from costmodels.simulation import Limits, Outcome, Slo, simulate
 from costmodels.simulation.goodput import goodput
-from spaces.arrivals import poisson_arrivals
 from spaces.workload import Requests
 
 STEP = 0.01
 
 
 def workload(seed: int, n: int = 3000) -> Requests:
-    arrival = poisson_arrivals(np.random.default_rng(seed), n, 1.0)
+    arrival = np.cumsum(np.random.default_rng(seed).exponential(1.0, n))
     return Requests(arrival=arrival, prompt=np.full(n, 7), output=np.ones(n, np.int64))
 
 

@@ -257,3 +257,17 @@ def test_the_file_of_points_is_not_overwritten(dse: Callable[..., Finished], tmp
     assert done.code == 1
     assert "give another one" in done.err
     assert points.read_bytes() == before
+
+
+def test_a_column_nearly_named_as_one_that_is_sought_is_pointed_out(dse: Callable[..., Finished], tmp_path: Path) -> None:
+    row = "model,gpu,n_gpu,note,seq,micro_batch\nllama-3.1-8b,H100,8,mine,4096,1\n"
+    (tmp_path / "points.csv").write_text(row, encoding="utf-8")
+    said = dse("predict", "points.csv", "-o", "out.csv").out
+    assert "column 'n_gpu' was not read: did you mean 'n_gpus'?" in said
+    assert "'note'" not in said
+
+
+def test_results_need_a_folder_before_anything_is_computed(dse: Callable[..., Finished], tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("model\nllama-3.1-8b\n", encoding="utf-8")
+    answer = dse("predict", "points.csv", "-o", "nowhere/out.csv")
+    assert (answer.code, "no folder nowhere" in answer.err) == (1, True)

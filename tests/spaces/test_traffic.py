@@ -44,6 +44,7 @@ def test_a_session_brings_the_conversation_so_far() -> None:
     assert traffic.means[0] == pytest.approx(drawn.prompt.mean())
     assert 0 < traffic.hit < 1
     assert drawn.shared is not None
+    assert drawn.shared.reshape(-1, 3).tolist() == [[0, 799, 1599]] * 10  # the last token of an answer was never computed on
     assert traffic.hit == pytest.approx(drawn.shared.sum() / drawn.prompt.sum(), rel=0.02)
 
 

@@ -1,4 +1,4 @@
-"""Arrivals, lengths, sessions and traces: their moments, and what is said of files that cannot be read."""
+"""Requests and traces: how a rate stretches them, and what is said of files that cannot be read."""
 
 from __future__ import annotations
 
@@ -7,75 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spaces.arrivals import gamma_arrivals, poisson_arrivals
-from spaces.lengths import Empirical, Fixed, LogNormal, Uniform, published_lengths
-from spaces.sessions import Conversation, sessions, shared_prefix
 from spaces.traces import BadTrace, read_trace
 from spaces.workload import BadRequests, Requests
-
-
-def generator() -> np.random.Generator:
-    return np.random.default_rng(11)
-
-
-@pytest.mark.parametrize("burstiness", [0.5, 1.0, 3.0])
-def test_gaps_have_the_mean_and_variation_asked_for(burstiness: float) -> None:
-    gaps = np.diff(gamma_arrivals(generator(), 200_000, 4.0, burstiness=burstiness))
-    assert np.mean(gaps) == pytest.approx(0.25, rel=0.03)
-    assert np.std(gaps) / np.mean(gaps) == pytest.approx(burstiness, rel=0.03)
-    assert np.all(gaps >= 0)
-
-
-def test_even_gaps_and_impossible_rates() -> None:
-    assert np.allclose(np.diff(gamma_arrivals(generator(), 10, 4.0, burstiness=0)), 0.25)
-    with pytest.raises(ValueError, match="positive"):
-        poisson_arrivals(generator(), 3, 0.0)
-
-
-def test_a_lognormal_has_its_median_and_mean() -> None:
-    drawn = LogNormal.of_mean(median=129, mean=211).draw(generator(), 400_000)
-    assert np.median(drawn) == pytest.approx(129, rel=0.02)
-    assert np.mean(drawn) == pytest.approx(211, rel=0.02)
-    assert np.min(drawn) >= 1
-    assert np.max(LogNormal(median=100, sigma=2, most=500).draw(generator(), 1000)) == 500
-
-
-def test_lengths_stay_within_what_was_asked() -> None:
-    assert set(Fixed(tokens=7).draw(generator(), 5).tolist()) == {7}
-    assert set(Uniform(low=2, high=4).draw(generator(), 500).tolist()) == {2, 3, 4}
-    assert set(Empirical(seen=(5, 9)).draw(generator(), 100).tolist()) == {5, 9}
-    with pytest.raises(ValueError, match="at least 1"):
-        Fixed(tokens=0)
-    with pytest.raises(ValueError, match="swap"):
-        Uniform(low=5, high=4)
-
-
-def test_published_lengths_are_found_by_name() -> None:
-    prompt, output = published_lengths("azure-conversation")
-    assert prompt.median > output.median
-    with pytest.raises(LookupError, match="azure-conversation"):
-        published_lengths("azure-conversations")
-
-
-def test_every_turn_holds_the_conversation_so_far() -> None:
-    talk = Conversation(turns=Uniform(low=1, high=5), message=Uniform(low=5, high=50), answer=Fixed(tokens=9), system=100)
-    requests = sessions(generator(), np.arange(20.0), talk)
-    assert requests.follows is not None
-    assert requests.shared is not None
-    later = np.flatnonzero(requests.follows >= 0)
-    before = requests.follows[later]
-    assert np.all(requests.prompt[later] > requests.prompt[before] + requests.output[before])
-    assert np.all(requests.shared[later] == requests.prompt[before] + requests.output[before] - 1)
-    first = np.flatnonzero(requests.follows < 0)
-    assert len(first) == 20
-    assert np.all(requests.prompt[first] > 100)
-
-
-def test_a_hit_rate_is_the_share_of_prompt_tokens_in_common() -> None:
-    plain = Requests(arrival=np.zeros(50), prompt=np.full(50, 1000), output=np.full(50, 10))
-    shared = shared_prefix(generator(), plain, 0.3).shared
-    assert shared is not None
-    assert np.sum(shared) / np.sum(plain.prompt) == pytest.approx(0.3, abs=0.001)
 
 
 def test_a_rate_stretches_arrivals_and_nothing_else() -> None:
