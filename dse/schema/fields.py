@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 from dse.measures import limit, measure, nearest, require
 from spaces import architecture as architectures
 from spaces.architecture import Architecture
+from spaces.configurations import from_config
 from spaces.hardware import Device, device_from_mapping, find_device
 from spaces.units import quantity
 
@@ -97,7 +98,7 @@ def read_model(value: object, info: ValidationInfo) -> Architecture:
     changes = {key: item for key, item in value.items() if key not in ("config", "preset")}
     if "config" in value:
         folder = cast(Path, (info.context or {}).get("folder", Path()))
-        base = architectures.from_config(folder / str(value["config"]))
+        base = from_config(folder / str(value["config"]))
     else:
         base = architectures.find(str(value["preset"]))
     return base.with_dimensions(**changes) if changes else base

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spaces import architecture as module
-from spaces.architecture import Architecture, BadConfig, UnknownModel, find, from_config, from_dimensions, names, read
+from spaces.architecture import Architecture, BadConfig, UnknownModel, find, from_dimensions, names, read
+from spaces.configurations import _READERS, from_config
 
 MINIMAL: dict[str, Any] = {
     "name": "small",
@@ -566,7 +567,7 @@ def test_a_published_configuration_is_the_preset_of_that_name(tmp_path: Path, na
 
 def test_every_supported_model_type_is_tried() -> None:
     tried = {config.get("text_config", config)["model_type"] for config in CONFIGS.values()}
-    assert tried == set(module._READERS)
+    assert tried == set(_READERS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
