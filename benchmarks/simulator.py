@@ -50,6 +50,8 @@ def tables() -> StepTables:
         host_overlap=0.5 * one,
         launch=6.0e-3 * one,
         graph_sequences=256 * one,
+        fetch=0 * one,
+        fetch_overlap=one,
         stages=one,
         slowest_share=one,
     )

@@ -33,6 +33,8 @@ class StepTables:
       `host_overlap` (0..1) hides behind the device; `launch` seconds to launch a step eagerly, paid instead of the device time
       where it is larger and the step is not in a CUDA graph; a step of decode tokens alone is in one up to
       `graph_sequences` sequences (0: never).
+    - `fetch` (c,): seconds that a token of cache takes over the host link, one way, all layers, where a share of it stays in
+      host memory (0: none does); the share `fetch_overlap` (c,) of it hides behind the device.
     - `stages` (c,): pipeline stages. The sum above is the latency through all of them; batches follow each other every
       `latency · slowest_share`, where `slowest_share` (c,) is the slowest stage's share (1 without a pipeline).
     """
@@ -52,6 +54,8 @@ class StepTables:
     host_overlap: FloatArray
     launch: FloatArray
     graph_sequences: FloatArray
+    fetch: FloatArray
+    fetch_overlap: FloatArray
     stages: FloatArray
     slowest_share: FloatArray
 
@@ -64,8 +68,9 @@ class Batch:
     """Totals of n steps on one attention-data-parallel rank; arrays of shape (n,) or scalars.
 
     `decode_requests` requests decode with `decode_kv` cached tokens in all; prompt chunks bring `prefill_queries` tokens and
-    `prefill_pairs` query-key pairs; `prompts_finished` prompts are sampled for the first time. `decode_tokens` is the number
-    of new tokens of the decoding requests: `decode_requests` unless several are verified at once.
+    `prefill_pairs` query-key pairs, with `prefill_cached` tokens of their prompts cached before; `prompts_finished` prompts are
+    sampled for the first time. `decode_tokens` is the number of new tokens of the decoding requests: `decode_requests` unless
+    several are verified at once.
     """
 
     decode_requests: Value = 0.0
@@ -73,6 +78,7 @@ class Batch:
     decode_tokens: Value | None = None
     prefill_queries: Value = 0.0
     prefill_pairs: Value = 0.0
+    prefill_cached: Value = 0.0
     prompts_finished: Value = 0.0
 
 
@@ -94,11 +100,22 @@ def step_time(tables: StepTables, engine: IntArray | int, batch: Batch) -> Float
     device = np.where(graphed, device, np.maximum(device, tables.launch[engine]))
     host = tables.host[engine] + tables.host_per_sequence[engine] * sampled
     hidden = np.minimum(host * tables.host_overlap[engine], device)
-    return np.asarray(device + host - hidden, np.float64)
+    return np.asarray(device + _exposed_fetch(tables, engine, batch, new_tokens, device) + host - hidden, np.float64)
+
+
+def _exposed_fetch(
+    tables: StepTables, engine: IntArray, batch: Batch, new_tokens: FloatArray, device: FloatArray
+) -> FloatArray | float:
+    """Seconds of fetching caches from the host that the device's own work does not hide; reads and writes pass each other."""
+    if not np.any(tables.fetch):
+        return 0.0
+    moved = np.maximum(np.asarray(batch.decode_kv, np.float64) + batch.prefill_cached, new_tokens)
+    fetch = tables.fetch[engine] * moved
+    return np.asarray(fetch - np.minimum(fetch * tables.fetch_overlap[engine], device))
 
 
 def parts_of(tables: StepTables, engine: IntArray, batch: Batch) -> dict[str, FloatArray]:
-    """The step of n engines (n,) split into tokens, head, decode attention, prefill attention and the host's exposed rest."""
+    """The step of n engines (n,) split into tokens, head, both kinds of attention, fetched caches and what the host exposes."""
     decoding = np.asarray(batch.decode_requests if batch.decode_tokens is None else batch.decode_tokens, np.float64)
     sampled = decoding + batch.prompts_finished
     parts = {
@@ -111,7 +128,10 @@ def parts_of(tables: StepTables, engine: IntArray, batch: Batch) -> dict[str, Fl
             tables.queries, tables.pairs, tables.prefill_time, engine, batch.prefill_queries, batch.prefill_pairs
         ),
     }
-    return parts | {"host": step_time(tables, engine, batch) - np.asarray(sum(parts.values()))}
+    device = np.asarray(sum(parts.values()))
+    whole = step_time(tables, engine, batch)
+    fetched = np.minimum(_exposed_fetch(tables, engine, batch, decoding + batch.prefill_queries, device), whole - device)
+    return parts | {"cache_fetch": np.broadcast_to(fetched, whole.shape).copy(), "host": whole - device - fetched}
 
 
 def read_1d(grid: FloatArray, table: FloatArray, row: IntArray, at: Value) -> FloatArray:

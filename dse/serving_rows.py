@@ -177,6 +177,7 @@ def _limits(row: Row) -> dict[str, float]:
         if share <= 0:
             raise BadRow("kv_fraction: expected a share of the memory above 0")
         found["kv_fraction"] = share
+    found["kv_offload"] = _share(row, "kv_offload")
     return found
 
 

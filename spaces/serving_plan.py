@@ -88,13 +88,15 @@ SERVING_PLAN: tuple[str, ...] = (
     "cuda_graphs",
     "speculation",
     "expert_offload",
+    "kv_offload",
 )
 """Every symbol a serving plan binds, in the order people read them.
 
 `data` counts replicas; `max_batch` bounds the requests that run at once on one attention group, `token_budget` its new tokens
 of one step (the chunk of chunked prefill); `kv_fraction` is the share of the device's memory that weights, activations and
 cache may use together; `speculation` is the number of tokens drafted a step (0: none); with
-`expert_offload` the routed experts' weights stay in host memory and cross the host link when they are needed.
+`expert_offload` the routed experts' weights stay in host memory and cross the host link when they are needed; `kv_offload` is
+the share of every request's cache that stays there and crosses the link in each step that attends to it.
 """
 
 SERVING_WORKLOAD: tuple[str, ...] = (
@@ -123,6 +125,7 @@ SERVING_DEFAULTS: dict[str, float] = {
     "cuda_graphs": 1,
     "speculation": 0,
     "expert_offload": 0,
+    "kv_offload": 0,
     "input_tokens": 1024,
     "output_tokens": 256,
     "request_rate": 0.0,

@@ -28,7 +28,14 @@ PREFILL = "prefill."
 _BATCHES = (8, 16, 32, 64, 128, 256, 512)
 _BUDGETS = (512, 2048, 8192)
 _PREFILL_BUDGETS = (8192, 16384)
-_CLOSED = {"precision": 2.0, "kv_precision": 0.0, "cuda_graphs": 1.0, "speculation": 0.0, "expert_offload": 0.0}
+_CLOSED = {
+    "precision": 2.0,
+    "kv_precision": 0.0,
+    "cuda_graphs": 1.0,
+    "speculation": 0.0,
+    "expert_offload": 0.0,
+    "kv_offload": 0.0,
+}
 """Choices that rest unless opened by name."""
 
 
@@ -81,10 +88,11 @@ def serving_space(
 ) -> Space:
     """All legal serving plans on `count` devices, or with `at_most` on any number up to it.
 
-    `modes` are codes of `MODES`. `options[name]` restricts an axis of the (decode) engines to some values, `prefill[name]` one
-    of the prefill pool; absent means all, except that formats, graphs and speculation rest. `defaults` are the stack's own
-    `max_batch`, `token_budget` and `kv_fraction`. `hardware` are axes that come first. With `pools`, each mode's pool runs on
-    devices of its own and `count` is their sum. Raises ValueError, every fault in one message, for unknown options.
+    `modes` are codes of `MODES`. `options[name]` restricts an axis of the (decode) engines to some values, `prefill[name]`
+    one of the prefill pool; absent means all, except that formats, graphs, speculation and offload rest. `defaults` are the
+    stack's own `max_batch`, `token_budget` and `kv_fraction`. `hardware` are axes that come first. With `pools`, each mode's
+    pool runs on devices of its own and `count` is their sum. Raises ValueError, every fault in one message, for unknown
+    options.
     """
     asked, asked_prefill = dict(options or {}), dict(prefill or {})
     unknown = [name for name in (*asked, *asked_prefill) if name not in SERVING_PLAN or name == "devices"]
@@ -288,6 +296,7 @@ def _limits(scope: _Scope) -> list[Axis]:
         plain("kv_fraction", (scope.defaults["kv_fraction"],)),
         plain("cuda_graphs", (1,)),
         _axis("expert_offload", scope.levels("", "expert_offload", (0,)), ("the model has no experts", experts)),
+        plain("kv_offload", (0,)),
         plain("precision", (2,)),
         plain("kv_precision", (0,)),
     ]

@@ -346,6 +346,7 @@ class Reference:
             decode_tokens=float(len(decoding) * limits.verified_tokens),
             prefill_queries=float(step.queries),
             prefill_pairs=step.pairs,
+            prefill_cached=float(step.found),
             prompts_finished=float(sum(one.cached == one.target for one in step.chunks)),
         )
         return float(step_time(pool.tables, pool.engine, batch)) + step.delay
@@ -392,6 +393,7 @@ class Reference:
         tokens = request.target - request.cached
         if limits.chunked:
             tokens = min(tokens, step.budget, limits.chunk or tokens)
+        step.found += request.cached
         step.pairs += float(sum(request.cached + i + 1 for i in range(tokens)))
         step.queries += tokens
         step.budget -= tokens
@@ -462,5 +464,6 @@ class Step:
     budget: int
     queries: int = 0
     pairs: float = 0.0
+    found: int = 0
     delay: float = 0.0
     chunks: list[Request] = field(default_factory=list)

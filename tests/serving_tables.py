@@ -11,6 +11,7 @@ def imagined_tables(
     slowest_share: float = 1.0,
     launch: float = 8e-3,
     graph_sequences: float = 64.0,
+    fetch: float = 0.0,
     seed: int = 0,
     engines: int = 2,
 ) -> StepTables:
@@ -45,6 +46,8 @@ def imagined_tables(
         host_overlap=np.full(engines, 0.5),
         launch=np.full(engines, launch),
         graph_sequences=np.full(engines, graph_sequences),
+        fetch=np.full(engines, fetch),
+        fetch_overlap=np.full(engines, 0.7),
         stages=np.full(engines, float(stages)),
         slowest_share=np.full(engines, slowest_share),
     )
@@ -69,6 +72,8 @@ def constant_tables(step: float) -> StepTables:
         host_overlap=zero,
         launch=zero,
         graph_sequences=one,
+        fetch=zero,
+        fetch_overlap=zero,
         stages=one,
         slowest_share=one,
     )

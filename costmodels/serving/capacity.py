@@ -20,7 +20,8 @@ class Capacity:
     """Bytes on the fullest device and what they leave; arrays (n,).
 
     `room` is what weights, activations, graphs and cache may use together. `token` is the bytes one cached token takes on one
-    device; `tokens` the cached tokens that fit on ONE attention group of a replica (0 where not even the weights fit).
+    device, `whole` those with what of it is kept on the host; `tokens` the cached tokens that fit on ONE attention group of a
+    replica (0 where not even the weights fit). Of a device's share of `host_memory`, offloaded experts take `on_host`.
     """
 
     weights: FloatArray
@@ -29,12 +30,21 @@ class Capacity:
     reserve: FloatArray
     room: FloatArray
     token: FloatArray
+    whole: FloatArray
     tokens: FloatArray
+    on_host: FloatArray
+    host_memory: FloatArray
 
     @property
     def fixed(self) -> FloatArray:
         """All but the cache, bytes."""
         return self.weights + self.activations + self.graphs + self.reserve
+
+    def excess(self, tokens: FloatArray, offloaded: FloatArray) -> FloatArray:
+        """Use over limit − 1, on the device or on its host, with so many `tokens` cached, of which a share is `offloaded`."""
+        on_device = (self.fixed + tokens * self.token) / self.room - 1.0
+        on_host = (self.on_host + tokens * self.whole * offloaded) / self.host_memory - 1.0
+        return np.asarray(np.maximum(on_device, on_host), np.float64)
 
 
 def capacity(architecture: Architecture, stack: ServingStack, at: Bindings) -> Capacity:
@@ -46,16 +56,23 @@ def capacity(architecture: Architecture, stack: ServingStack, at: Bindings) -> C
 
     layers = np.ceil(rows(at["layers"]) / rows(at["pipeline"]))
     local = Local(at, 1)
-    weights = rows(_weights(architecture, stack, local).reshape(-1) if n else 0.0)
+    held, apart = _weights(architecture, stack, local)
+    weights = rows(held.reshape(-1) if n else 0.0)
     activations = rows(_activations(architecture, at))
     fixed = weights + activations + rows(at["stack.graph_bytes"]) * rows(at["cuda_graphs"]) + rows(at["stack.reserve"])
     memory, fraction = rows(at["device.memory_capacity"]), rows(at["kv_fraction"])
     of_free = rows(at["stack.kv_fraction_of_free"]) > 0
     room = np.where(of_free, fixed + (memory - fixed) * fraction, memory * fraction)
-    token = layers * rows(_token_bytes(architecture, stack, local))
+    whole = layers * rows(_token_bytes(architecture, stack, local))
+    offloaded = rows(at["kv_offload"])
+    # beside what stays, room for two layers of what does not: the one attended to and the one that is fetched
+    token = whole * (1.0 - offloaded + offloaded * np.minimum(_FETCHED_LAYERS / layers, 1.0))
+    on_host, host_memory = rows(apart.reshape(-1) if n else 0.0), rows(at["device.host_memory"])
     free = np.maximum(room - fixed, 0.0)
+    host_fit = np.maximum(host_memory - on_host, 0.0) / np.maximum(offloaded * whole, 1e-3)
+    fit = np.where(offloaded > 0, np.minimum(free / token, host_fit), free / token)
     block = np.maximum(rows(at["stack.block_tokens"]), 1.0)
-    tokens = np.floor(free / token / block) * block
+    tokens = np.floor(fit / block) * block
     return Capacity(
         weights=weights,
         activations=activations,
@@ -63,28 +80,42 @@ def capacity(architecture: Architecture, stack: ServingStack, at: Bindings) -> C
         reserve=rows(at["stack.reserve"]),
         room=room,
         token=token,
+        whole=whole,
         tokens=tokens,
+        on_host=on_host,
+        host_memory=host_memory,
     )
 
 
-def _weights(architecture: Architecture, stack: ServingStack, local: Local) -> FloatArray:
-    """Bytes of weights on the device that holds most: linear layers in the plan's format, the rest in 16 bits; (n, 1)."""
+_FETCHED_LAYERS = 2.0
+
+
+def _weights(architecture: Architecture, stack: ServingStack, local: Local) -> tuple[FloatArray, FloatArray]:
+    """Bytes of weights on the device that holds most, and those that it leaves to its host: linear layers in the plan's
+    format, the rest in 16 bits; (n, 1)."""
     model = graphs(architecture, stack.traits)
     sixteen = np.where(np.asarray(local["precision"]) == 0, 4.0, 2.0)
     narrow = weight_bytes(local["precision"])
     total: Value = 0.0
+    apart: Value = 0.0
     for _, graph, count in layer_graphs(architecture, stack):
         dense, expert = parameters(graph, PLACEMENT, local)
         held = 1.0 - np.asarray(local["expert_offload"], np.float64)  # of the experts, on the device
         total = total + (np.asarray(dense, np.float64) + np.asarray(expert, np.float64) * held) * count * narrow
-    total = total * np.ceil(np.asarray(local["layers"]) / local["pipeline"]) / local["layers"]
+        apart = apart + np.asarray(expert, np.float64) * (1.0 - held) * count * narrow
+    of_stage = np.ceil(np.asarray(local["layers"]) / local["pipeline"]) / local["layers"]
+    total, apart = total * of_stage, apart * of_stage
     ends = [
         sum(np.asarray(p, np.float64) for p in parameters(graph, PLACEMENT, local)) for graph in (model.embedding, model.head)
     ]
     # an embedding shared with the head is held once on one stage, and on both ends of a pipeline
     both = ends[0] + ends[1]
     larger = np.where(np.asarray(local["pipeline"]) > 1, np.maximum(ends[0], ends[1]), both)
-    return np.asarray(np.broadcast_to(total + larger * sixteen, (local.at.n, 1)), np.float64)
+    shape = (local.at.n, 1)
+    return (
+        np.asarray(np.broadcast_to(total + larger * sixteen, shape), np.float64),
+        np.asarray(np.broadcast_to(apart, shape), np.float64),
+    )
 
 
 def _activations(architecture: Architecture, at: Bindings) -> Value:

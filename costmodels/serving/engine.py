@@ -152,6 +152,8 @@ def _tables(problem: Problem, stack: ServingStack, at: Bindings, model: KernelMo
         host_overlap=rows(at["stack.host_overlap"]),
         launch=_kernels(problem, stack) * rows(at["stack.host_per_kernel"]),
         graph_sequences=np.where(graphed, rows(at["stack.graph_sequences"]), 0.0),
+        fetch=_cache_fetch_time(architecture, stack, at),
+        fetch_overlap=rows(at["stack.kv_fetch_overlap"]),
         stages=pipeline,
         slowest_share=np.where(pipeline > 1, np.ceil(layers / pipeline) / layers, 1.0),
     )
@@ -177,6 +179,20 @@ def fetch_time(architecture: Architecture, at: Bindings, tokens: FloatArray) -> 
     ranks = column("expert") * column("expert_tensor")
     layers = architecture.expert_layers
     return np.asarray(column("expert_offload") * reached * size / ranks * layers / column("device.host_link_bandwidth"))
+
+
+def _cache_fetch_time(architecture: Architecture, stack: ServingStack, at: Bindings) -> FloatArray:
+    """Seconds that a cached token's share in host memory takes over each device's own link, all layers, one way; (c,)."""
+
+    def rows(value: object) -> FloatArray:
+        return np.broadcast_to(np.asarray(value, np.float64), (at.n,)).copy()
+
+    offloaded = rows(at["kv_offload"])
+    if not np.any(offloaded):
+        return offloaded
+    stage = np.ceil(rows(at["layers"]) / rows(at["pipeline"]))
+    each = capacity(architecture, stack, at).whole / stage  # bytes a layer
+    return np.asarray(offloaded * each * rows(at["layers"]) / rows(at["device.host_link_bandwidth"]))
 
 
 def _kernels(problem: Problem, stack: ServingStack) -> float:

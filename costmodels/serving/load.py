@@ -26,7 +26,7 @@ LEAST = 1e-3
 class Work:
     """What k combinations of engine and workload have; arrays (k,).
 
-    `prompt` tokens to prefill (those found in the cache are left out), which see `pairs` keys; `cached` mean tokens of a
+    `prompt` tokens to prefill, which see `pairs` keys (`found` tokens more are cached already); `cached` mean tokens of a
     decoding request's cache; `output` tokens; `budget` new tokens a step; `mixed` whether prompts share steps with decoding;
     `drafted`, `acceptance`, `draft_share` of speculation; `overhead` seconds between a client and the scheduler;
     `groups` attention groups that step together.
@@ -35,6 +35,7 @@ class Work:
     engine: IntArray
     prompt: FloatArray
     pairs: FloatArray
+    found: FloatArray
     cached: FloatArray
     output: FloatArray
     budget: FloatArray
@@ -89,6 +90,8 @@ def curve(tables: StepTables, work: Work, *, closed: bool) -> Curve:
     together = running if closed else joins / -np.expm1(-joins)
     together = np.where(several, 1.0, together)
     shared = np.clip(together, 1.0, np.maximum(room / wide["prompt"], 1.0))
+    # tokens a prompt finds cached, over all steps that it is cut into
+    before = chunks * wide["found"] + wide["prompt"] * (chunks - 1.0) / 2.0
     decode = step_time(tables, engine, _decode(seen, wide["cached"], verified))
     decode = decode + draft_time(decode, wide["drafted"], wide["draft_share"])
     beside = np.maximum(running - shared, 0.0) if closed else seen
@@ -102,6 +105,7 @@ def curve(tables: StepTables, work: Work, *, closed: bool) -> Curve:
             decode_tokens=beside * verified,
             prefill_queries=prompts * wide["prompt"] / chunks,
             prefill_pairs=prompts * wide["pairs"] / chunks,
+            prefill_cached=prompts * before / chunks,
             prompts_finished=prompts / chunks,
         )
         return step_time(tables, engine, batch)

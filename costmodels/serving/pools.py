@@ -114,7 +114,7 @@ def transfer_time(problem: Problem, points: Columns) -> tuple[FloatArray, FloatA
         combinations, index = distinct(columns, frozenset(columns.levels) - {"devices", "data", "request_rate", "concurrency"})
         held = capacity(pool.architecture, find_serving_stack(pool.stack), pool.at(combinations))
         own = np.broadcast_to(np.asarray(pool.at(columns)["device.nic_bandwidth"], np.float64), (points.n,))
-        slowest = np.maximum(slowest, held.token[index] / np.where(given > 0, given, own))
+        slowest = np.maximum(slowest, held.whole[index] / np.where(given > 0, given, own))
     latency = np.broadcast_to(np.asarray(at.get("link_latency", 1e-4), np.float64), (points.n,))
     return slowest, np.asarray(latency)
 

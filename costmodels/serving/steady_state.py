@@ -120,6 +120,7 @@ def work_of(at: Bindings, engine: IntArray) -> load.Work:
         engine=engine,
         prompt=prompt,
         pairs=prompt * tokens * hit + prompt**2 / 2.0,
+        found=tokens * hit,
         cached=tokens + output / 2.0,
         output=output,
         budget=np.maximum(_rows(at["token_budget"], k), 1.0),
@@ -142,9 +143,9 @@ def _most(at: Bindings, memory: Capacity, tables: StepTables, work: load.Work, o
 
 
 def _room(held: Capacity, at: Bindings) -> FloatArray:
-    """Use over limit − 1 of the fullest device when the cache holds one request, (k,)."""
-    one = (np.asarray(at["input_tokens"], np.float64) + at["output_tokens"]) * held.token
-    return np.asarray((held.fixed + one) / held.room - 1.0, np.float64)
+    """Use over limit − 1 of the fullest device, or its host, when the cache holds one request, (k,)."""
+    one = np.asarray(at["input_tokens"], np.float64) + at["output_tokens"]
+    return held.excess(_rows(one, at.n), _rows(at["kv_offload"], at.n))
 
 
 def _rows(value: Any, n: int) -> FloatArray:

@@ -236,6 +236,7 @@ def _put_pool(block: Block, p: int, pool: Pool, stages: int, role: int, link: Kv
         *((w.P_HOST, tables.host[row]), (w.P_HOST_PER_SEQUENCE, tables.host_per_sequence[row])),
         *((w.P_HOST_OVERLAP, tables.host_overlap[row]), (w.P_LAUNCH, tables.launch[row])),
         *((w.P_GRAPH_SEQUENCES, tables.graph_sequences[row]), (w.P_SHARE, tables.slowest_share[row])),
+        *((w.P_FETCH, tables.fetch[row]), (w.P_FETCH_OVERLAP, tables.fetch_overlap[row])),
         *((w.P_SWAP_TIME, limits.swap_time_per_token), (w.P_ACCEPTED, limits.accepted_tokens)),
         *((w.P_LINK_LATENCY, link.latency), (w.P_LINK_TIME, link.time_per_token)),
     ):

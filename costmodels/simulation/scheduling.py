@@ -66,6 +66,7 @@ def schedule(m: IntArray, f: FloatArray, p: int, c: int) -> None:
     m[c + w.QUERIES] = 0
     m[c + w.FINISHED] = 0
     f[c + w.PAIRS] = 0.0
+    m[c + w.FOUND] = 0
     f[c + w.DELAY] = 0.0
     m[c + w.BUDGET] = m[p + w.P_MAX_TOKENS]
     if m[c + w.ACTIVE] == 0:
@@ -106,6 +107,7 @@ def chunk(m: IntArray, f: FloatArray, p: int, c: int, r: int) -> None:
         if m[p + w.P_CHUNK] > 0:
             tokens = min(tokens, m[p + w.P_CHUNK])
     f[c + w.PAIRS] += tokens * float(m[r + w.FILLED]) + 0.5 * tokens * (tokens + 1.0)
+    m[c + w.FOUND] += m[r + w.FILLED]
     m[c + w.QUERIES] += tokens
     m[c + w.BUDGET] -= tokens
     m[r + w.FILLED] += tokens

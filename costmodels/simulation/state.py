@@ -138,8 +138,10 @@ RUN_WORDS = 32
     P_REPLICAS,
     P_FIRST_LANE,
     P_TURN,
-) = range(43)
-POOL_WORDS = 44
+    P_FETCH,
+    P_FETCH_OVERLAP,
+) = range(45)
+POOL_WORDS = 45
 
 # An engine: when its first pipeline stage is free, when its link is; its pool and first cohort.
 E_ENTRY, E_LINK, E_POOL, E_COHORT = range(4)
@@ -150,9 +152,9 @@ C_NEXT, C_BUSY, C_STATE, C_ENGINE, C_CELL = range(5)
 COHORT_WORDS = 5
 
 # A cell: counters of tokens and steps, time of the last decode step; requests running and decoding, their cached tokens; the
-# GAIN of tokens a request in the step in flight (0: no decode in it), its prompt QUERIES, query-key PAIRS, prompts FINISHED,
-# seconds of swapping; budget left; whether a static batch still fills; where the tables were last read; first words of its
-# lists: ending by counter, KV blocks by residue, last admitted by priority.
+# GAIN of tokens a request in the step in flight (0: no decode in it), its prompt QUERIES, query-key PAIRS, tokens FOUND cached,
+# prompts FINISHED, seconds of swapping; budget left; whether a static batch still fills; where the tables were last read;
+# first words of its lists: ending by counter, KV blocks by residue, last admitted by priority.
 (
     TOKENS,
     DECODE_STEPS,
@@ -163,6 +165,7 @@ COHORT_WORDS = 5
     GAIN,
     QUERIES,
     PAIRS,
+    FOUND,
     FINISHED,
     DELAY,
     BUDGET,
@@ -179,8 +182,8 @@ COHORT_WORDS = 5
     ENDING,
     PHASES,
     TAILS,
-) = range(25)
-CELL_WORDS = 25
+) = range(26)
+CELL_WORDS = 26
 
 # A lane: KV blocks free (those evictable among them) and in all, blocks swapped to the host; requests waiting and running; most
 # blocks used, and their integral over time; ends of the list of evictable prefixes; first words of queues and prefixes.

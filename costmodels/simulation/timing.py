@@ -67,5 +67,10 @@ def batch_time(m: IntArray, f: FloatArray, p: int, c: int) -> float:
         device += surface(m, f, one, n, two, k, m[p + w.P_PREFILL_TIME], float(queries), pairs, c + w.AT_QUERIES)
     if queries > 0 or sampled > f[p + w.P_GRAPH_SEQUENCES]:
         device = max(device, f[p + w.P_LAUNCH])
+    fetch = 0.0
+    if f[p + w.P_FETCH] > 0.0:
+        kv = m[c + w.KV] if decoding > 0 else 0
+        fetch = f[p + w.P_FETCH] * float(max(kv + m[c + w.FOUND], new))
+        fetch -= min(fetch * f[p + w.P_FETCH_OVERLAP], device)
     host = f[p + w.P_HOST] + f[p + w.P_HOST_PER_SEQUENCE] * sampled
-    return device + host - min(host * f[p + w.P_HOST_OVERLAP], device)
+    return device + fetch + host - min(host * f[p + w.P_HOST_OVERLAP], device)

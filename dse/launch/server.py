@@ -23,12 +23,14 @@ class Server:
 
 
 def servers(plan: Mapping[str, Any], framework: str, caches: Mapping[str, Any]) -> tuple[Server, ...]:
-    """The servers a plan is made of. Raises CannotLaunch for a cache format that the framework lacks."""
+    """The servers a plan is made of. Raises CannotLaunch for a cache that the framework cannot keep."""
     split = plan.get("mode") == "disaggregated"
     found = tuple(_server(plan, role) for role in (ROLES if split else ("",)))
     for server in found:
         if server.plan["kv_precision"] not in caches:
             raise CannotLaunch(f"{framework} keeps no {server.plan['kv_precision']} cache; it has {', '.join(caches)}")
+        if server.plan.get("kv_offload"):
+            raise CannotLaunch(f"{framework} fetches no running request's cache from the host: take a plan without kv_offload")
     return found
 
 

@@ -60,6 +60,7 @@ class Device:
     package_bandwidth: float  # bytes/s a direction between them; scale_up_bandwidth where there is one a package
     devices_per_node: int
     host_link_bandwidth: float  # bytes/s a direction
+    host_memory: float  # bytes of the host's memory, a device's share
     nic_bandwidth: float  # bytes/s a device a direction
     nic_latency: float  # s a hop
     power: float  # W, the thermal design power or the cap
@@ -107,6 +108,7 @@ UNITS: Mapping[str, str] = {
     "scale_up_latency": "s",
     "package_bandwidth": "B/s",
     "host_link_bandwidth": "B/s",
+    "host_memory": "B",
     "nic_bandwidth": "B/s",
     "nic_latency": "s",
     "power": "W",
@@ -129,6 +131,7 @@ _SYMBOLS = (
     "nic_bandwidth",
     "nic_latency",
     "host_link_bandwidth",
+    "host_memory",
     "power",
     "idle_power",
     "price_per_hour",

@@ -67,6 +67,7 @@ def pools(draw: st.DrawFn) -> Pool:
         launch=draw(st.sampled_from([0.0, 8e-3])),
         graph_sequences=draw(st.sampled_from([0.0, 3.0, 64.0])),
         seed=draw(st.integers(0, 5)),
+        fetch=draw(st.sampled_from([0.0, 0.0, 2e-4])),
     )
     return Pool(tables=tables, engine=draw(st.integers(0, 1)), limits=limits, replicas=draw(st.integers(1, 3)))
 

@@ -30,6 +30,7 @@ _RELIEF: Mapping[str, tuple[str, ...]] = {
     "memory bandwidth": ("device.memory_bandwidth",),
     "scale-up links": ("device.scale_up_bandwidth", "device.peer_bandwidth", "device.package_bandwidth"),
     "network": ("device.nic_bandwidth",),
+    "host link": ("device.host_link_bandwidth",),
     "host": ("stack.host",),
 }
 """Rates that are doubled (times that are halved) together; a trailing dot means every symbol that starts so."""
@@ -115,7 +116,8 @@ def _relief(model: CostModel, problem: Problem, columns: Columns) -> tuple[tuple
         }
         then = model.evaluate(dataclasses.replace(problem, scalars={**problem.scalars, **changed}), columns).value
         first, token = (float(then[name][0] / today[name][0]) for name in ("ttft", "tpot"))
-        found.append((what, first, token))
+        if what != "host link" or (first, token) != (1.0, 1.0):  # most plans leave nothing on the host
+            found.append((what, first, token))
     return tuple(sorted(found, key=lambda entry: entry[1] * entry[2]))
 
 

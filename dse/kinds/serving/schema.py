@@ -62,6 +62,8 @@ def coded(symbol: str) -> Callable[[object], float]:
             return 1 if value else 0
         if symbol == "kv_fraction":
             return share(value)
+        if symbol == "kv_offload":
+            return part(value)
         return read_degree(value) if symbol == "speculation" else read_count(value)
 
     return read
@@ -75,7 +77,7 @@ def share(value: object) -> float:
     return number
 
 
-def read_correlation(value: object) -> float:
+def part(value: object) -> float:
     """0, or a share of at most 1."""
     return 0.0 if value == 0 and not isinstance(value, bool) else share(value)
 
@@ -117,7 +119,7 @@ class Row(Section):
 
     power_budget: Annotated[float, BeforeValidator(positive("W"))]
     risk: Share = 1e-3
-    correlation: Annotated[float, BeforeValidator(read_correlation)] = 0.0
+    correlation: Annotated[float, BeforeValidator(part)] = 0.0
 
 
 class Hardware(Machines):

@@ -26,6 +26,7 @@ _SPELLING: Mapping[str, str] = {
     "kv_precision": "kv-{}",
     "speculation": "draft{}",
     "expert_offload": "experts-on-host",
+    "kv_offload": "kv-on-host{}",
     "domain": "domain{}",
 }
 _RESTING: Mapping[str, Any] = {
@@ -38,6 +39,7 @@ _RESTING: Mapping[str, Any] = {
     "cuda_graphs": 1,
     "speculation": 0,
     "expert_offload": 0,
+    "kv_offload": 0,
     "kv_fraction": 0.9,
 }
 _HIDDEN = frozenset({"devices", "device", "mode"})

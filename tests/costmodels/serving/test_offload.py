@@ -1,16 +1,26 @@
-"""Experts in host memory: what they free on the device, and what fetching them costs."""
+"""Experts and caches in host memory: what they free on the device, and what fetching them costs."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from costmodels.serving.engine import fetch_time
+from costmodels.metrics import Metrics
+from costmodels.serving.capacity import capacity
+from costmodels.serving.engine import engines, fetch_time
 from costmodels.serving.problem import serving_problem
+from costmodels.serving.simulated import SimulatedServing
+from costmodels.serving.stack import find_serving_stack
+from costmodels.serving.statistics import Statistics
 from costmodels.serving.steady_state import ServingModel
+from costmodels.step_tables import Batch, step_time
 from spaces.architecture import find
 from spaces.columns import Columns
 from spaces.hardware import find_device
+from spaces.problem import Problem
+from spaces.traffic import Lengths, Traffic
 
 
 def test_offloaded_experts_leave_the_device_and_cross_the_link() -> None:
@@ -20,8 +30,9 @@ def test_offloaded_experts_leave_the_device_and_cross_the_link() -> None:
     plans = Columns.from_values({"expert_offload": np.array([0, 1]), "precision": np.array([3, 3])})
     found = ServingModel().evaluate(problem, plans)
     experts = model.layers * model.experts * 3 * model.hidden * model.moe_ffn
-    freed = found.violation["memory"][0] - found.violation["memory"][1]
-    assert freed * 0.9 * device.memory_capacity == pytest.approx(experts, rel=0.02)
+    held = capacity(model, find_serving_stack("vllm"), problem.at(plans))
+    assert held.weights[0] - held.weights[1] == pytest.approx(experts, rel=0.02)
+    assert held.on_host == pytest.approx([0.0, held.weights[0] - held.weights[1]])
     # one token a step reaches two experts a layer
     fetched = 2 / 8 * experts / device.host_link_bandwidth
     assert found.value["tpot"][1] - found.value["tpot"][0] == pytest.approx(fetched, rel=0.05)
@@ -37,3 +48,88 @@ def test_fetching_grows_with_the_batch_to_all_experts_and_no_further() -> None:
     dense = find("llama-3.1-8b")
     problem = serving_problem(dense, "vllm", device, {"devices": 1, "expert_offload": 1})
     assert not fetch_time(dense, problem.at(Columns.from_values({"tensor": np.array([1])})), tokens).any()
+
+
+SHARES = np.array([0.0, 0.25, 0.5, 1.0])
+
+
+def served(stack: str = "torch-graph", together: float = 16.0, link: float = 0.0, **fixed: float) -> tuple[Problem, Metrics]:
+    """Llama-3.1-8B on one H100 at several shares of its cache on the host."""
+    asked = {"devices": 1, "concurrency": together, "input_tokens": 4000, "output_tokens": 200}
+    asked |= {"max_batch": 64, "token_budget": 8192}
+    problem = serving_problem(find("llama-3.1-8b"), stack, find_device("H100"), {**asked, **fixed})
+    if link:
+        problem = dataclasses.replace(problem, scalars={**problem.scalars, "device.host_link_bandwidth": link})
+    return problem, ServingModel().evaluate(problem, Columns.from_values({"kv_offload": SHARES}))
+
+
+@pytest.mark.parametrize("stack", ["vllm", "torch-graph"])
+def test_a_cache_on_the_host_is_never_faster_where_it_fits_and_holds_more(stack: str) -> None:
+    _, found = served(stack)
+    assert np.all(np.diff(found.value["tpot"]) >= 0)
+    assert np.all(np.diff(found.value["ttft"]) >= 0)
+    assert np.all(np.diff(found.value["tokens_per_second"]) <= 0)
+    assert np.all(np.diff(found.value["kv_capacity"]) > 0)
+    assert found.parts["tpot"]["cache_fetch"][0] == 0
+    assert np.all(found.parts["tpot"]["cache_fetch"] >= 0)
+    assert sum(found.parts["tpot"].values()) == pytest.approx(found.value["tpot"])
+
+
+def test_what_no_device_holds_is_served_from_the_host() -> None:
+    _, found = served(input_tokens=700_000, together=1.0)
+    assert (found.violation["memory"] > 0).tolist() == [True, True, False, False]
+
+
+def test_a_faster_host_link_is_never_slower() -> None:
+    times = np.array([served("vllm", link=link)[1].value["tpot"] for link in (8e9, 32e9, 64e9, 450e9)])
+    assert np.all(np.diff(times, axis=0)[:, 1:] < 0)
+    assert times[:, 0] == pytest.approx(times[0, 0])
+
+
+def test_a_decode_step_reads_the_cache_over_the_link_once() -> None:
+    model, device = find("llama-3.1-8b"), find_device("H100")
+    whole = model.layers * 2 * model.kv_heads * model.head_dim * 2  # bytes a token: keys and values in 16 bits
+    for stack, hides in (("vllm", False), ("torch-graph", True)):
+        problem, _ = served(stack)
+        tables, engine = engines(problem, Columns.from_values({"kv_offload": np.array([0.0, 0.5, 1.0])}))
+        batch = Batch(decode_requests=8.0, decode_kv=8 * 4000.0)
+        times = step_time(tables, engine, batch)
+        fetch = np.array([0.5, 1.0]) * 8 * 4000 * whole / device.host_link_bandwidth
+        expected = np.maximum(times[0], fetch) if hides else times[0] + fetch
+        assert times[1:] == pytest.approx(expected, rel=1e-9)
+        prompt = step_time(tables, engine, Batch(prefill_queries=1000.0, prefill_pairs=5e5, prompts_finished=1.0))
+        chunk = step_time(
+            tables, engine, Batch(prefill_queries=1000.0, prefill_pairs=5e5, prefill_cached=9e5, prompts_finished=1.0)
+        )
+        assert chunk[0] == prompt[0]
+        assert np.all(chunk[1:] > prompt[1:])
+
+
+def test_the_host_bounds_the_cache_and_the_experts_it_holds() -> None:
+    model = find("mixtral-8x7b")
+    fixed = {"devices": 1, "concurrency": 1, "input_tokens": 500, "output_tokens": 200, "max_batch": 8, "token_budget": 2048}
+    tokens = []
+    for host in (100e9, 130e9, 1e15):
+        problem = serving_problem(model, "torch-graph", find_device("H100"), {**fixed, "expert_offload": 1})
+        problem = dataclasses.replace(problem, scalars={**problem.scalars, "device.host_memory": host})
+        plans = Columns.from_values({"kv_offload": np.array([0.0, 1.0])})
+        found = ServingModel().evaluate(problem, plans)
+        tokens.append(found.value["kv_capacity"])
+        experts = 2 * model.layers * model.experts * 3 * model.hidden * model.moe_ffn
+        each = 2 * 2 * model.layers * model.kv_heads * model.head_dim
+        if host == 130e9:
+            assert tokens[-1][1] == pytest.approx((host - experts) / each, abs=1)
+    assert tokens[0][1] < tokens[1][1] < tokens[2][1]
+    assert tokens[0][0] == tokens[1][0] == tokens[2][0] < tokens[2][1]
+    problem = dataclasses.replace(problem, scalars={**problem.scalars, "device.host_memory": 50e9})
+    assert np.all(ServingModel().evaluate(problem, plans).violation["memory"] > 0)
+
+
+def test_both_fidelities_fetch() -> None:
+    problem, closed = served("vllm", together=8)
+    plans = Columns.from_values({"kv_offload": SHARES})
+    traffic = Traffic(lengths=(Lengths(shape="fixed", mean=4000), Lengths(shape="fixed", mean=200)), concurrency=8, count=80)
+    simulated = SimulatedServing(closed=ServingModel(), traffic=traffic, asked=Statistics()).evaluate(problem, plans)
+    assert np.all(np.diff(simulated.value["tpot"]) >= 0)
+    assert simulated.value["tpot"] == pytest.approx(closed.value["tpot"], rel=0.1)
+    assert simulated.value["ttft"] == pytest.approx(closed.value["ttft"], rel=0.1)
