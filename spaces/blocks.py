@@ -80,7 +80,7 @@ def build(architecture: Architecture, traits: GraphTraits) -> Model:
     layers = {kind: _layer(architecture, traits, kind) for kind in dict.fromkeys(order)}
     model = Model(architecture, _embedding(architecture, traits), layers, _head(architecture), order)
     for graph in (model.embedding, model.head, *layers.values()):
-        _ = graph.network
+        graph.check()
     return model
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
 from spaces.expressions import Expression, Size, ceil_divide, expression, maximum, product, symbol
@@ -136,28 +137,45 @@ class Graph:
     sizes: Mapping[str, Expression] = field(default_factory=dict)
     outputs: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
-    @cached_property
-    def network(self) -> nx.DiGraph[str]:
-        """Nodes are operators, edges carry the tensor's name. Raises ValueError on a cycle or a tensor nobody writes."""
-        import networkx as nx  # slow to import; runs do without
+    def check(self) -> None:
+        """Raises ValueError on a cycle, a tensor that nobody writes or one that two write."""
+        _ = self.edges
 
-        graph: nx.DiGraph[str] = nx.DiGraph()
+    @cached_property
+    def edges(self) -> tuple[tuple[str, str, str], ...]:
+        """(writer, reader, tensor) for every tensor that passes between operators. Raises as `check`."""
         writer: dict[str, str] = {}
         for op in self.operators:
-            graph.add_node(op.name, operator=op)
             for tensor in op.writes:
                 if tensor.name in writer:
                     raise ValueError(f"tensor '{tensor.name}' is written by '{writer[tensor.name]}' and by '{op.name}'")
                 writer[tensor.name] = op.name
         sources = {tensor.name for tensor in self.inputs}
+        found: list[tuple[str, str, str]] = []
+        order: TopologicalSorter[str] = TopologicalSorter()
         for op in self.operators:
             for name, _ in op.reads:
                 if name in writer:
-                    graph.add_edge(writer[name], op.name, tensor=name)
+                    found.append((writer[name], op.name, name))
+                    order.add(op.name, writer[name])
                 elif name not in sources:
                     raise ValueError(f"operator '{op.name}' reads '{name}', which nothing writes")
-        if not nx.is_directed_acyclic_graph(graph):
-            raise ValueError("the dataflow graph has a cycle")
+        try:
+            order.prepare()
+        except CycleError:
+            raise ValueError("the dataflow graph has a cycle") from None
+        return tuple(found)
+
+    @cached_property
+    def network(self) -> nx.DiGraph[str]:
+        """Nodes are operators, edges carry the tensor's name. Raises as `check`."""
+        import networkx as nx  # slow to import; runs do without
+
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        for op in self.operators:
+            graph.add_node(op.name, operator=op)
+        for writer, reader, tensor in self.edges:
+            graph.add_edge(writer, reader, tensor=tensor)
         return graph
 
     @cached_property

@@ -24,6 +24,7 @@ from costmodels.step_tables import StepTables
 from spaces.architecture import Architecture
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
 from spaces.problem import Problem
+from spaces.serving_space import PREFILL
 
 OUTSIDE = frozenset(
     {
@@ -39,6 +40,9 @@ OUTSIDE = frozenset(
         "request_rate",
         "concurrency",
         "prefix_hit",
+        "mode",
+        "link_bandwidth",
+        "link_latency",
     }
 )
 """Symbols that no step table depends on; whatever else is a column does matter."""
@@ -61,7 +65,8 @@ def engines(problem: Problem, columns: Columns, model: KernelModel | None = None
 
 def _remembered(problem: Problem, stack: ServingStack, combinations: Columns, model: KernelModel | None) -> StepTables:
     """The tables of c engines, those filled before taken from memory: screening and simulation ask for the same ones."""
-    shared = frozenset((name, value) for name, value in problem.scalars.items() if name not in OUTSIDE)
+    own = {name: value for name, value in problem.scalars.items() if name not in OUTSIDE and not name.startswith(PREFILL)}
+    shared = frozenset(own.items())
     devices = tuple(problem.labels.get("device", ()))
     memory = _memory(problem.architecture, stack.name, shared, devices, _Identity(model))
     keys = [tuple(sorted(combinations.row(i).items())) for i in range(combinations.n)]

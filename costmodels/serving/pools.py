@@ -7,17 +7,18 @@ cache crosses a link. Each side is evaluated once per distinct plan of its own a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodels.metrics import Metrics
 from costmodels.serving.capacity import capacity
 from costmodels.serving.stack import find_serving_stack
-from costmodels.serving.steady_state import ServingModel
-from spaces.columns import Columns, FloatArray, IntArray, distinct
+from costmodels.serving.steady_state import ServingModel, states_of
+from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
 from spaces.problem import Problem
 from spaces.serving_space import PREFILL, engine_devices
 
@@ -75,18 +76,27 @@ def side(problem: Problem, points: Columns, start: str) -> tuple[Problem, Column
     columns = Columns(n=points.n, codes={axis: points.codes[axis] for axis in used}, levels=levels)
     given = {"output_tokens": 1.0, "acceptance": 0.0} if start else {"prefix_hit": 1.0}
     pool = dataclasses.replace(problem, scalars={**problem.scalars, **own, **given, "mode": 0})
-    count = np.broadcast_to(_devices(pool, columns), (points.n,))
-    return pool, _with_column(columns, "devices", count)
+    combinations, index = distinct(columns, _ENGINE)
+    count, place = np.unique(np.broadcast_to(_devices(pool, combinations), (combinations.n,)), return_inverse=True)
+    return pool, _with_levels(columns, "devices", count, place[index])
+
+
+_ENGINE = ("pipeline", "tensor", "attention_data", "expert", "expert_tensor", "data")
+"""Symbols that say how many devices a pool has."""
 
 
 def _devices(problem: Problem, columns: Columns) -> FloatArray:
     at = problem.at(columns)
-    engine = {symbol: at[symbol] for symbol in ("pipeline", "tensor", "attention_data", "expert", "expert_tensor")}
+    engine = {symbol: at[symbol] for symbol in _ENGINE if symbol != "data"}
     return np.asarray(engine_devices(engine) * at["data"], np.float64)
 
 
 def _with_column(columns: Columns, name: str, values: FloatArray) -> Columns:
     levels, codes = np.unique(values, return_inverse=True)
+    return _with_levels(columns, name, levels, codes)
+
+
+def _with_levels(columns: Columns, name: str, levels: FloatArray, codes: IntArray) -> Columns:
     return Columns(
         n=columns.n,
         codes={**columns.codes, name: codes.astype(np.int32)},
@@ -106,11 +116,16 @@ def transfer_time(problem: Problem, points: Columns) -> tuple[FloatArray, FloatA
 
     Every device sends or receives its shard over a link of its own; the pool whose devices take longer for a token decides.
     """
+    return _transfer_time(problem, points, [side(problem, points, start) for start in (PREFILL, "")])
+
+
+def _transfer_time(
+    problem: Problem, points: Columns, pools: Sequence[tuple[Problem, Columns]]
+) -> tuple[FloatArray, FloatArray]:
     at = problem.at(points)
     given = np.asarray(at.get("link_bandwidth", 0.0), np.float64)
     slowest = np.zeros(points.n)
-    for start in (PREFILL, ""):
-        pool, columns = side(problem, points, start)
+    for pool, columns in pools:
         combinations, index = distinct(columns, frozenset(columns.levels) - {"devices", "data", "request_rate", "concurrency"})
         held = capacity(pool.architecture, find_serving_stack(pool.stack), pool.at(combinations))
         own = np.broadcast_to(np.asarray(pool.at(columns)["device.nic_bandwidth"], np.float64), (points.n,))
@@ -132,15 +147,19 @@ def _bound_of_pools(model: ServingModel, problem: Problem, points: Columns) -> M
 def _evaluate_pools(model: ServingModel, problem: Problem, points: Columns) -> Metrics:
     at = problem.at(points)
     together = np.broadcast_to(np.asarray(at["concurrency"], np.float64), (points.n,))
+    pools = [side(problem, points, start) for start in (PREFILL, "")]
+    per_token, latency = _transfer_time(problem, points, pools)
     if np.any(together > 0):
-        points = _with_column(points, "request_rate", _rate_of(model, problem, points, together))
-        points = _with_column(points, "concurrency", np.zeros(points.n))
+        levels, codes = np.unique(_rate_of(model, pools, at, per_token, latency, together), return_inverse=True)
+        none = np.zeros(points.n, np.int64)
+        pools = [
+            (pool, _with_levels(_with_levels(columns, "request_rate", levels, codes), "concurrency", np.zeros(1), none))
+            for pool, columns in pools
+        ]
     sides = []
-    for start in (PREFILL, ""):
-        pool, columns = side(problem, points, start)
+    for pool, columns in pools:
         combinations, index = distinct(columns, columns.levels)
         sides.append((model.evaluate(pool, combinations), index))
-    per_token, latency = transfer_time(problem, points)
     return _joined(problem, points, sides[0], sides[1], per_token, latency)
 
 
@@ -207,26 +226,63 @@ def _joined(
     return Metrics(n=n, value=value, low=low, high=high, parts={"tpot": parts}, violation=violation, evidence=evidence)
 
 
-def _rate_of(model: ServingModel, problem: Problem, points: Columns, together: FloatArray) -> FloatArray:
+def _rate_of(
+    model: ServingModel,
+    pools: Sequence[tuple[Problem, Columns]],
+    at: Bindings,
+    per_token: FloatArray,
+    latency: FloatArray,
+    together: FloatArray,
+) -> FloatArray:
     """Requests a second at which `together` requests are in flight in all: where rate · latency meets them, (n,).
 
-    Each side's latency is read off its own curve over the rate (Little's law joins them), by bisection.
+    Each side's latency is read off its own curve over the rate (Little's law joins them). Between two points of both curves the
+    requests in flight are a square of the rate: bisection finds the points, and the square is solved.
     """
-    at = problem.at(points)
-    gaps = np.maximum(np.broadcast_to(np.asarray(at["output_tokens"], np.float64), (points.n,)) - 1.0, 0.0)
-    per_token, latency = transfer_time(problem, points)
+    gaps = np.maximum(np.broadcast_to(np.asarray(at["output_tokens"], np.float64), (at.n,)) - 1.0, 0.0)
     cross = latency + per_token * np.asarray(at["input_tokens"], np.float64)
-    curves = [_latencies(model, *side(problem, points, start), prefill=bool(start)) for start in (PREFILL, "")]
-    low = np.full(points.n, -16.0)
-    high = np.minimum(*(np.log(most[index]) for most, _, index in curves))
-    for _ in range(40):
-        middle = (low + high) / 2.0
-        stay = cross.copy()
-        for (most, times, index), weight in zip(curves, (np.ones(points.n), gaps), strict=True):
-            stay = stay + weight * _read(most, times, index, middle)
-        over = np.exp(middle) * stay > together
-        low, high = np.where(over, low, middle), np.where(over, middle, high)
-    return np.asarray(np.exp(low), np.float64)
+    curves = [_latencies(model, *pool, prefill=number == 0) for number, pool in enumerate(pools)]
+    rate = np.empty(at.n)
+    for start in range(0, at.n, _ROWS):
+        part = slice(start, start + _ROWS)
+        pair = [(most[index[part]], times, index[part]) for most, times, index in curves]
+        rate[part] = _meeting(pair[0], pair[1], gaps[part], cross[part], together[part])
+    return rate
+
+
+_ROWS = 1 << 13
+"""Plans joined at a time: their arrays stay in the cache of a core."""
+_Pool = tuple[FloatArray, FloatArray, IntArray]
+"""(highest rate (n,), seconds at `_SHARES` of it (k, RATES), row of each plan (n,)) of one pool."""
+
+
+def _meeting(prefill: _Pool, decode: _Pool, gaps: FloatArray, cross: FloatArray, together: FloatArray) -> FloatArray:
+    """The rate, at most what both pools carry, at which rate · (cross + prefill + gaps · decode) is `together`, (n,)."""
+
+    def few(rate: FloatArray) -> NDArray[np.bool_]:
+        return np.asarray(rate * (cross + _read(prefill, rate) + gaps * _read(decode, rate)) <= together)
+
+    places = []
+    for most, _, _ in (prefill, decode):
+        left, right = np.full(len(most), -1), np.full(len(most), RATES)  # few at the left point, many at the right
+        for _ in range(5):  # halves of 25 intervals
+            middle = (left + right) // 2
+            inside = right - left > 1
+            below = few(most * _SHARES[np.clip(middle, 0, RATES - 1)])
+            left, right = np.where(inside & below, middle, left), np.where(inside & ~below, middle, right)
+        places.append(left)
+    square = np.zeros(len(cross))
+    slope = cross.copy()
+    for (most, times, index), left, weight in zip((prefill, decode), places, (1.0, gaps), strict=True):
+        inner = np.clip(left, 0, RATES - 2)
+        flat = (left < 0) | (left > RATES - 2)
+        step = (times[index, inner + 1] - times[index, inner]) / (_SHARES[inner + 1] - _SHARES[inner]) / most
+        step = np.where(flat, 0.0, step)
+        slope = slope + weight * (times[index, np.clip(left, 0, RATES - 1)] - step * most * _SHARES[inner])
+        square = square + weight * step
+    root = np.sqrt(np.maximum(slope * slope + 4.0 * square * together, 0.0))
+    highest = np.minimum(prefill[0], decode[0]) * (1.0 - 1e-11)  # rounding must not put it above what they carry
+    return np.minimum(2.0 * together / (slope + root), highest)
 
 
 def _latencies(
@@ -238,21 +294,25 @@ def _latencies(
     levels = {name: entry for name, entry in combinations.levels.items() if name in free}
     base = Columns(n=combinations.n, codes={axis: combinations.codes[axis] for axis, _ in levels.values()}, levels=levels)
     open_ = dataclasses.replace(problem, scalars={**problem.scalars, "concurrency": 0.0, "request_rate": 1e12})
-    most = np.maximum(model.evaluate(open_, base).value["request_rate"], 1e-9)
+    states = states_of(open_, base, model.kernel_model)
+    most = np.maximum(np.concatenate([m.value["request_rate"] for _, m in model.under(states, open_, base)]), 1e-9)
     shares = _SHARES
-    repeated = base.take(np.repeat(np.arange(base.n), RATES))
+    each = np.repeat(np.arange(base.n), RATES)
+    repeated, states = base.take(each), states.take(each)
     rates = (most[:, None] * shares[None, :]).reshape(-1)
-    found = model.evaluate(open_, _with_column(repeated, "request_rate", rates)).value
-    times = found["ttft"] if prefill else found["tpot"]
+    name = "ttft" if prefill else "tpot"
+    found = model.under(states, open_, _with_column(repeated, "request_rate", rates))
+    times = np.concatenate([metrics.value[name] for _, metrics in found])
     return most, times.reshape(base.n, RATES), index
 
 
 _SHARES = np.concatenate([np.geomspace(0.001, 0.5, RATES // 2), 1.0 - np.geomspace(0.45, 0.002, RATES - RATES // 2)])
 
 
-def _read(most: FloatArray, times: FloatArray, index: IntArray, log_rate: FloatArray) -> FloatArray:
+def _read(pool: _Pool, rate: FloatArray) -> FloatArray:
     """Seconds of each plan's pool at its rate, between the points of the curve, (n,)."""
-    share = np.clip(np.exp(log_rate) / most[index], _SHARES[0], _SHARES[-1])
+    most, times, index = pool
+    share = np.clip(rate / most, _SHARES[0], _SHARES[-1])
     left = np.clip(np.searchsorted(_SHARES, share, side="right") - 1, 0, RATES - 2)
     part = (share - _SHARES[left]) / (_SHARES[left + 1] - _SHARES[left])
     return np.asarray(times[index, left] * (1.0 - part) + times[index, left + 1] * part)

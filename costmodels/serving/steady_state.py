@@ -6,6 +6,7 @@ the rate or the concurrency asked for lies.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,10 @@ class ServingModel:
 
     def stream(self, problem: Problem, points: Columns) -> Iterator[tuple[slice, Metrics]]:
         """The same in consecutive slices of rows."""
-        states = states_of(problem, points, self.kernel_model)
+        yield from self.under(states_of(problem, points, self.kernel_model), problem, points)
+
+    def under(self, states: States, problem: Problem, points: Columns) -> Iterator[tuple[slice, Metrics]]:
+        """The same with states that are known: `points` may ask for other loads than those that the states were made of."""
         for start in range(0, max(points.n, 1), ROWS):
             rows = slice(start, min(start + ROWS, points.n))
             yield rows, _metrics(problem, problem.at(points.take(rows)), states, rows)
@@ -83,6 +87,10 @@ class States:
     most: FloatArray
     room: FloatArray
     held: IntArray
+
+    def take(self, rows: IntArray) -> States:
+        """The states of some of the points, which may repeat."""
+        return dataclasses.replace(self, index=self.index[rows], held=self.held[rows])
 
 
 def states_of(problem: Problem, points: Columns, model: KernelModel | None = None) -> States:

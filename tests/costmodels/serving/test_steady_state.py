@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from costmodels.metrics import CostModel, Metrics
+from costmodels.serving import pools as pools_
 from costmodels.serving.problem import serving_problem, serving_symbols
 from costmodels.serving.speculation import accepted_tokens
 from costmodels.serving.steady_state import ServingModel
@@ -124,3 +125,22 @@ def test_accepted_tokens(drafted: int, chance: float, tokens: float) -> None:
 def test_adapters_cost_time(rank: float) -> None:
     m = served(concurrency=[8.0, 8.0], lora_rank=[0.0, rank])
     assert m.value["tpot"][1] > m.value["tpot"][0]
+
+
+def test_the_rate_of_two_pools_is_where_the_requests_in_flight_meet_those_asked_for() -> None:
+    """Against bisection on the same curves, from nearly idle to saturated."""
+    random = np.random.default_rng(3)
+    n = 400
+    pools = []
+    for scale in (0.1, 0.01):
+        times = scale * np.cumsum(random.uniform(0.0, 1.0, (5, pools_.RATES)) ** 4, axis=1) + 1e-3
+        pools.append((random.uniform(1.0, 50.0, n), times, random.integers(0, 5, n)))
+    gaps, cross = random.uniform(1.0, 500.0, n), random.uniform(0.0, 0.1, n)
+    together = 10.0 ** random.uniform(-5.0, 5.0, n)
+    low, high = np.zeros(n), np.minimum(pools[0][0], pools[1][0])
+    for _ in range(80):
+        middle = (low + high) / 2.0
+        stay = cross + pools_._read(pools[0], middle) + gaps * pools_._read(pools[1], middle)
+        few = middle * stay <= together
+        low, high = np.where(few, middle, low), np.where(few, high, middle)
+    np.testing.assert_allclose(pools_._meeting(pools[0], pools[1], gaps, cross, together), low, rtol=1e-9)
