@@ -399,7 +399,10 @@ def _key(name: str) -> str:
 
 def _nearest(wanted: str, known: Iterable[str]) -> str:
     by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(wanted.lower(), by_lower, n=5, cutoff=0.5)
+    start = wanted.lower()
+    begun = sorted((n for n in by_lower if n.startswith(start)), key=lambda n: (n[len(start) :][:1].isalnum(), len(n)))
+    alike = difflib.get_close_matches(start, by_lower, 5, 0.5)
+    close = [*begun, *(name for name in alike if name not in begun)][:5]
     return f"; the nearest are {', '.join(by_lower[match] for match in close)}" if close else ""
 
 

@@ -633,3 +633,8 @@ def test_options_of_a_configuration_are_read(tmp_path: Path) -> None:
     assert from_config(written(tmp_path, sparse)).expert_layers == 46
     full = {**CONFIGS["gpt-oss-20b"], "layer_types": ["full_attention"] * 24}
     assert from_config(written(tmp_path, full)).full_attention_layers == 24
+
+
+def test_a_name_that_is_only_begun_is_answered_with_those_that_begin_so() -> None:
+    with pytest.raises(UnknownModel, match=r"nearest are llama-3"):
+        find("llama-3")
