@@ -252,6 +252,11 @@ def calibrate_command(
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="With --replay: requests at once.")] = 8,
     prompt: Annotated[int, typer.Option("--isl", min=1, help="With --replay: tokens a prompt.")] = 1024,
     output: Annotated[int, typer.Option("--osl", min=1, help="With --replay: tokens an answer.")] = 128,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="FILE|RUN|CELLS", help="With --replay: predict it too, as for gpu=H100,tp=2."),
+    ] = None,
+    plan: Annotated[str | None, typer.Option("--plan", help="With --against: a plan other than the front's first.")] = None,
     only_list: Annotated[bool, typer.Option("--list", help="Say what there is to measure, and measure nothing.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -262,9 +267,12 @@ def calibrate_command(
 
         if not model:
             raise ValueError("--replay needs --model, the name that the server knows the model by")
-        found = replay_server(server, out, model=model, trace=trace, concurrency=concurrency, prompt=prompt, output=output)
+        lengths = {"concurrency": concurrency, "prompt": prompt, "output": output}
+        found = replay_server(server, out, model=model, trace=trace, against=against, plan=plan, **lengths)
         typer.echo(str(found))
         return
+    if against is not None or plan is not None:
+        raise ValueError("--against and --plan say what a replayed server is set beside: give --replay URL too")
     from dse.calibration import calibrate, listed, uncertain_shapes, write_shapes
 
     if experiment is None:

@@ -1,7 +1,7 @@
 """Replay requests against an OpenAI-compatible server and time every token: streaming completions over plain HTTP.
 
-Standard library alone. Prompts are made of one repeated word, so their token counts are what the server's usage field says;
-rows keep both what was asked and what was counted.
+Standard library alone. Prompts are made of one repeated word behind an opening of their own, so that no server finds one in its
+prefix cache; their token counts are what the server's usage field says, and rows keep both what was asked and what was counted.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import numpy as np
 
 from spaces.workload import Requests
 
@@ -53,12 +55,14 @@ def replay(
     *,
     model: str,
     key: str = "",
+    salt: str = "",
     timeout: float = 600.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Served, ...]:
     """Send `requests` to `url` (its /v1/completions) at their arrival times, or so many at once as their concurrency says.
 
-    One thread a request in flight. A request that fails is a row with its error, and the rest goes on. Raises CannotReplay
+    `salt` begins every prompt, for a replay whose prompts an earlier one has not left in the server's cache. One thread a
+    request in flight. A request that fails is a row with its error, and the rest goes on. Raises CannotReplay
     for an address that is none, or when every request fails.
     """
     parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -73,7 +77,7 @@ def replay(
     def send(number: int) -> None:
         ask = {
             "model": model,
-            "prompt": WORD * int(requests.prompt[number]),
+            "prompt": f"{salt}{number}" + WORD * (int(requests.prompt[number]) - 1),
             "max_tokens": int(requests.output[number]),
             "ignore_eos": True,
             "stream": True,
@@ -206,11 +210,13 @@ def write_served(rows: Sequence[Served], path: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A measure seen and predicted, seconds (tokens/s for `throughput`), and the prediction's error in percent."""
+    """A measure seen and predicted with its interval, seconds (tokens/s for `throughput`)."""
 
     measure: str
     seen: float
     predicted: float
+    low: float
+    high: float
 
     @property
     def error(self) -> float:
@@ -218,22 +224,52 @@ class Comparison:
         return 100.0 * (self.predicted / self.seen - 1.0)
 
 
-def compare(rows: Sequence[Served], predicted: dict[str, float]) -> tuple[Comparison, ...]:
-    """Means seen beside means predicted: `ttft`, `tpot`, `latency` in seconds, `throughput` in output tokens a second."""
+def compare(rows: Sequence[Served], predicted: Mapping[str, tuple[float, float, float]]) -> tuple[Comparison, ...]:
+    """What was seen (`summary`) beside what was predicted with its interval, for the measures that both have."""
     seen = summary(rows)
-    return tuple(Comparison(measure=name, seen=seen[name], predicted=predicted[name]) for name in seen if name in predicted)
+    return tuple(
+        Comparison(measure=name, seen=seen[name], predicted=value, low=low, high=high)
+        for name, (value, low, high) in predicted.items()
+        if name in seen and math.isfinite(seen[name])
+    )
+
+
+def write_compared(compared: Sequence[Comparison], path: Path) -> None:
+    """One row a measure, its error last; an existing file is not overwritten. Raises FileExistsError, OSError."""
+    names = [field.name for field in fields(Comparison)]
+    with path.open("x", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*names, "error_percent"])
+        writer.writerows([*(getattr(one, name) for name in names), f"{one.error:.2f}"] for one in compared)
+
+
+MEASURES = ("ttft", "tpot", "latency")
+"""Times of a request."""
+PERCENTILES = (50, 90, 99)
 
 
 def summary(rows: Sequence[Served]) -> dict[str, float]:
-    """Means over the requests that were served, and output tokens a second from the first sent to the last ended."""
+    """Means and percentiles (`ttft`, `ttft_p50`, …) over the requests that were served, seconds, and `throughput`: output
+    tokens a second from the first sent to the last ended."""
     good = [row for row in rows if not row.error]
     if not good:
         return {}
-    several = [row.tpot for row in good if row.tokens > 1]
+    found: dict[str, float] = {}
+    for name in MEASURES:
+        times = sorted(time for row in good if math.isfinite(time := getattr(row, name)))
+        found[name] = sum(times) / len(times) if times else math.nan
+        for q in PERCENTILES:  # the smallest that so many percent do not exceed
+            found[f"{name}_p{q}"] = times[math.ceil(q / 100 * len(times)) - 1] if times else math.nan
     span = max(row.sent + row.latency for row in good) - min(row.sent for row in good)
-    return {
-        "ttft": sum(row.ttft for row in good) / len(good),
-        "tpot": sum(several) / len(several) if several else math.nan,
-        "latency": sum(row.latency for row in good) / len(good),
-        "throughput": sum(row.tokens for row in good) / span if span > 0 else math.inf,
-    }
+    return found | {"throughput": sum(row.tokens for row in good) / span if span > 0 else math.inf}
+
+
+def as_counted(rows: Sequence[Served], requests: Requests) -> Requests:
+    """The requests that were served, as long as the server counted them, at the times they were asked for."""
+    good = [row for row in rows if not row.error]
+    return Requests(
+        arrival=requests.arrival[[row.number for row in good]],
+        prompt=np.array([max(row.prompt_tokens, 1) for row in good], np.int64),
+        output=np.array([max(row.tokens, 1) for row in good], np.int64),
+        concurrency=requests.concurrency,
+    )

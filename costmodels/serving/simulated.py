@@ -143,6 +143,12 @@ class SimulatedServing:
         return low
 
 
+def serve(problem: Problem, points: Columns, asked: Requests, context: int = 0) -> tuple[Any, float]:
+    """The outcome of given requests on one plan (a batch of one), and seconds between a client and its scheduler."""
+    servers = _Servers.of(problem, points, context)
+    return servers.serve(0, asked), servers.overhead
+
+
 def _replaced(found: Metrics, own: Mapping[str, FloatArray]) -> Metrics:
     """The closed form's metrics with those that were simulated in their place, and what follows from them."""
     value, low, high = dict(found.value), dict(found.low), dict(found.high)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from costmodels.calibration import replay as client
 from costmodels.calibration.replay import CannotReplay, compare, replay, summary, write_served
 from dse.command_line import execute
+from dse.prediction import predict_rows
+from dse.replay_prediction import expected, read_against
+from dse.replaying import replay_server
 from spaces.workload import Requests
 
 FIRST, EACH = 0.05, 0.01
@@ -62,7 +68,7 @@ class Stub(BaseHTTPRequestHandler):
 def server() -> Iterator[str]:
     Stub.at_once[:] = [0, 0]
     http = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{http.server_address[1]}"
     http.shutdown()
@@ -78,7 +84,7 @@ def test_times_are_those_of_the_stream(server: str, tmp_path: Path) -> None:
     rows = replay(server, closed(9, 3), model="stub")
     assert [row.number for row in rows] == list(range(9))
     assert not any(row.error for row in rows)
-    assert all(row.prompt_tokens == 21 and row.tokens == 4 for row in rows)
+    assert all(row.prompt_tokens == 20 and row.tokens == 4 for row in rows)
     for row in rows:
         assert row.ttft >= FIRST
         assert row.latency == pytest.approx(row.ttft + 3 * row.tpot)
@@ -97,7 +103,7 @@ def test_an_open_loop_keeps_its_arrival_times(server: str) -> None:
 
 
 def test_a_refused_request_is_a_row_and_the_rest_goes_on(server: str) -> None:
-    requests = Requests(arrival=np.zeros(3), prompt=np.array([5, 13, 7]), output=np.full(3, 2))
+    requests = Requests(arrival=np.zeros(3), prompt=np.array([5, 14, 7]), output=np.full(3, 2))
     rows = replay(server, requests, model="stub")
     assert [bool(row.error) for row in rows] == [False, True, False]
     assert "400" in rows[1].error
@@ -106,10 +112,69 @@ def test_a_refused_request_is_a_row_and_the_rest_goes_on(server: str) -> None:
 def test_a_prediction_is_compared_with_the_means(server: str) -> None:
     rows = replay(server, closed(4, 2), model="stub")
     seen = summary(rows)
-    found = {one.measure: one for one in compare(rows, {"ttft": 2 * seen["ttft"], "tpot": seen["tpot"]})}
-    assert set(found) == {"ttft", "tpot"}
-    assert found["ttft"].error == pytest.approx(100)
+    assert seen["ttft_p50"] <= seen["ttft_p90"] <= seen["ttft_p99"] == max(row.ttft for row in rows)
+    one, two = ((factor * seen[name], 0.0, 1.0) for name, factor in (("ttft_p90", 2), ("tpot", 1)))
+    found = {one.measure: one for one in compare(rows, {"ttft_p90": one, "tpot": two, "unknown": two})}
+    assert set(found) == {"ttft_p90", "tpot"}
+    assert found["ttft_p90"].error == pytest.approx(100)
     assert found["tpot"].error == pytest.approx(0)
+
+
+def test_no_two_prompts_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+
+    def stream(_connection: object, _path: str, ask: dict[str, Any], *_: object) -> None:
+        sent.append(ask["prompt"])
+        raise OSError("not today")
+
+    monkeypatch.setattr(client, "_stream", stream)
+    with pytest.raises(CannotReplay, match="not today"):
+        replay("http://127.0.0.1:9", closed(12, 3), model="stub", salt="a")
+    assert len({prompt.split()[0] for prompt in sent}) == 12
+
+
+def test_a_replay_is_set_beside_the_prediction_for_the_very_requests(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "FIRST", 0.005)
+    asked = ["calibrate", "--replay", server, "--model", "stub", "--concurrency", "1", "--isl", "9", "--osl", "3"]
+    cells = ["--against", "model=llama-3.1-8b,gpu=H100,tp=1,precision=bf16", "--out", str(tmp_path / "run")]
+    assert execute([*asked, *cells]) == 0
+    printed = capsys.readouterr().out
+    assert "predicted for llama-3.1-8b; model=llama-3.1-8b,gpu=H100" in printed
+    rows = {row["measure"]: row for row in csv.DictReader((tmp_path / "run" / "compared.csv").read_text().splitlines())}
+    assert {"ttft", "ttft_p50", "ttft_p90", "ttft_p99", "tpot", "tpot_p99", "latency", "throughput"} <= set(rows)
+    row = {"model": "llama-3.1-8b", "gpu": "H100", "tp": "1", "precision": "bf16", "isl": "9", "osl": "3", "concurrency": "1"}
+    alone = predict_rows([row], "serving")[0]
+    for measure, cell in (("ttft", "ttft_s"), ("tpot", "tpot_s"), ("throughput", "tokens_per_s_per_gpu")):
+        found = rows[measure]
+        assert float(found["predicted"]) == pytest.approx(float(alone[cell]), rel=1e-6)
+        assert float(found["error_percent"]) == pytest.approx(
+            100 * (float(found["predicted"]) / float(found["seen"]) - 1), abs=0.01
+        )
+        assert float(found["low"]) < float(found["predicted"]) < float(found["high"])
+
+
+def test_what_a_server_cannot_be_set_beside_is_told_before_it_is_asked(tmp_path: Path) -> None:
+    asked = {"model": "stub", "concurrency": 1}
+    for against, told in (("gpu=H10,model=llama-3.1-8b", "nearest"), ("gpu=H100", "stub"), ("model=gpt2,tp", "cells like")):
+        with pytest.raises(ValueError, match=told):
+            replay_server("http://127.0.0.1:9", tmp_path, against=against, **asked)
+    with pytest.raises(ValueError, match="--against"):
+        replay_server("http://127.0.0.1:9", tmp_path, plan="tensor=1", **asked)
+
+
+def test_a_plan_of_an_experiment_serves_what_was_sent(tmp_path: Path) -> None:
+    file = tmp_path / "chat.yaml"
+    file.write_text(
+        "kind: serving\nmodel: llama-3.1-8b\nhardware: {device: H100, devices: 2}\nstack: vllm\n"
+        "workload: {input_tokens: 99, output_tokens: 99, request_rate: 1 /s}\n"
+    )
+    one, two = (expected(read_against(file, plan), closed(20, 4, prompt=200)) for plan in ("tensor=1,data=2", "tensor=2"))
+    assert one.text != two.text
+    assert two.figures["tpot"][0] < one.figures["tpot"][0]
+    with pytest.raises(ValueError, match="does not fit"):
+        expected(read_against("model=llama-3.1-70b,gpu=H100"), closed(1, 1))
 
 
 def test_servers_that_are_none_are_told(server: str) -> None:
