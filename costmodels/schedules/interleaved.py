@@ -6,16 +6,15 @@ are, and microbatches go by the pipeline's width.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 
 from costmodels.schedules.chunks import chunks_of
 from costmodels.schedules.groups import group_size
 from costmodels.schedules.interleaved_paths import interleaved_paths
-from costmodels.schedules.orders import input_of, interleaved_order
 from costmodels.schedules.profiles import FloatArray, Profiles, unlike
-from costmodels.schedules.recurrence import Walk, longest_each, walk
+from costmodels.schedules.recurrence import Walk, longest_each
 
 # a difference between an end's two ways under which the families miss nothing that counts
 _ALIKE = 0.05
@@ -36,14 +35,48 @@ def interleaved(rows: Profiles) -> FloatArray:
     group = group_size(few.p.astype(np.int64), few.m.astype(np.int64))
     slowest = np.maximum(few.first.f + few.first.b, few.last.f + few.last.b)
     slowest = np.maximum(slowest, np.where(few.p > 2, few.middle.f + few.middle.b, 0.0))
-    best[hard] = longest_each(few, seconds, _walk, group, slowest)
+    best[hard] = longest_each(few, seconds, passes, group, slowest)
     return best
 
 
 @lru_cache(maxsize=128)
-def _walk(p: int, v: int, m: int) -> Walk:
-    group = int(group_size(p, m))
-    orders = [interleaved_order(rank, p, m, v, group) for rank in range(p)]
-    ends = {(0, 0): 0, (p - 1, v - 1): 4}
-    places = [[ends.get((rank, c), 1 if rank == 0 else 3 if rank == p - 1 else 2) for c in range(v)] for rank in range(p)]
-    return walk(orders, places, partial(input_of, pipeline=p, chunks=v))
+def passes(p: int, v: int, m: int) -> Walk:
+    """The passes of `interleaved_order` on all ranks, as arrays.
+
+    Slots put them in an order: the k-th forward of rank i in slot i + k, the k-th backward in p − 1 + (v − 1)g + p − 1 − i + k,
+    after the forward of that slot. Where g < p a round of forwards takes p slots, as its chunks wait for each other.
+    """
+    g = int(group_size(p, m))
+    wide, count = max(g, p), m * v
+    k, rank = np.arange(count), np.arange(p)[:, None]
+    chunk = k // g % v
+    slot = k // g * wide + k % g
+    level = np.stack([2 * (rank + slot), 2 * (2 * (p - 1) - rank + (v - 1) * wide + slot) + 1])  # (2, p, count)
+    order = np.argsort(level.ravel(), kind="stable")
+    place = np.empty(level.size, np.int64)
+    place[order] = np.arange(1, level.size + 1)
+    forward, backward = place.reshape(level.shape)
+    # on a rank: forwards of the warm-up, then one forward and one backward in turn, then the backwards left
+    warm = np.minimum(2 * (p - 1 - rank) + (v - 1) * g, count)
+    own = np.zeros((p, 2 * count + 1), np.int64)
+    turn_forward = np.where(k < warm, k, 2 * k - warm)
+    turn_backward = np.where(k < count - warm, warm + 2 * k + 1, count + k)
+    np.put_along_axis(own, turn_forward + 1, forward, axis=1)
+    np.put_along_axis(own, turn_backward + 1, backward, axis=1)
+    before = np.zeros((2, p, count, 3), np.int64)
+    before[0, ..., 0] = np.take_along_axis(own, turn_forward, axis=1)
+    before[1, ..., 0] = np.take_along_axis(own, turn_backward, axis=1)
+    # from the rank below (above, backward), at the ends from the chunk before (after) of the other end
+    before[0, 1:, :, 1], before[1, :-1, :, 1] = forward[:-1], backward[1:]
+    before[0, 0, :, 1] = np.where(chunk > 0, forward[-1, np.maximum(k - g, 0)], 0)
+    turned = forward[-1, np.minimum(k + (v - 1) * g, count - 1)]
+    before[1, -1, :, 1] = np.where(chunk > 0, backward[0, np.maximum(k - g, 0)], turned)
+    sent = np.zeros((2, p, count, 2))
+    sent[..., 0] = before[..., 1] > 0
+    sent[1, -1, chunk == 0, 0] = 0.0
+    kind = np.tile(np.where(rank == 0, 1, np.where(rank == p - 1, 3, 2)), (2, 1, count))
+    kind[0, 0, chunk == 0], kind[0, -1, chunk == v - 1] = 0, 4
+    kind[1, 0, chunk == v - 1], kind[1, -1, chunk == 0] = 0, 4
+    costs = (*(((0, c),) for c in range(5)), *(((1, c), (2, c)) for c in range(5)))
+    kind[1] += 5
+    return Walk(before.reshape(-1, 3)[order], sent.reshape(-1, 2)[order], kind.ravel()[order], costs)

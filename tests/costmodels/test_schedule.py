@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from time import process_time
 
 import numpy as np
@@ -11,10 +12,13 @@ from hypothesis import strategies as st
 
 from costmodels.schedule import Schedule, StageTimes, bound, group_size, in_flight, pipeline_time
 from costmodels.schedule_simulation import Timeline, simulate
+from costmodels.schedules import recurrence
+from costmodels.schedules.interleaved import passes
 from costmodels.schedules.orders import (
     Op,
     dualpipe_order,
     gpipe_order,
+    input_of,
     interleaved_order,
     one_f_one_b_order,
     zero_bubble_order,
@@ -329,3 +333,16 @@ def test_points_per_second(schedule: Schedule, least: float) -> None:
     start = process_time()
     pipeline_time(times, 8, 2, 32, schedule)
     assert n / (process_time() - start) > least
+
+
+@pytest.mark.parametrize(("p", "v", "m"), [(2, 1, 1), (2, 3, 4), (3, 2, 2), (4, 3, 8), (4, 2, 6), (5, 2, 3), (3, 3, 7)])
+def test_interleaved_passes_are_those_of_its_order(p: int, v: int, m: int) -> None:
+    """Written as arrays or taken pass by pass from the published order, the schedule takes the same time."""
+    ends = {(0, 0): 0, (p - 1, v - 1): 4}
+    places = [[ends.get((i, c), 1 if i == 0 else 3 if i == p - 1 else 2) for c in range(v)] for i in range(p)]
+    orders = [interleaved_order(i, p, m, v, int(group_size(p, m))) for i in range(p)]
+    written = recurrence.walk(orders, places, partial(input_of, pipeline=p, chunks=v))
+    random = np.random.default_rng(p * 100 + v * 10 + m)
+    seconds, send = random.random((3, 5, 6)), random.random(6) * (random.random(6) > 0.5)
+    found = recurrence.longest(passes(p, v, m), seconds, send)
+    assert np.array_equal(found, recurrence.longest(written, seconds, send))

@@ -1,0 +1,44 @@
+"""When the passes of a schedule end, one after the other: the loop that is compiled (costmodels.simulation.compiling)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from spaces.columns import FloatArray, IntArray
+
+
+def ends(
+    before: IntArray,
+    sent: FloatArray,
+    kind: IntArray,
+    cost: FloatArray,
+    wait: FloatArray,
+    end: FloatArray,
+    last: FloatArray,
+    passes: int,
+    rows: int,
+) -> None:
+    """Put when each pass ends into `end` (passes + 1, rows), 0 at the start, and the latest into `last` (rows,).
+
+    `before` (passes, 3), `sent` (passes, 2) and `kind` (passes,) as `Walk.before`, `sent` and `cost`; `cost` (kinds, rows)
+    seconds of each kind of pass, `wait` (rows,) those of a send.
+    """
+    for place in range(passes):
+        here = (place + 1) * rows
+        own, first, second = before[3 * place] * rows, before[3 * place + 1] * rows, before[3 * place + 2] * rows
+        far, further = sent[2 * place], sent[2 * place + 1]
+        cell = kind[place] * rows
+        for row in range(rows):
+            ready = max(end[own + row], end[first + row] + far * wait[row])
+            done = max(ready, end[second + row] + further * wait[row]) + cost[cell + row]
+            end[here + row] = done
+            last[row] = max(last[row], done)
+
+
+@functools.cache
+def compiled_ends() -> Callable[..., None]:
+    """`ends` as machine code: a twentieth of a second, where most plans never come."""
+    from costmodels.simulation.compiling import compiled
+
+    return compiled(ends)
