@@ -89,6 +89,8 @@ _TRAINING = (
 _SERVING = (
     Measure(name="tokens_per_second_per_user", title="speed a user", unit="tokens/s", maximise=True),
     Measure(name="requests_per_second", title="requests", unit="1/s", dimension="1/s", maximise=True),
+    Measure(name="highest_rate", title="highest rate", unit="requests/s", dimension="1/s", maximise=True),
+    Measure(name="refused", title="requests refused", unit=""),
     Measure(name="goodput", title="goodput", unit="requests/s", dimension="1/s", maximise=True),
     Measure(name="goodput_per_device", title="goodput a device", unit="requests/s", dimension="1/s", maximise=True),
     Measure(name="slo_attainment", title="requests within the SLO", unit="%", scale=0.01, maximise=True),

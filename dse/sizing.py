@@ -53,7 +53,8 @@ class CannotSize(ValueError):
 class Sizing:
     """The least plan that carries the rate, or None with the highest `reachable` rate (1/s) and the plan that comes closest.
 
-    `looked` plans were judged in closed form, `simulated` by simulation.
+    `beyond` says what stops the plan that is nearest just above the reachable rate. `looked` plans were judged in closed
+    form, `simulated` by simulation, and `left` more that may carry the rate were not, for want of `search.simulate`.
     """
 
     title: str
@@ -62,8 +63,10 @@ class Sizing:
     answer: PlanAnswer | None
     closest: PlanAnswer | None
     reachable: float | None
+    beyond: str
     looked: int
     simulated: int
+    left: int
 
     @property
     def exit_code(self) -> int:
@@ -78,22 +81,35 @@ class Sizing:
             "answer": None if self.answer is None else self.answer.to_json(),
             "closest": None if self.closest is None else self.closest.to_json(),
             "reachable_rate": self.reachable,
+            "beyond": self.beyond,
             "looked": self.looked,
             "simulated": self.simulated,
+            "left": self.left,
         }
 
     def __str__(self) -> str:
         shown = measure(self.objective)
-        tail = f"{self.looked:,} plans judged in closed form, {self.simulated:,} simulated."
+        tail = f"{self.looked:,} plans judged in closed form, {self.simulated:,} simulated from the least upwards."
+        if self.answer is not None:
+            tail += " What is less was passed over in closed form, which is near and no proof."
         if self.answer is not None:
             figures = [_figure(self.answer, name) for name in _SHOWN]
             need = f"{shown.title}: {shown.show(self.answer.figures[self.objective].value, with_unit=True)}"
             plan = f"{place(self.answer)}{self.answer.text}"
             told = [self.title, "", need, f"  {plan}", *(f"  {line}" for line in figures)]
             return "\n".join([*told, "", breakdown(self.answer), tail])
-        lines = [self.title, "", f"No plan carries {self.rate:,.4g} requests/s."]
-        if self.reachable is not None:
-            lines.append(f"The highest rate that one carries is {self.reachable:,.4g} requests/s.")
+        of = f"{self.rate:,.4g} request{'' if self.rate == 1 else 's'}/s"
+        lines = [self.title, "", f"No plan carries {of}."]
+        if self.left:
+            lines[-1] = f"None of the {self.simulated:,} plans simulated carries {of}."
+            lines.append(f"{self.left:,} more may in closed form: raise search.simulate to look at them.")
+        elif self.reachable is not None:
+            lines.append(f"The highest rate carried within the limits: {self.reachable:,.4g} requests/s, in closed form.")
+            lines.append(f"Just above it, the nearest plan: {self.beyond}.")
+        elif self.closest is not None and self.closest.violation.get("memory", 0.0) > 0:
+            lines.append("At no rate: none fits in the devices' memory.")
+        else:
+            lines.append("At no rate: the limits are missed even by a server that is all but idle.")
         if self.closest is not None:
             lines += ["The closest:", f"  {place(self.closest)}{self.closest.text}", f"  {lacking(self.closest)}"]
         return "\n".join([*lines, "", tail])
@@ -138,15 +154,19 @@ def size(
             break
     if fits is None and near is None and found.closest is not None:
         near = _simulated(closed, problem, found.closest.points, limits)[0]
+    left = max(found.feasible - seen, 0) if fits is None else 0
+    reachable, beyond = (None, "") if fits is not None or left else _reachable(experiment, closed, limits)
     return Sizing(
         title=find("serving").title(experiment.job),
         objective=SIZES[objective],
         rate=experiment.job.traffic.mean_rate,
         answer=fits,
         closest=None if fits is not None else near,
-        reachable=None if fits is not None else _reachable(experiment, closed, limits),
+        reachable=reachable,
+        beyond=beyond,
         looked=found.certificate.space,
         simulated=seen,
+        left=left,
     )
 
 
@@ -159,6 +179,8 @@ def _sizable(experiment: Experiment[Any], rate: float | None) -> Experiment[Any]
     job = experiment.job
     if job.traffic.concurrency:
         raise CannotSize("a closed loop brings as many requests as are served: give workload.request_rate or --rate")
+    if job.traffic.together:
+        raise CannotSize("all requests of the trace come at once, so that it has no rate: give one whose arrivals differ")
     if rate is not None:
         job = dataclasses.replace(job, traffic=dataclasses.replace(job.traffic, rate=rate))
     limits = list(experiment.limits)
@@ -194,21 +216,29 @@ def _lack(answer: PlanAnswer) -> float:
     return max(answer.violation.values(), default=0.0)
 
 
-def _reachable(experiment: Experiment[Any], closed: Fidelity, limits: Sequence[Constraint]) -> float | None:
-    """The highest rate that some plan carries in closed form, by bisection; None where not even a trickle is carried."""
+def _reachable(experiment: Experiment[Any], closed: Fidelity, limits: Sequence[Constraint]) -> tuple[float | None, str]:
+    """The highest rate that some plan carries in closed form, by bisection, and what the nearest plan breaks just above it.
+
+    None where not even a trickle is carried.
+    """
     space = space_of(experiment)
     high = float(experiment.job.traffic.mean_rate)
+    beyond = ""
 
     def carried(rate: float) -> bool:
+        nonlocal beyond
         traffic = dataclasses.replace(experiment.job.traffic, rate=rate)
         problem = problem_of(dataclasses.replace(experiment, job=dataclasses.replace(experiment.job, traffic=traffic)))
         objective = [Objective(name="tpot", metric="tpot")]
-        return bool(search(space, closed.model, problem, objective, limits, top=1, sample=0).feasible)
+        found = search(space, closed.model, problem, objective, limits, top=1, sample=0)
+        if not found.feasible and found.closest is not None:
+            beyond = lacking(_simulated(closed, problem, found.closest.points, limits)[0])
+        return bool(found.feasible)
 
     low = high / 1000
     if not carried(low):
-        return None
+        return None, beyond
     for _ in range(_STEPS):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if carried(middle) else (low, middle)
-    return low
+    return low, beyond

@@ -95,6 +95,10 @@ def run_page(run: Run) -> str:
     if run.front:
         blocks += [_front_heading(run), front_table(run)]
         blocks += [f"#1: {place(run.front[0])}{run.front[0].text}\n{breakdown(run.front[0])}"]
+        refused = run.front[0].figures.get("refused")
+        if refused is not None and refused.value > 0:
+            long = "longer than the context or than the whole cache"
+            blocks += [f"#1 refuses {refused.value:,.0f} of the requests: they are {long}, and count as outside the SLO."]
     else:
         blocks += [nothing_fits(run)]
     if run.baseline is not None:
@@ -139,19 +143,25 @@ def _order(metric: str) -> int:
 
 
 def lacking(answer: PlanAnswer) -> str:
-    """Which constraints a plan breaks and by how much, worst first."""
-    broken = sorted((item for item in answer.violation.items() if item[1] > 0), key=lambda item: -item[1])
+    """Which constraints a plan breaks and by how much, worst first; memory before all, without which nothing runs."""
+    broken = [item for item in answer.violation.items() if item[1] > 0]
+    broken.sort(key=lambda item: (item[0] != "memory", -item[1]))
+    if broken and broken[0][0] == "memory":  # a rate without a cache says nothing
+        broken = [item for item in broken if item[0] != "rate"]
     return "; ".join(_broken(answer, name, excess) for name, excess in broken) or "nothing"
 
 
 def _broken(answer: PlanAnswer, constraint: str, excess: float) -> str:
     """`device memory: 90.1 GiB needed, 79.2 GiB allowed (13.8 % over)`; `constraint` is a metric or `metric <= limit`."""
+    told = find(answer.kind).lacking.get(constraint)
+    if told is not None:
+        return told(answer, excess)
     metric, _, rest = constraint.partition(" ")
     shown, lower = measure(metric), rest.startswith(">=")
     if metric not in answer.figures:
         return f"{constraint}: {excess * 100:.1f} % {'short' if lower else 'over'}"
     value = answer.figures[metric].value
-    limit = value / (1 - excess) if lower and excess < 1 else value / (1 + excess)
+    limit = float(rest.split()[1]) if rest else value / (1 + excess)
     have, want = shown.show(value, with_unit=True), shown.show(limit, with_unit=True)
     if lower:
         return f"{shown.title}: {have}, at least {want} asked ({excess * 100:.1f} % short)"

@@ -119,7 +119,8 @@ def _columns(file: Path, row: Mapping[str, Any]) -> dict[str, str]:
     missing = [wanted for wanted, name in found.items() if not name]
     if missing:
         wanted = missing[0]
-        near = next((near for name in NAMES[wanted] for near in difflib.get_close_matches(name, there, 1)), "")
+        free = [name for name in there if there[name] not in found.values()]
+        near = next((near for name in NAMES[wanted] for near in difflib.get_close_matches(name, free, 1)), "")
         hint = f" (is it {near!r}?)" if near else ""
         known = "; ".join(f"{name} ({', '.join(NAMES[name])})" for name in missing)
         raise BadTrace(f"{file.name} has no column {wanted}{hint}; it has {', '.join(map(str, row))}, and needs {known}")

@@ -60,9 +60,11 @@ class Traffic:
     """What is asked of the servers: `rate` requests a second, or `concurrency` at once (0: an open loop).
 
     `lengths` are independent distributions of prompt and answer, or published pairs; a `trace` has lengths and times of its
-    own, which `rate` scales when it is given. Gaps between arrivals have the coefficient of variation `burstiness` (1: Poisson,
-    0: constant, others: gamma). Sessions have `turns`, each `think` seconds after the last and with all that came before as its
-    prompt's beginning; else prompts begin with `shared` tokens of one of `groups`. `count` requests are simulated (0: enough).
+    own, which `rate` scales when it is given. Gaps between arrivals have the coefficient of variation `burstiness` (1:
+    Poisson, 0: constant, others: gamma). Sessions have `turns`, each `think` seconds after the last and with all that came
+    before as its prompt's beginning; else prompts begin with `shared` tokens of one of `groups`. `count` requests are
+    simulated (0: enough). Requests of a trace beyond `context` tokens in and out (0: no limit) are refused, and so do not
+    count in its means.
     """
 
     lengths: tuple[Lengths, Lengths] | Pairs
@@ -76,12 +78,24 @@ class Traffic:
     groups: int = 1
     prefix_hit: float = 0.0
     count: int = 0
+    context: int = 0
+
+    @property
+    def too_long(self) -> int:
+        """Requests of the trace that are longer than the context."""
+        return 0 if self.trace is None else len(self.trace) - int(np.sum(self._short(self.trace)))
+
+    def _short(self, trace: Requests) -> NDArray[np.bool_]:
+        return np.asarray((trace.prompt + trace.output <= self.context) | (self.context == 0))
 
     @property
     def means(self) -> tuple[float, float]:
-        """Mean tokens of prompt and answer; in sessions of the whole prompt, what came before included."""
+        """Mean tokens of prompt and answer; in sessions of the whole prompt, what came before included; of a trace, those of
+        requests within the context."""
         if self.trace is not None:
-            return float(np.mean(self.trace.prompt)), float(np.mean(self.trace.output))
+            short = self._short(self.trace)
+            kept = short if np.any(short) else ~short
+            return float(np.mean(self.trace.prompt[kept])), float(np.mean(self.trace.output[kept]))
         if isinstance(self.lengths, Pairs):
             prompt, output = float(np.mean(self.lengths.prompt)), float(np.mean(self.lengths.output))
         else:
@@ -95,6 +109,11 @@ class Traffic:
             return self.rate
         span = float(self.trace.arrival[-1] - self.trace.arrival[0])
         return (len(self.trace) - 1) / span if span > 0 else 0.0
+
+    @property
+    def together(self) -> int:
+        """Requests in flight where there is no rate: those of a closed loop, or all of a trace that come at once."""
+        return self.concurrency or (0 if self.trace is None or self.mean_rate else len(self.trace))
 
     @property
     def hit(self) -> float:

@@ -15,7 +15,7 @@ from costmodels.metrics import MAXIMISED, Evidence
 from spaces.columns import Bindings, FloatArray
 from spaces.problem import Problem
 
-EXACT = frozenset({"devices", "rated_power", "kv_capacity", "kv_headroom", "running_requests", "request_rate"})
+EXACT = frozenset({"devices", "rated_power", "kv_capacity", "kv_headroom", "running_requests", "request_rate", "highest_rate"})
 _MEMORY = (0.97, 1.05)
 
 

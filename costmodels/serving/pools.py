@@ -199,6 +199,7 @@ def _joined(
         "tpot": tpot,
         "request_latency": ttft + (output - 1.0) * tpot,
         "request_rate": rate,
+        "highest_rate": np.minimum(*both("highest_rate")),
         "tokens_per_second": tokens,
         "tokens_per_second_per_device": tokens / devices,
         "tokens_per_second_per_user": 1.0 / tpot,

@@ -154,7 +154,8 @@ def _replaced(found: Metrics, own: Mapping[str, FloatArray]) -> Metrics:
     value, low, high = dict(found.value), dict(found.low), dict(found.high)
     own = dict(own)
     ran = np.isfinite(own["ttft"])
-    scale = np.where(ran, own["tokens_per_second"] / np.maximum(found.value["tokens_per_second"], 1e-300), 1.0)
+    # what the closed form divides by, where a trace has no rate and it serves nothing
+    scale = np.where(ran, own["tokens_per_second"] / np.maximum(found.value["tokens_per_second"], 1e-12), 1.0)
     own["tokens_per_second_per_device"] = own["tokens_per_second"] / found.value["devices"]
     own["tokens_per_second_per_user"] = np.divide(1.0, own["tpot"], out=np.zeros_like(own["tpot"]), where=own["tpot"] > 0)
     own["request_rate"] = own["requests_per_second"]

@@ -162,13 +162,15 @@ def _rows(value: Any, n: int) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Served:
-    """What n plans deliver; arrays (n,): a batch's running requests, seconds, requests a second of a replica set."""
+    """What n plans deliver; arrays (n,): a batch's running requests, seconds, requests a second of a replica set, and the
+    `highest` that it can carry."""
 
     running: FloatArray
     token: FloatArray
     decode: FloatArray
     first: FloatArray
     rate: FloatArray
+    highest: FloatArray
     excess: FloatArray
 
 
@@ -201,6 +203,7 @@ def _metrics(problem: Problem, at: Bindings, states: States, rows: slice) -> Met
         "tpot": s.token,
         "request_latency": latency,
         "request_rate": rate,
+        "highest_rate": s.highest * groups,
         "tokens_per_second": tokens,
         "tokens_per_second_per_device": tokens / devices,
         "tokens_per_second_per_user": 1.0 / s.token,
@@ -248,7 +251,8 @@ def _open(states: States, row: IntArray, rate: FloatArray, most: FloatArray, une
     token = step * v["token"] / v["step"] * uneven
     stay = (work.output[row] - 1.0) * token
     first = first + waiting.admission(running * stages, most * stages, stay) + waiting.overload(rate, highest)
-    return _Served(running, token, v["decode"], first, carried, np.where(rate > 0, rate / highest - 1.0, -1.0))
+    excess = np.where(rate > 0, rate / highest - 1.0, -1.0)
+    return _Served(running, token, v["decode"], first, carried, highest, excess)
 
 
 def _closed(states: States, row: IntArray, together: FloatArray, most: FloatArray, uneven: FloatArray) -> _Served:
@@ -269,7 +273,7 @@ def _closed(states: States, row: IntArray, together: FloatArray, most: FloatArra
     queued = np.maximum(together - inside, 0.0) / rate
     token = np.where(work.output[row] > 1, (round_ - steady * uneven) / lives, v["token"] * uneven)
     first = (first_round + (ROUNDS - 1.0) * steady) / ROUNDS + queued + work.overhead[row]
-    return _Served(inside, token, v["decode"], first, rate, np.full(len(row), -1.0))
+    return _Served(inside, token, v["decode"], first, rate, rate, np.full(len(row), -1.0))
 
 
 ROUNDS = 10.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -42,7 +42,8 @@ class Kind(Generic[Job]):
 
     The words: `spelled` names the choices of a design point and `text` puts them in one line; `shown` are metrics listed
     beside the objectives, `breakdowns` the metrics whose parts are shown, each with a heading; `stages` is the memory of
-    each distinct pipeline stage by part; `explained` takes a plan apart.
+    each distinct pipeline stage by part; `explained` takes a plan apart; `lacking` tells how a plan breaks a constraint of that
+    name, with its excess, where the figures say more than a share.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Kind(Generic[Job]):
     breakdowns: tuple[tuple[str, str], ...]
     stages: Callable[[Problem, Columns], tuple[tuple[str, Mapping[str, float]], ...]]
     explained: Callable[[Job, Mapping[str, Any]], Explained]
+    lacking: Mapping[str, Callable[[PlanAnswer, float], str]] = field(default_factory=dict)
 
 
 KINDS: Mapping[str, str] = MappingProxyType(

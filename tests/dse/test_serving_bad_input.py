@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dse.experiment import ExperimentError, load
+from dse.runner import run
 from dse.sizing import CannotSize, size
 from tests.dse.conftest import Finished
 
@@ -133,6 +134,79 @@ def test_a_trace_is_read_from_its_first_arrival(name: str, text: str, tmp_path: 
     assert found.arrival.tolist() == pytest.approx([0.0, 4.314579], abs=1e-6)
     assert found.prompt.tolist() == [374, 396]
     assert found.output.tolist() == [44, 109]
+
+
+def with_trace(tmp_path: Path, lines: list[str], more: str = "") -> Path:
+    """The good experiment on one H100, with a trace."""
+    (tmp_path / "t.csv").write_text("\n".join(["arrival,input_tokens,output_tokens", *lines]), encoding="utf-8")
+    path = tmp_path / "experiment.yaml"
+    path.write_text(GOOD.replace(f"{LENGTHS}, request_rate: 6 /s", "trace: t.csv").replace("devices: 8", "devices: 1") + more)
+    return path
+
+
+def test_requests_longer_than_the_context_are_counted_and_told(tmp_path: Path) -> None:
+    lines = [f"{0.5 * i},{200_000 if i % 10 == 0 else 500},20" for i in range(60)]
+    found = run(with_trace(tmp_path, lines, "space: {max_batch: 64, token_budget: 2048}\n"), out=tmp_path / "run")
+    assert "6 of them longer than the context: refused" in found.title
+    assert "500 tokens in" in found.title
+    told = "6 of the trace's 60 requests are longer than the context of 131,072 tokens"
+    assert any(told in said for said in found.assumptions)
+    assert found.front[0].figures["refused"].value == 6
+    assert "#1 refuses 6 of the requests" in str(found)
+    with pytest.raises(ExperimentError, match="every request is longer than the context of 131,072 tokens"):
+        load(with_trace(tmp_path, lines[:1]))
+
+
+def test_a_trace_that_comes_at_once_costs_what_it_takes(tmp_path: Path) -> None:
+    path = with_trace(tmp_path, ["0,500,20"] * 8, "space: {max_batch: 64, token_budget: 2048}\n")
+    best = run(path, out=tmp_path / "run").front[0]
+    per_second = best.figures["price_per_million_tokens"].value * best.figures["tokens_per_second"].value / 1e6
+    assert per_second * 3600 == pytest.approx(load(path).job.devices[0].price_per_hour)
+    assert 0 < best.figures["energy_per_token"].value < 10
+    with pytest.raises(CannotSize, match="come at once"):
+        size(path, overrides=["slo={ttft: 1 s}"])
+
+
+def test_a_rate_that_no_plan_carries_is_told_with_what_is_reached_and_why(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(GOOD.replace("devices: 8", "devices: 1").replace("6 /s", "900 /s") + "slo: {ttft: 1 s, tpot: 50 ms}\n")
+    found = run(path, out=tmp_path / "run")
+    assert found.closest is not None
+    assert found.exit_code == 2
+    carried = found.closest.figures["highest_rate"].value
+    assert f"rate: 900 requests/s asked, {carried:,.4g} carried at most: its" in str(found)
+    assert "the time per token goes to" in str(found)
+    sizing = size(path)
+    assert sizing.exit_code == 2
+    assert sizing.reachable is not None
+    assert 0 < sizing.reachable <= carried * 1.01
+    assert "Just above it, the nearest plan: " in str(sizing)
+    assert sizing.beyond in str(sizing)
+    assert "at least 95.00 % asked" in str(sizing)
+
+
+def test_a_model_that_fits_nowhere_is_told_by_its_memory_alone(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    changed = GOOD.replace("devices: 8", "devices: 1").replace("llama-3.1-8b", "llama-3.1-70b")
+    path.write_text(changed + "slo: {ttft: 1 s}\n")
+    said = str(run(path, out=tmp_path / "run"))
+    assert "device memory: " in said
+    assert "needed" in said
+    assert "rate:" not in said
+    sizing = size(path)
+    assert sizing.reachable is None
+    assert "none fits in the devices' memory" in str(sizing)
+
+
+def test_a_size_says_what_it_did_not_look_at(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(GOOD.replace("6 /s", "30 /s") + "slo: {ttft: 40 ms, tpot: 9 ms}\nsearch: {simulate: 1}\n")
+    sizing = size(path)
+    assert sizing.answer is None
+    assert sizing.simulated == 1
+    assert sizing.left > 0
+    assert f"{sizing.left:,} more may in closed form" in str(sizing)
+    assert "No plan carries" not in str(sizing)
 
 
 def test_a_size_needs_limits_and_an_open_loop(tmp_path: Path) -> None:

@@ -78,5 +78,6 @@ KIND: Kind[job.ServingJob] = Kind(
     shown=("ttft", "tpot", "tokens_per_second_per_device", "price_per_million_tokens", "kv_headroom"),
     breakdowns=(("tpot", "Where the time per token goes"), ("memory", "Where the memory goes")),
     stages=_stages,
+    lacking={"rate": words.rate_text, "context": words.context_text},
     explained=_explained,
 )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from costmodels.serving.statistics import Statistics
 from dse.experiment import trace_name
 from dse.kinds.machines import cluster_faults, fabrics, named_devices
@@ -94,8 +96,8 @@ def job_of(file: File) -> ServingJob:
         pools=pools,
         link=hardware.link,
         domains=tuple(hardware.domain or ()),
-        traffic=_traffic(file.workload),
-        context=file.workload.context or file.model.max_sequence,
+        traffic=_traffic(file.workload, _context(file)),
+        context=_context(file),
         stack=file.stack,
         modes=modes,
         options=MappingProxyType(options),
@@ -107,6 +109,11 @@ def job_of(file: File) -> ServingJob:
             budget=hardware.row.power_budget, risk=hardware.row.risk, correlation=hardware.row.correlation
         ),
     )
+
+
+def _context(file: File) -> int:
+    """The longest prompt and answer together, tokens."""
+    return file.workload.context or file.model.max_sequence
 
 
 def _distinct(values: Iterable[float]) -> tuple[float, ...]:
@@ -149,7 +156,7 @@ def _statistics(slo: Slo | None, named: Iterable[str]) -> Statistics:
     )
 
 
-def _traffic(workload: Workload) -> Traffic:
+def _traffic(workload: Workload, context: int) -> Traffic:
     sessions, shared = workload.sessions, workload.shared_prefix
     spread = {"poisson": 1.0, "constant": 0.0}.get(workload.arrivals, workload.burstiness or 1.0)
     return Traffic(
@@ -164,6 +171,7 @@ def _traffic(workload: Workload) -> Traffic:
         groups=1 if shared is None else shared.groups,
         prefix_hit=workload.prefix_hit or 0.0,
         count=workload.requests or 0,
+        context=context,
     )
 
 
@@ -248,7 +256,11 @@ def _length_faults(file: File) -> Iterable[Fault]:
         message = f"{given} how long requests are: give input_tokens and output_tokens, or lengths, or a trace"
         yield Fault(path=("workload",), message=message)
         return
-    context = workload.context or file.model.max_sequence
+    context = _context(file)
+    if workload.trace is not None and np.min(workload.trace.prompt + workload.trace.output) > context:
+        shortest = int(np.min(workload.trace.prompt + workload.trace.output))
+        message = f"every request is longer than the context of {context:,} tokens; the shortest has {shortest:,} in and out"
+        yield Fault(path=("workload", "trace"), message=message)
     if workload.input_tokens is None or workload.output_tokens is None:
         return
     total = workload.input_tokens.mean + workload.output_tokens.mean

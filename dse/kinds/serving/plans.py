@@ -37,7 +37,7 @@ def problem_of(job: ServingJob) -> Problem:
         "input_tokens": prompt,
         "output_tokens": answer,
         "request_rate": traffic.mean_rate,
-        "concurrency": float(traffic.concurrency),
+        "concurrency": float(traffic.together),
         "prefix_hit": traffic.hit,
         "link_bandwidth": job.link or 0.0,
     }

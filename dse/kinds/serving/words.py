@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from costmodels.serving.stack import find_serving_stack
 from dse.kinds.serving.job import ServingJob
@@ -12,6 +12,9 @@ from spaces.problem import Problem
 from spaces.serving_plan import SERVING_NAMES
 from spaces.serving_space import MODES, PREFILL
 from spaces.traffic import Pairs, Traffic
+
+if TYPE_CHECKING:
+    from dse.answers import PlanAnswer
 
 _SPELLING: Mapping[str, str] = {
     "tensor": "tp{}",
@@ -104,7 +107,8 @@ def described(traffic: Traffic) -> str:
     """The requests in one line."""
     prompt, answer = traffic.means
     if traffic.trace is not None:
-        lengths = f"a trace of {len(traffic.trace):,} requests, {prompt:,.0f} tokens in and {answer:,.0f} out on average"
+        long = f" ({traffic.too_long:,} of them longer than the context: refused)" if traffic.too_long else ""
+        lengths = f"a trace of {len(traffic.trace):,} requests{long}, {prompt:,.0f} tokens in and {answer:,.0f} out on average"
     elif isinstance(traffic.lengths, Pairs):
         lengths = f"lengths of {traffic.lengths.name}, {prompt:,.0f} tokens in and {answer:,.0f} out on average"
     else:
@@ -113,7 +117,31 @@ def described(traffic: Traffic) -> str:
         lengths += f", sessions of {traffic.turns} turns"
     if traffic.concurrency:
         return f"{lengths}, {traffic.concurrency:,} at once"
-    return f"{lengths}, {traffic.mean_rate:,.4g} requests/s"
+    rate = traffic.mean_rate
+    return f"{lengths}, {rate:,.4g} request{'' if rate == 1 else 's'}/s" if rate else f"{lengths}, all at once"
+
+
+def rate_text(answer: PlanAnswer, excess: float) -> str:
+    """By how much a plan carries too few requests a second, and what it is full of then."""
+    carried = answer.figures["highest_rate"].value
+    said = f"rate: {carried * (1 + excess):,.4g} requests/s asked, {carried:,.4g} carried at most"
+    running = answer.figures["running_requests"].value
+    full = "cache" if answer.figures["kv_headroom"].value < _FULL else "batch, or the token budget of its steps,"
+    parts = answer.parts.get("tpot", {})
+    most = max(parts, key=lambda name: parts[name], default="")
+    share = parts[most] / answer.figures["tpot"].value if most else 0.0
+    spent = f", and the time per token goes to {most.replace('_', ' ')} ({100 * share:.0f} %)" if most else ""
+    return f"{said}: its {full} is full with {running:,.0f} requests{spent}"
+
+
+_FULL = 0.1
+"""Share of a cache left free below which it counts as full: answers grow into the rest."""
+
+
+def context_text(answer: PlanAnswer, excess: float) -> str:
+    """How much longer than the model's context the mean request is."""
+    del answer
+    return f"context: the mean request is {100 * excess:.0f} % longer than the model's"
 
 
 def assumptions(job: ServingJob) -> tuple[str, ...]:
@@ -133,6 +161,9 @@ def assumptions(job: ServingJob) -> tuple[str, ...]:
         said.append(f"{device.name}: {price}; {device.source}.")
         if device.estimated:
             said.append(f"{device.name}: no source states {', '.join(device.estimated)}; estimated.")
+    if job.traffic.too_long:
+        many = f"{job.traffic.too_long:,} of the trace's {len(job.traffic.trace or ()):,} requests"
+        said.append(f"{many} are longer than the context of {job.context:,} tokens: they are refused, and outside the SLO.")
     restricted = ", ".join(axis for axis in job.options if axis not in SERVING_NAMES)
     if restricted:
         said.append(f"The experiment restricts {restricted}; every other axis holds every legal value.")
