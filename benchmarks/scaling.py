@@ -3,8 +3,8 @@
 `python -m benchmarks.scaling [--rounds N] [--set KEY=VALUE] --json`. Every figure comes from a fresh process that makes the
 whole run, its folder included, after the workers have started and answered once. Rounds alternate between the executors and
 numbers of workers, so that other work on the machine meets all of them alike; the medians of the rounds' ratios are
-reported. CPU seconds do not depend on who else is there: `cpu_scaling` is what the wall ratio would be on two idle cores,
-one worker's CPU seconds over the longer of half of all work and of what one process must do by itself.
+reported. CPU seconds hang less on who else is there: `cpu_ratio` is what they allow on two cores that do nothing else, the
+seconds of a single worker over half of what two workers and their driver take.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def scaling(rounds: int, settings: Sequence[str]) -> dict[str, Any]:
         one, two = runs[f"{executor} 1"], runs[f"{executor} 2"]
         answer[executor] = {
             "wall_ratio": median(a["wall_s"] / b["wall_s"] for a, b in zip(one, two, strict=True)),
-            "cpu_scaling": median(_total(a) / max(_total(b) / 2, b["driver_cpu_s"]) for a, b in zip(one, two, strict=True)),
+            "cpu_ratio": median(2 * a["workers_cpu_s"] / _total(b) for a, b in zip(one, two, strict=True)),
             "wall_s": [median(r["wall_s"] for r in one), median(r["wall_s"] for r in two)],
             "driver_cpu_s": [median(r["driver_cpu_s"] for r in one), median(r["driver_cpu_s"] for r in two)],
             "workers_cpu_s": [median(r["workers_cpu_s"] for r in one), median(r["workers_cpu_s"] for r in two)],

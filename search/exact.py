@@ -54,7 +54,7 @@ def search(
 
     A point is feasible when no violation of the model or of `constraints` is above 0. With `prune_dominated` a point is
     also dropped (reason `dominated`) when its bounds prove that it can reach neither the front nor a top list; that needs
-    bounds of every objective and changes neither. `rows` (at most 131,072 are used at a time) changes speed and memory
+    bounds of every objective and changes neither. `rows` (in one process at most 131,072) changes speed and memory
     only. Ctrl-C or `cancelled()` ends the search with what was found so far; the rest is `unvisited`.
 
     With an `executor` or a `ledger` slices of the space are searched by themselves and joined in order: the answer is the
@@ -81,7 +81,7 @@ def search(
             names = tuple(axis.name for axis in space.axes)
             spread = Spread(
                 space=space,
-                errand=Errand(task, none, names, top, sample, seed, min(rows, _GRAIN)),
+                errand=Errand(task, none, names, top, sample, seed, rows),
                 executor=executor or Serial(),
                 ledger=ledger,
                 state=state,

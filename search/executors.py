@@ -28,6 +28,11 @@ class Executor(Protocol):
         """Whether the work is done in other processes, whose CPU time this one's clock does not count."""
         ...
 
+    @property
+    def hands(self) -> int:
+        """Chunks done at a time, as far as is known; while `map` runs it is."""
+        ...
+
     def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
         """Yield (index of the chunk, result)."""
         ...
@@ -41,6 +46,11 @@ class Serial:
     def apart(self) -> bool:
         """The work is done here."""
         return False
+
+    @property
+    def hands(self) -> int:
+        """One."""
+        return 1
 
     def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
         """Yield (index of the chunk, result), in order."""

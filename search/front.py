@@ -17,6 +17,7 @@ from costmodels.metrics import MAXIMISED, Metrics
 from spaces.columns import Bindings, Columns, FloatArray, IntArray
 
 _SCREENS = 16  # front points that a batch is screened against before it is sorted
+_FEW = 256  # front points that are all compared with another front before the two are sorted
 _ROUNDS = 8  # times a batch is screened against its own best
 
 
@@ -249,7 +250,9 @@ class Front:
 
     def joined(self, later: Front) -> Front:
         """The front of both, where `later` comes from points that come later in the order of the space."""
-        return self._with(later.points, np.arange(len(later)), later.ties) if len(later) else self
+        rivals = self.points.costs if len(self) <= _FEW else self.screens()
+        rows = np.flatnonzero(~beaten(later.points.costs, rivals))
+        return self._with(later.points, rows, later.ties) if len(rows) else self
 
     def _with(self, points: Points, rows: IntArray, tied: IntArray) -> Front:
         """The front after some rows of points; `tied` counts the points that equal each of the points."""

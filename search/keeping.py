@@ -6,6 +6,7 @@ All of it is bounded, and none depends on how the space was cut: states of conse
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,13 @@ class Reservoir:
         last = np.partition(self.keys, self.limit - 1)[self.limit - 1]
         kept = self.keys < last
         kept[np.flatnonzero(self.keys == last)[: self.limit - np.count_nonzero(kept)]] = True
-        rows = np.flatnonzero(kept)
+        return self._taken(np.flatnonzero(kept), float(last))
+
+    def under(self, below: float) -> Reservoir:
+        """The keys up to one only."""
+        return self if below == np.inf else self._taken(np.flatnonzero(self.keys <= below), below)
+
+    def _taken(self, rows: IntArray, below: float) -> Reservoir:
         return Reservoir(
             self.limit,
             self.columns.take(rows),
@@ -88,7 +95,7 @@ class Reservoir:
             self.feasible[rows],
             self.ordinals[rows],
             self.keys[rows],
-            float(last),
+            below,
         )
 
     def sample(self, objectives: tuple[Objective, ...]) -> Sample:
@@ -96,6 +103,50 @@ class Reservoir:
         kept = self.trimmed()
         signs = np.array([-1.0 if objective.maximize else 1.0 for objective in objectives])
         return Sample(columns=kept.columns, values=kept.costs * signs, feasible=kept.feasible, ordinals=kept.ordinals)
+
+
+@final
+class Samples:
+    """The reservoirs of consecutive slices, put together only when many rows wait: each row is moved once or twice.
+
+    `below` is the key from which on no later point can be in the sample; it is kept from the keys alone.
+    """
+
+    def __init__(self, first: Reservoir) -> None:
+        self.below = first.below
+        self._parts = [first]
+        self._keys = first.keys
+        self._rows = len(first.keys)
+
+    def add(self, later: Reservoir) -> None:
+        """The reservoir of the slice that comes next."""
+        self._parts.append(later)
+        self._rows += len(later.keys)
+        self._keys = np.concatenate([self._keys, later.keys])
+        limit = later.limit
+        if len(self._keys) > limit + limit // 8:
+            if limit > 0:
+                self.below = float(np.partition(self._keys, limit - 1)[limit - 1])
+            self._keys = self._keys[self._keys <= self.below][:limit]
+        if self._rows > 3 * limit:
+            self._parts = [self.joined()]
+            self._rows = len(self._parts[0].keys)
+
+    def joined(self) -> Reservoir:
+        """One reservoir of all of them."""
+        parts = [part.under(self.below) for part in self._parts]
+        first = parts[0]
+        codes = {axis: np.concatenate([part.columns.codes[axis] for part in parts]) for axis in first.columns.codes}
+        keys = np.concatenate([part.keys for part in parts])
+        return Reservoir(
+            first.limit,
+            Columns(n=len(keys), codes=codes, levels=first.columns.levels),
+            np.concatenate([part.costs for part in parts]),
+            np.concatenate([part.feasible for part in parts]),
+            np.concatenate([part.ordinals for part in parts]),
+            keys,
+            self.below,
+        ).trimmed()
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

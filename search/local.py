@@ -34,9 +34,14 @@ class Local:
         """The work is done in other processes."""
         return True
 
+    @property
+    def hands(self) -> int:
+        """The processes."""
+        return self.workers or os.cpu_count() or 1
+
     def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
         """Yield (index of the chunk, result) as they come. Raises ExecutorError when workers keep dying."""
-        count = self.workers or os.cpu_count() or 1
+        count = self.hands
         work = Assignment(chunks, ahead=count, retries=self.retries)
         carried = _bytes_of(function)
         workers: list[_Worker] = []

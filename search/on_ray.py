@@ -39,6 +39,14 @@ class OnRay:
         """The work is done in other processes."""
         return True
 
+    @property
+    def hands(self) -> int:
+        """What `workers` allows of the cluster's cores; before it is joined, `workers` or 1."""
+        import ray
+
+        cores = max(1, int(_cores(ray))) if ray.is_initialized() else self.workers or 1
+        return min(self.workers or cores, cores)
+
     def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
         """Yield (index of the chunk, result) as they come."""
         import ray
@@ -85,6 +93,7 @@ class OnRay:
             return False
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: whatever else runs goes before the search
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if self.address is None:
             ray.init(address="local", num_cpus=self.workers, include_dashboard=False, **quiet)

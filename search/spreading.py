@@ -10,18 +10,19 @@ import numpy as np
 
 from search.executors import Executor
 from search.front import Points
-from search.keeping import State
+from search.keeping import Samples, State
 from search.packing import packed, unpacked
 from search.result import Progress
 from search.store import Ledger
 from search.visiting import Hopeless, Task
 from spaces.space import Slice, Space, slices
 
-_GRAIN = 1 << 17  # points of a batch
+_GRAIN = 1 << 18  # points of a batch, and of most slices: every batch makes the tables of the model's parts anew
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
 _LARGEST = 1 << 21  # points of a slice
-_CHUNK_S = 1.0  # seconds of work in a slice
-_SHARES = 16  # of what is left, a worker's slice is at most one part of so many
+_LEAST = 1 << 16  # points of a slice that is not cut smaller towards the end
+_CHUNK_S = 1.5  # seconds of work in a slice
+_SHARES = 4  # of a worker's part of what is left, a slice is at most one of so many
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,12 +82,14 @@ class Spread:
     stopped: str = ""
     elsewhere: float = 0.0
     _cost: float = 0.0  # CPU seconds a point
-    _below: float = np.inf
+    _samples: Samples | None = None
 
     def run(self, progress: Callable[[Progress], None] | None, cancelled: Callable[[], bool] | None) -> None:
         """Search what the ledger does not hold, and join all of it in the order of the space."""
         clock = time.perf_counter()
         size = self.space.size()
+        none = self.state.reservoir
+        samples = self._samples = Samples(none)
         waiting: dict[int, Found] = {}
         known = {} if self.ledger is None else dict(self.ledger.slices())
 
@@ -100,8 +103,9 @@ class Spread:
                 else:
                     data, self.stopped = waiting[turn].state, waiting[turn].hopeless
                     del waiting[turn]
-                self.state = self.state.then(unpacked(data, self.errand.none))
-            self._below = self.state.reservoir.trimmed().below
+                later = unpacked(data, self.errand.none)
+                samples.add(later.reservoir)
+                self.state = self.state.then(replace(later, reservoir=none))
 
         results = self.executor.map(self.errand, self._chunks(dict(known)))
         try:
@@ -123,11 +127,12 @@ class Spread:
             self.stopped = "interrupted"
         finally:
             results.close()
+            self.state = replace(self.state, reservoir=samples.joined())
 
     def _chunks(self, known: Mapping[int, int]) -> Iterator[tuple[Slice, float]]:
         """The slices that are not known, each with the sample key from which on none is of use."""
         starts = np.array(sorted(known), np.int64)
-        size = self.space.size()
+        size, hands = self.space.size(), self.executor.hands
 
         def wanted(start: int) -> int:
             """Points of the slice that starts here: as on record, or by measured cost up to the next on record."""
@@ -135,13 +140,13 @@ class Spread:
                 return known[start]
             after = int(np.searchsorted(starts, start))
             until = int(starts[after]) if after < len(starts) else size
-            # smaller towards the end, so that workers end together; one process has nobody to wait for
-            share = max(_FIRST, (size - start) // _SHARES) if self.executor.apart else size
+            # smaller towards the end, so that workers end together; a single one has nobody to wait for
+            share = max(_LEAST, (size - start) // (_SHARES * hands)) if hands > 1 else size
             return max(1, min(_chunk(self._cost), share, until - start))
 
         for part in slices(self.space, wanted):
             if part.start not in known:
-                yield part, self._below
+                yield part, np.inf if self._samples is None else self._samples.below
 
 
 def _chunk(cost: float) -> int:

@@ -423,13 +423,14 @@ def _shard_degree(scope: _Scope) -> Axis:
 
     def divides(chosen: Chosen, values: Value) -> Value:
         ranks = chosen["data"] * chosen["context"]
-        inside = (ranks % values == 0) & (values > 1)
-        return (chosen["zero_stage"] == 0) | (inside if opened else values == ranks)
+        return (chosen["zero_stage"] == 0) | ((ranks % values == 0) & (values > 1) if opened else values == ranks)
 
     def whole(chosen: Chosen, values: Value) -> Value:
+        if not opened or named:  # remainders of so many values take long
+            return np.ones((1, 1), np.bool_)
         ranks = chosen["data"] * chosen["context"]
         fills = (values * chosen["tensor"]) % scope.node(chosen) == 0
-        return (chosen["zero_stage"] == 0) | (values == ranks) | np.full(values.shape, not opened or named) | fills
+        return (chosen["zero_stage"] == 0) | (values == ranks) | fills
 
     return _optional(
         "shard_degree",
