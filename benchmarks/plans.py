@@ -2,6 +2,9 @@
 
 `python -m benchmarks.plans --points 1000000 --json`. Counts distinct points of the GPT-3 175B space on 4,096 A100; process CPU
 time (user and system, all threads) from the first generated plan to the last metric, tables included.
+
+`python -m benchmarks.plans --learned 5` sets the exact search over a million plans with learned kernel times beside the same
+with the calibrated formulas, in fresh processes taken in turn.
 """
 
 from __future__ import annotations
@@ -10,7 +13,12 @@ import argparse
 import json
 import os
 import resource
+import statistics
+import subprocess
+import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,6 +36,7 @@ from spaces.training import training_space
 BATCH = 1 << 19
 """Plans evaluated together: large enough that tables are cheap, small enough for 1 GiB."""
 STACK = "megatron"
+SEARCHED = Path(__file__).parent.parent / "experiments" / "training" / "llama-3.1-405b-8192xh100.yaml"
 CHECKED = 1000
 """Random rows compared with a batch of one."""
 
@@ -83,13 +92,44 @@ def measure(points: int) -> dict[str, float]:
     }
 
 
+def search_seconds(kernels: str) -> float:
+    """CPU seconds, start-up and tables included, of the exact search over the Llama-3.1-405B plans with these kernel times."""
+    from dse.experiment import load
+    from dse.kinds.registry import find as find_kind
+    from search.exact import search
+    from search.front import Objective
+
+    job = load(SEARCHED).job
+    kind = find_kind("training")
+    problem, space = kind.problem(job), kind.space(job)
+    asked = replace(problem, labels={**problem.labels, "kernel_model": (kernels,)})
+    search(space, TrainingModel(), asked, [Objective(name=name, metric=name) for name in ("step_time", "memory")])
+    return time.process_time()
+
+
+def learned_share(rounds: int) -> dict[str, float]:
+    """Mean CPU seconds of the search with learned and with calibrated kernel times, and their ratio."""
+    found: dict[str, list[float]] = {"calibrated": [], "learned": []}
+    for _ in range(rounds):
+        for kernels, seconds in found.items():
+            command = [sys.executable, "-m", "benchmarks.plans", "--search", kernels]
+            seconds.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    mean = {f"{kernels}_cpu_s": statistics.mean(seconds) for kernels, seconds in found.items()}
+    return {"rounds": rounds, **mean, "learned_over_calibrated": mean["learned_cpu_s"] / mean["calibrated_cpu_s"]}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=1_000_000)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--learned", type=int, metavar="ROUNDS", help="compare searches with learned and calibrated kernels")
+    parser.add_argument("--search", metavar="KERNELS", help="only print the CPU seconds of one search")
     arguments = parser.parse_args()
-    result = measure(arguments.points)
+    if arguments.search:
+        print(search_seconds(arguments.search))
+        return
+    result = learned_share(arguments.learned) if arguments.learned else measure(arguments.points)
     if arguments.json:
         print(json.dumps(result))
     else:

@@ -61,9 +61,11 @@ def inside(domain: Domain, op: str, at: Shapes) -> NDArray[np.bool_]:
     near = np.zeros(len(logs), dtype=np.bool_)
     limit = (domain.reach + slack) ** 2
     own = (domain.points**2).sum(axis=1)
+    taught = np.ascontiguousarray(domain.points.T)
     for start in range(0, len(logs), _ROWS):  # |x − p|² = |x|² − 2xp + |p|², rounding far below the slack
         part = logs[start : start + _ROWS]
-        least = (own - 2.0 * part @ domain.points.T).min(axis=1) + (part**2).sum(axis=1)
+        product = sum(part[:, i, None] * taught[i] for i in range(len(taught)))  # few columns: a BLAS would wake all cores
+        least = (own - 2.0 * product).min(axis=1) + (part**2).sum(axis=1)
         near[start : start + _ROWS] = least <= limit
     return np.asarray(boxed & near)
 

@@ -98,7 +98,7 @@ def longest(walk: Walk, seconds: FloatArray, send: FloatArray) -> FloatArray:
         found = np.zeros(rows.stop - first)
         end = np.zeros((passes + 1, len(found)))
         waits = np.ascontiguousarray(send[rows], np.float64)
-        compiled_ends()(walk.before, walk.sent, walk.cost, cost, waits, end, found, passes, len(found))
+        compiled_ends()(walk.before, walk.sent, walk.cost, cost, waits, end, found, passes, len(found), int(waits.any()))
         best[rows] = found
     return best
 
@@ -115,14 +115,18 @@ def longest_each(
     keys, inverse = np.unique(np.stack([rows.p, rows.v, rows.m, period]).astype(np.int64), axis=1, return_inverse=True)
     for number, (p, v, m, every) in enumerate(keys.T.tolist()):
         chosen = np.flatnonzero(inverse.ravel() == number)
-        table, send = seconds[:, :, chosen], rows.send[chosen]
+        given = np.concatenate([seconds[:, :, chosen].reshape(-1, len(chosen)), rows.send[None, chosen]])
+        few, again = np.unique(given, axis=1, return_inverse=True)
+        table, send = few[:-1].reshape(*seconds.shape[:2], -1), few[-1]
         left = max(m - max(_ROUNDS * p, 24), 0) // every * every
         time = longest(walk_of(p, v, m - left), table, send)
         if left:
             step = every * max(p // every, 1)
             before = longest(walk_of(p, v, m - left - step), table, send)
-            time = time + left * np.maximum((time - before) / step, slowest[chosen])
-        total[chosen] = time
+            each = ((time - before) / step)[again.ravel()]
+            total[chosen] = time[again.ravel()] + left * np.maximum(each, slowest[chosen])
+        else:
+            total[chosen] = time[again.ravel()]
     return total
 
 
