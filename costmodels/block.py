@@ -15,6 +15,7 @@ from costmodels.autocast import autocast
 from costmodels.block_kernels import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, Kernel, kernels
 from costmodels.collectives import Link, collective_bytes, collective_time, group_bandwidth
 from costmodels.constants import Stack
+from costmodels.context import exchanged
 from costmodels.kernel_times import KernelTimes
 from costmodels.kernels import streaming_time
 from spaces.blocks import placement
@@ -194,6 +195,14 @@ def _exchange(
     size = (graph.elements(c.dims, where, c.gathered) * 1).evaluate(at) * _element(c.element, at)
     ranks = at[c.axis]
     inside, inner, outer = group_links(at, c.axis)
+    if c.axis == "context":
+
+        def cost(kind: str, size: Value) -> tuple[Value, Value, Value]:
+            time = group_time(at, kind, size, ranks, inside, inner, outer, times)
+            return time, *collective_bytes(kind, size, ranks, inside)
+
+        time, hidden, *sent = exchanged(at, size, attention, backward=phase != FORWARD, cost=cost)
+        return Exchange(c.kind, c.axis, phase, c.cause, time, time - hidden * (1.0 - at["stack.contention"]), *sent)
     time = group_time(at, c.kind, size, ranks, inside, inner, outer, times)
     if c.axis == "tensor" and "stream" in c.dims:  # torch gathers the first dimension: a sequence that is not must be turned
         turned = np.where((np.asarray(at["micro_batch"]) > 1) & (ranks > 1), at["stack.turn_passes"] * size, 0.0)
@@ -204,9 +213,6 @@ def _exchange(
         exposed = time * (1.0 - at[f"stack.overlap.tensor_{direction}"])
         if c.tensor.startswith("saved_"):  # the second gather of an input hides behind the input gradient
             exposed = time * (1.0 - np.maximum(at["stack.overlap.tensor_backward"], 0.7))
-    elif c.axis == "context":
-        hidden = np.minimum(time, at["stack.overlap.context"] * attention / 2)
-        exposed = time - hidden * (1.0 - at["stack.contention"])
     else:
         if c.kind == "all_to_all":
             unique = _crossings(at, ranks, inside)

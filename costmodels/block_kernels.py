@@ -13,6 +13,7 @@ import numpy as np
 
 from costmodels import autocast
 from costmodels.constants import Stack
+from costmodels.context import merging
 from costmodels.kernel_times import ATTENTION_OF_STACK, Call, Formula, KernelTimes
 from costmodels.kernels import attention_time, gemm_time, streaming_time
 from spaces.columns import Value
@@ -221,6 +222,11 @@ def _attention(graph: Graph, op: Operator, where: Placement, at: SymbolTable) ->
             reference=None if whole else _attention_formula(more * whole_flops, more * whole_traffic, direction),
         )
         yield Draft(operator=op.name, kind=op.kind, phase=phase, calls=(call,), flops=more * flops, traffic=more * traffic)
+        merged = merging(at, tokens * heads * widths["value_dim"], backward=phase != FORWARD)
+        if np.any(np.asarray(merged) > 0):  # context parallelism adds up what each chunk of keys gives
+            factor = np.where(np.asarray(merged) > 0, 1.0, 0.0)
+            call = _stream("", merged, 1.0, 1.0, "forward")
+            yield Draft(operator=op.name, kind=Kind.ADD, phase=phase, calls=(call,), traffic=merged, factor=factor)
 
 
 def _attention_formula(flops: Value, traffic: Value, direction: str) -> Formula:
