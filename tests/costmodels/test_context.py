@@ -14,8 +14,8 @@ RING = {
 TORCH = RING | {"stack.context.gathers": 1, "stack.context.repeats": 1, "stack.context.gradient_bytes": 4}
 
 
-def cost(kind: str, size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A second a byte that a rank sends: (n - 1)/n of the tensor for either collective."""
+def cost(_: str, size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A second a byte that a rank sends: (n − 1)/n of the tensor for either collective."""
     sent = np.asarray(size * (RING["context"] - 1) / RING["context"])
     return sent, sent, 0.0 * sent
 
