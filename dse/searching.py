@@ -54,11 +54,11 @@ def look(
         how["executor"] = executor(experiment.executor, experiment.workers, experiment.address)
         if len(fidelities) == 1:
             return search(space, model, *asked, ledger=store, **how), {}
-        screened = screen(space, fidelities[0], fidelities[1], *asked, **how)
+        screened = screen(space, fidelities[0], fidelities[1], *asked, ledger=store, **how)
         stages = [[stage.name, stage.saw] for stage in screened.stages]
         return screened.result, {"stages": stages, "contenders_left": screened.left}
     if name == "nested":
-        return _nested(experiment, space, model, asked, how), {}
+        return _nested(experiment, space, model, asked, how | {"ledger": store}), {}
     budget = experiment.budget
     if experiment.method == "auto" and not budget.limits_points and budget.seconds is None:
         budget = Budget(points=UNASKED)

@@ -95,8 +95,8 @@ def search(
                     break
                 if prune_dominated and state.visited % _GRAIN == 0:
                     screen = Screen.of(state)
-                keys = random.random(batch.n)
-                state = state.after(task.visit(batch, state, screen), keys)  # one assignment: Ctrl-C finds a whole state
+                keys, visit = random.random(batch.n), task.visit(batch, state, screen)
+                state = state.after(visit, keys[visit.places])  # one assignment: Ctrl-C finds a whole state
                 if progress is not None:
                     progress(state.progress(size, time.perf_counter() - clock))
     except KeyboardInterrupt:

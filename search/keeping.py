@@ -42,6 +42,11 @@ class Visit:
     near_ordinals: IntArray
     failed: list[tuple[Columns, str]]
 
+    @property
+    def places(self) -> IntArray:
+        """Where in the batch the points evaluated stand, (evaluated,)."""
+        return self.points.ordinals - self.start
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reservoir:
@@ -181,7 +186,7 @@ class State:
         )
 
     def after(self, visit: Visit, keys: FloatArray) -> State:
-        """The state after one more batch; `keys` (n,) are the random keys of all its points, pruned ones included."""
+        """The state after one more batch; `keys` (evaluated,) are the random keys of the points evaluated."""
         fits = visit.worst <= 0
         rows = np.flatnonzero(fits)
         feasible = self.feasible + len(rows)
@@ -193,7 +198,7 @@ class State:
             self,
             front=self.front.extended(visit.points, rows),
             tops=tuple(kept.extended(visit.points, rows) for kept in self.tops),
-            reservoir=self.reservoir.extended(visit.points, fits, keys[visit.points.ordinals - visit.start]),
+            reservoir=self.reservoir.extended(visit.points, fits, keys),
             visited=self.visited + visit.n,
             evaluated=self.evaluated + len(visit.points),
             feasible=feasible,

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -31,14 +31,16 @@ import numpy as np
 from costmodels.metrics import CostModel, Metrics
 from search.archive import Archive
 from search.budget import Budget
-from search.certificate import Certificate, Failure, Removal
+from search.certificate import Certificate, Removal
 from search.constraint import Constraint
-from search.front import Front, Objective, Points, TopList
-from search.keeping import Reservoir
+from search.front import Objective, Points
+from search.keeping import State, Visit
 from search.methods import method as method_named
 from search.methods import require_name
+from search.packing import packed, packed_arrays, unpacked, unpacked_arrays
 from search.result import Progress, Result
 from search.sampled import closest
+from search.store import Ledger
 from search.visiting import Task
 from spaces.columns import Columns, FloatArray, IntArray
 from spaces.problem import Problem
@@ -46,7 +48,7 @@ from spaces.ranking import Ranking, ranking
 from spaces.space import Space
 
 _ROWS = 1 << 17  # plans evaluated at a time
-_TOLD = 20  # failed points that are kept to be shown
+_TOGETHER = 256  # outer points looked at together where all are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,11 +94,13 @@ def nested_search(
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    ledger: Ledger | None = None,
 ) -> NestedResult:
     """The front over plans on outer points: outer points by `method` within `budget` (in outer points), plans exactly.
 
     `outer` names the first axes of the space, in order. Points of outer points never looked at are `unvisited`; when none is
-    left the certificate is complete. Raises ValueError when `outer` is not a proper beginning of the space's axes, for an
+    left the certificate is complete. With a `ledger` every batch of outer points is put on record there, and taken from it when
+    the same search is asked again. Raises ValueError when `outer` is not a proper beginning of the space's axes, for an
     unknown method, and what `search.exact.search` raises.
     """
     clock, processor = time.perf_counter(), time.process_time()
@@ -107,7 +111,7 @@ def nested_search(
     machines = ranking(_reachable(space, depth))
     limit = budget or Budget()
     kept = np.random.default_rng(seed).spawn(2)
-    folded = _Folded(task=task, plans=plans, depth=depth, top=top, sample=sample, random=kept[1])
+    folded = _Folded(task=task, plans=plans, depth=depth, top=top, sample=sample, random=kept[1], ledger=ledger)
 
     def told(_: Archive) -> None:
         if progress is not None:
@@ -148,10 +152,10 @@ def _reachable(space: Space, depth: int) -> Space:
 
 def _everything(archive: Archive, random: np.random.Generator) -> None:  # noqa: ARG001
     """Every outer point, in order."""
-    for start in range(0, archive.most, 256):
+    for start in range(0, archive.most, _TOGETHER):
         if archive.left <= 0:
             return
-        archive.evaluate(np.arange(start, min(start + 256, archive.most)))
+        archive.evaluate(np.arange(start, min(start + _TOGETHER, archive.most)))
 
 
 @final
@@ -159,21 +163,21 @@ class _Folded:
     """The outer question: an outer point costs what its best plans cost. Folds every inner front into one."""
 
     def __init__(
-        self, *, task: Task, plans: Ranking, depth: int, top: int, sample: int, random: np.random.Generator
+        self,
+        *,
+        task: Task,
+        plans: Ranking,
+        depth: int,
+        top: int,
+        sample: int,
+        random: np.random.Generator,
+        ledger: Ledger | None = None,
     ) -> None:
-        none = task.none(plans.space)
-        self.front = Front(points=none, ties=np.empty(0, np.int64))
-        self._task, self._plans, self._depth, self._random = task, plans, depth, random
-        self._tops = tuple(TopList(objective=j, limit=top, points=none) for j in range(len(task.objectives)))
-        self._reservoir = Reservoir(
-            sample, none.columns, none.costs, np.empty(0, np.bool_), none.ordinals, np.empty(0)
-        )
-        self._pruned: dict[str, int] = {}
-        self._failed: dict[str, int] = {}
-        self._failures: tuple[Failure, ...] = ()
-        self._evaluated = self._feasible = self._visited = 0
-        self._closest: Points | None = None
-        self._least = np.inf
+        self._task, self._plans, self._depth, self._random, self._ledger = task, plans, depth, random, ledger
+        self._none = task.none(plans.space)
+        self._empty = self._state = State.empty(self._none, len(task.objectives), top, sample)
+        self._known = {} if ledger is None else ledger.slices()
+        self._looked = 0
         self._rows: list[_Rows] = []
 
     def none(self, space: Space) -> Points:
@@ -194,18 +198,17 @@ class _Folded:
         """Look at every plan of some outer points, in one batch of columns (or in few, where there are many plans)."""
         codes = np.stack([np.asarray(batch.codes[axis.name], np.int64) for axis in self._plans.space.axes[: self._depth]])
         start, count = self._plans.spans(codes)
-        m, k = len(ordinals), len(self._task.objectives)
-        best = np.full((m, k + (k > 1)), np.inf)
-        least = np.full(m, np.inf)
-        feasible = np.zeros(m, np.int64)
-        for owner, plans in _chunks(start, count):
-            points, worst, bounds = self._look(plans)
-            np.minimum.at(least, owner, bounds)
-            whose = owner[_positions(plans, points.ordinals)]
-            np.minimum.at(least, whose, worst)
-            fits = worst <= 0
-            np.add.at(feasible, whose[fits], 1)
-            np.minimum.at(best, whose[fits], _guides(points.costs[fits]))
+        place, k = self._looked, len(self._task.objectives)
+        if self._ledger is not None and self._known.get(place) == len(ordinals):
+            inner, best, least, feasible = self._remembered(self._ledger.found(place)[0], ordinals)
+        else:
+            inner, best, least, feasible = self._inner(start, count)
+            if self._ledger is not None:
+                arrays = {"ordinals": ordinals, "best": best, "least": least, "feasible": feasible}
+                arrays["state"] = np.frombuffer(packed(inner), np.uint8)
+                self._ledger.keep(place, len(ordinals), packed_arrays(arrays), 0.0)
+        self._state = self._state.then(inner)
+        self._looked += len(ordinals)
         self._rows.append(_Rows(ordinals, best[:, :k], start, count, feasible, least))
         none = ~np.isfinite(least)
         failed = [(batch.take(np.array([row])), "none of its plans could be evaluated") for row in np.flatnonzero(none)]
@@ -215,7 +218,35 @@ class _Folded:
         )
         return points, least[kept], failed
 
-    def _look(self, plans: IntArray) -> tuple[Points, FloatArray, FloatArray]:
+    def _inner(self, start: IntArray, count: IntArray) -> tuple[State, FloatArray, FloatArray, IntArray]:
+        """Every plan of outer points, runs (start, count): what is kept of them; best guides, least violation and number of
+        feasible plans by outer point."""
+        m, k = len(start), len(self._task.objectives)
+        best = np.full((m, k + (k > 1)), np.inf)
+        least = np.full(m, np.inf)
+        feasible = np.zeros(m, np.int64)
+        below = self._state.reservoir.trimmed().below
+        state = replace(self._empty, reservoir=replace(self._empty.reservoir, below=below))
+        for owner, plans in _chunks(start, count):
+            state, points, worst, bounds = self._look(state, plans)
+            np.minimum.at(least, owner, bounds)
+            whose = owner[_positions(plans, points.ordinals)]
+            np.minimum.at(least, whose, worst)
+            fits = worst <= 0
+            np.add.at(feasible, whose[fits], 1)
+            np.minimum.at(best, whose[fits], _guides(points.costs[fits]))
+        return state, best, least, feasible
+
+    def _remembered(self, data: bytes, ordinals: IntArray) -> tuple[State, FloatArray, FloatArray, IntArray]:
+        """What is on record of the same outer points. Raises ValueError when it is of others."""
+        arrays, _ = unpacked_arrays(data)
+        if not np.array_equal(arrays["ordinals"], ordinals):
+            raise ValueError("what is on record is of another search: other outer points were looked at")
+        inner = unpacked(arrays["state"].tobytes(), self._none)
+        self._random.random(inner.evaluated)  # the keys of their sample were drawn then
+        return inner, arrays["best"], arrays["least"], arrays["feasible"]
+
+    def _look(self, state: State, plans: IntArray) -> tuple[State, Points, FloatArray, FloatArray]:
         """Bound and evaluate plans and keep what counts: the evaluated, their greatest violation, all plans' proven violation.
 
         A plan that no bound rules out has a proven violation of infinity here: evaluating it says more.
@@ -223,65 +254,54 @@ class _Folded:
         columns = self._plans.columns(plans)
         ruled_out = np.zeros(len(plans), np.bool_)
         bounds = np.full(len(plans), np.inf)
+        pruned: dict[str, int] = {}
         for name, violation in self._task.proven(columns).items():
             over = violation > 0
-            self._pruned[name] = self._pruned.get(name, 0) + int(np.count_nonzero(over & ~ruled_out))
+            pruned[name] = int(np.count_nonzero(over & ~ruled_out))
             bounds[over] = np.where(ruled_out[over], np.maximum(bounds[over], violation[over]), violation[over])
             ruled_out |= over
         alive = np.flatnonzero(~ruled_out)
         points, worst, failed = self._task.evaluated(columns.take(alive), plans[alive])
-        for _, reason in failed:
-            self._failed[reason] = self._failed.get(reason, 0) + 1
-        shown = failed[: max(0, _TOLD - len(self._failures))]
-        self._failures += tuple(Failure(point=point.row(0), reason=reason) for point, reason in shown)
-        fits = worst <= 0
-        rows = np.flatnonzero(fits)
-        self.front = self.front.extended(points, rows)
-        self._tops = tuple(kept.extended(points, rows) for kept in self._tops)
-        self._reservoir = self._reservoir.extended(points, fits, self._random.random(len(points)))
-        self._visited += len(plans)
-        self._evaluated += len(points)
-        self._feasible += len(rows)
-        if len(points) and worst.min() < self._least:
-            self._least = float(worst.min())
-            self._closest = points.take(np.array([np.argmin(worst)]))
-        return points, worst, bounds
+        none = np.empty(0, np.int64)
+        visit = Visit(
+            n=len(plans),
+            start=0,
+            points=points,
+            worst=worst,
+            pruned=pruned,
+            near=None,
+            near_bounds=np.empty(0),
+            near_ordinals=none,
+            failed=failed,
+        )
+        return state.after(visit, self._random.random(len(points))), points, worst, bounds
 
     def progress(self, wall_s: float) -> Progress:
         """What to show of it."""
-        return Progress(
-            space=self._plans.size,
-            visited=self._visited,
-            evaluated=self._evaluated,
-            pruned=sum(self._pruned.values()),
-            failed=sum(self._failed.values()),
-            feasible=self._feasible,
-            front=len(self.front),
-            wall_s=wall_s,
-        )
+        return self._state.progress(self._plans.size, wall_s)
 
     def result(self, stopped: str, seed: int, clock: float, processor: float) -> Result:
         """The folded front, as of any other search."""
-        task, space = self._task, self._plans.space
+        task, space, state = self._task, self._plans.space, self._state
         certificate = Certificate(
             space=self._plans.size,
-            pruned={name: count for name, count in self._pruned.items() if count},
-            evaluated=self._evaluated,
-            failed=sum(self._failed.values()),
-            unvisited=self._plans.size - self._visited,
+            pruned={name: count for name, count in state.pruned.items() if count},
+            evaluated=state.evaluated,
+            failed=state.failed,
+            unvisited=self._plans.size - state.visited,
         )
         return Result(
             objectives=task.objectives,
             constraints=task.constraints,
-            front=self.front.ordered(),
-            top={objective.name: kept.points for objective, kept in zip(task.objectives, self._tops, strict=True)},
+            front=state.front.ordered(),
+            top={objective.name: kept.points for objective, kept in zip(task.objectives, state.tops, strict=True)},
             certificate=certificate,
             removed=tuple(Removal(axis=a, reason=r, count=count) for (a, r), count in space.removed().items()),
-            sample=self._reservoir.sample(task.objectives),
-            closest=None if self._feasible or self._closest is None else closest(task, self._closest),
-            feasible=self._feasible,
-            failures=self._failures,
-            failed_by_reason=dict(self._failed),
+            sample=state.reservoir.sample(task.objectives),
+            closest=None if state.feasible or state.closest is None else closest(task, state.closest),
+            feasible=state.feasible,
+            failures=state.failures,
+            failed_by_reason=dict(state.reasons),
             stopped="" if not certificate.unvisited else stopped or "sampled",
             seed=seed,
             wall_s=time.perf_counter() - clock,
@@ -291,9 +311,9 @@ class _Folded:
     def outer(self, machines: Ranking) -> OuterPoints:
         """Every outer point looked at."""
         none = np.empty(0, np.int64)
-        rows = self._rows or [_Rows(none, np.empty((0, len(self._tops))), none, none, none, np.empty(0))]
+        rows = self._rows or [_Rows(none, np.empty((0, len(self._task.objectives))), none, none, none, np.empty(0))]
         start, count = np.concatenate([r.start for r in rows]), np.concatenate([r.count for r in rows])
-        members = self.front.points.ordinals[None, :]
+        members = self._state.front.points.ordinals[None, :]
         on_front = ((members >= start[:, None]) & (members < (start + count)[:, None])).sum(axis=1)
         signs = np.array([-1.0 if objective.maximize else 1.0 for objective in self._task.objectives])
         best = np.concatenate([r.best for r in rows])

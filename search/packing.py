@@ -1,4 +1,6 @@
-"""What a slice gave, as bytes: how it travels from a worker, and how it is written down. Arrays and JSON, no pickle.
+"""What a slice, or another piece of a search, gave, as bytes: how it travels from a worker, and how it is written down.
+
+Arrays and JSON, no pickle.
 
 A table of contents in JSON, after its length in 8 bytes (little-endian), then the arrays one after the other. (An npz archive
 of the same arrays takes ten times as long to read.)
@@ -10,6 +12,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,7 +32,6 @@ def packed(state: State) -> bytes:
     arrays: dict[str, NDArray[Any]] = {}
     kept = state.reservoir.trimmed()
     contents: dict[str, Any] = {
-        "format": _FORMAT,
         "front": _put_points(arrays, "front", state.front.points),
         "tops": [
             [top.objective, top.limit, _put_points(arrays, f"top{i}", top.points)] for i, top in enumerate(state.tops)
@@ -55,23 +57,12 @@ def packed(state: State) -> bytes:
         "near.bounds": state.near_bounds,
         "near.ordinals": state.near_ordinals,
     }
-    contents["arrays"] = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
-    head = json.dumps(contents).encode()
-    return b"".join([struct.pack("<Q", len(head)), head, *(np.ascontiguousarray(a).tobytes() for a in arrays.values())])
+    return packed_arrays(arrays, contents)
 
 
 def unpacked(data: bytes, none: Points) -> State:
     """The state again; `none` are no points of the same space. Raises ValueError for bytes of another format."""
-    (length,) = struct.unpack_from("<Q", data)
-    contents = json.loads(data[8 : 8 + length])
-    if contents["format"] != _FORMAT:
-        raise ValueError(f"a slice was written down in format {contents['format']}; this version reads {_FORMAT}")
-    arrays: dict[str, NDArray[Any]] = {}
-    at = 8 + length
-    for name, kind, shape in contents["arrays"]:
-        dtype, count = np.dtype(kind), math.prod(shape)
-        arrays[name] = np.frombuffer(data, dtype, count, at).reshape(shape)
-        at += count * dtype.itemsize
+    arrays, contents = unpacked_arrays(data)
     levels = none.columns.levels
     limit, sampled, below = contents["reservoir"]
     near, closest = contents["near"], contents["closest"]
@@ -103,6 +94,41 @@ def unpacked(data: bytes, none: Points) -> State:
         near_bounds=arrays["near.bounds"],
         near_ordinals=arrays["near.ordinals"],
     )
+
+
+def packed_points(points: Points, worst: NDArray[np.float64], lost: Mapping[int, str]) -> bytes:
+    """Points with all their figures, the greatest violation of each, (n,), and by ordinal why others failed."""
+    arrays: dict[str, NDArray[Any]] = {"worst": worst}
+    contents = {"points": _put_points(arrays, "points", points), "lost": list(lost.items())}
+    return packed_arrays(arrays, contents)
+
+
+def unpacked_points(data: bytes, none: Points) -> tuple[Points, NDArray[np.float64], dict[int, str]]:
+    """They again; `none` are no points of the same space."""
+    arrays, contents = unpacked_arrays(data)
+    return _points(arrays, "points", contents["points"], none.columns.levels), arrays["worst"], dict(contents["lost"])
+
+
+def packed_arrays(arrays: Mapping[str, NDArray[Any]], contents: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+    """Arrays by name, and what JSON can say beside them."""
+    table = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
+    head = json.dumps({**contents, "format": _FORMAT, "arrays": table}).encode()
+    return b"".join([struct.pack("<Q", len(head)), head, *(np.ascontiguousarray(a).tobytes() for a in arrays.values())])
+
+
+def unpacked_arrays(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """The arrays, read-only, and what was said beside them. Raises ValueError for bytes of another format."""
+    (length,) = struct.unpack_from("<Q", data)
+    contents = json.loads(data[8 : 8 + length])
+    if contents["format"] != _FORMAT:
+        raise ValueError(f"a slice was written down in format {contents['format']}; this version reads {_FORMAT}")
+    arrays: dict[str, NDArray[Any]] = {}
+    at = 8 + length
+    for name, kind, shape in contents["arrays"]:
+        dtype, count = np.dtype(kind), math.prod(shape)
+        arrays[name] = np.frombuffer(data, dtype, count, at).reshape(shape)
+        at += count * dtype.itemsize
+    return arrays, contents
 
 
 def _number(value: float) -> float | str:

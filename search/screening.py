@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.metrics import CostModel, Metrics
+from costmodels.metrics import CostModel
+from search.certificate import Failure
 from search.constraint import Constraint
 from search.exact import search
 from search.front import Front, Objective, Points, TopList, beaten, join, non_dominated
+from search.packing import packed_points, unpacked_points
 from search.result import Closest, Progress, Result
+from search.store import Ledger
+from search.visiting import Task
 from spaces.columns import Columns, FloatArray, IntArray
 from spaces.problem import Problem
 from spaces.space import Space
@@ -29,6 +34,8 @@ CHUNK = 12
 """Plans that the dear model sees before the gaps are looked at again."""
 RELAXED = 0.5
 """Share by which a plan may miss a constraint in the cheap model and still be a contender."""
+SHOWN = 20
+"""Failed plans that are kept to be shown."""
 FIRST_GAP = 0.8
 """Dear figure over cheap figure that is thought possible before any is known."""
 
@@ -80,8 +87,13 @@ def screen(
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     executor: Any = None,
+    ledger: Ledger | None = None,
 ) -> Screened:
-    """The front by the dear model, of the plans that it may see. Raises what `search.exact.search` raises."""
+    """The front by the dear model, of the plans that it may see. Raises what `search.exact.search` raises.
+
+    With a `ledger` every batch of the dear model is put on record there, its figures included, and taken from it when the
+    same search is asked again; the cheap stage is done again. Ctrl-C or `cancelled()` ends it with what was found so far.
+    """
     clock, processor = time.perf_counter(), time.process_time()
     relaxed = [_relaxed(constraint, dear.agrees) for constraint in constraints]
     most = dear.most or space.size()
@@ -102,19 +114,35 @@ def screen(
     contenders = _Contenders.of(found, objectives)
     seen = _Seen.none(found)
     agreed = np.array([objective.metric in dear.agrees for objective in objectives])
-    while len(seen.points) < most and not (cancelled is not None and cancelled()):
-        rows = contenders.next(seen, min(CHUNK, most - len(seen.points)))
-        if not len(rows):
-            break
-        seen = seen.after(dear.model, problem, contenders, rows, constraints, objectives, agreed)
+    task = Task(dear.model, problem, tuple(objectives), tuple(constraints))
+    known = {} if ledger is None else ledger.slices()
+    stopped = found.stopped
+    try:
+        while len(seen.rows) < most and not stopped:
+            rows = contenders.next(seen, min(CHUNK, most - len(seen.rows)))
+            if not len(rows):
+                break
+            place = len(seen.rows)
+            if ledger is not None and known.get(place) == len(rows):
+                judged = unpacked_points(ledger.found(place)[0], seen.points)
+            else:
+                judged = contenders.judged(task, rows)
+                if ledger is not None:
+                    ledger.keep(place, len(rows), packed_points(*judged), 0.0)
+            seen = seen.after(contenders, rows, *judged, agreed)
+            if cancelled is not None and cancelled():
+                stopped = "cancelled"
+    except KeyboardInterrupt:
+        stopped = "interrupted"
     left = len(contenders.possible(seen))
     result = dataclasses.replace(
-        _answer(found, seen, problem, objectives, constraints, top, sample),
+        _answer(found, seen, task, top, sample),
+        stopped=stopped,
         wall_s=time.perf_counter() - clock,
         cpu_s=time.process_time() - processor,
     )
     looked = found.certificate.evaluated + sum(found.certificate.pruned.values())
-    stages = (Stage(name=cheap.name, saw=looked), Stage(name=dear.name, saw=len(seen.points)))
+    stages = (Stage(name=cheap.name, saw=looked), Stage(name=dear.name, saw=len(seen.rows)))
     return Screened(result=result, stages=stages, left=left, gaps=tuple(float(gap) for gap in seen.gaps))
 
 
@@ -143,6 +171,12 @@ class _Contenders:
         rows = rows[np.sort(first)] if len(rows) else rows
         return cls(found.sample.columns.take(rows), costs[rows], found.sample.ordinals[rows])
 
+    def judged(self, task: Task, rows: IntArray) -> tuple[Points, FloatArray, dict[int, str]]:
+        """Some of them by the dear model: those it can predict, their greatest violations, and by ordinal why others fail."""
+        points, worst, failed = task.evaluated(self.columns.take(rows), self.ordinals[rows])
+        lost = rows[~np.isin(self.ordinals[rows], points.ordinals)]
+        return points, worst, {int(ordinal): why for ordinal, (_, why) in zip(self.ordinals[lost], failed, strict=True)}
+
     def possible(self, seen: _Seen) -> IntArray:
         """Rows not yet evaluated whose bound no evaluated plan beats."""
         waiting = np.setdiff1d(np.arange(len(self.costs)), seen.rows)
@@ -167,11 +201,13 @@ class _Contenders:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """What the dear model said: its points, their rows among the contenders, their greatest violations, and the gaps."""
+    """What the dear model said: the rows of the contenders it was asked about, the points that it could predict, their greatest
+    violations, why it failed for others, and the gaps."""
 
     rows: IntArray
     points: Points
     worst: FloatArray
+    lost: Mapping[int, str]
     ratios: FloatArray
     gaps: FloatArray
 
@@ -179,7 +215,7 @@ class _Seen:
     def none(cls, found: Result) -> _Seen:
         k = len(found.objectives)
         none = np.empty(0, np.int64)
-        return cls(none, found.front.points.take(none), np.empty(0), np.empty((0, k)), np.full(k, FIRST_GAP))
+        return cls(none, found.front.points.take(none), np.empty(0), {}, np.empty((0, k)), np.full(k, FIRST_GAP))
 
     @property
     def front(self) -> FloatArray:
@@ -188,52 +224,39 @@ class _Seen:
 
     def after(
         self,
-        dear: CostModel,
-        problem: Problem,
         contenders: _Contenders,
         rows: IntArray,
-        constraints: Sequence[Constraint],
-        objectives: Sequence[Objective],
+        points: Points,
+        worst: FloatArray,
+        lost: Mapping[int, str],
         agreed: NDArray[np.bool_],
     ) -> _Seen:
-        """With some more contenders evaluated."""
-        columns = contenders.columns.take(rows)
-        metrics = dear.evaluate(problem, columns)
-        at = problem.at(columns)
-        costs = np.stack([objective.cost(metrics, at) for objective in objectives], axis=1)
-        worst = _worst(metrics, columns, problem, constraints)
-        sound = np.asarray(np.isfinite(costs).all(axis=1))
-        costs, worst = np.where(sound[:, None], costs, 1e300), np.where(sound, worst, np.inf)
-        points = Points(columns=columns, metrics=metrics, costs=costs, ordinals=contenders.ordinals[rows])
-        cheap = contenders.costs[rows]
+        """With some more contenders judged."""
+        costs = points.costs
+        cheap = contenders.costs[rows[np.isin(contenders.ordinals[rows], points.ordinals)]]
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(costs >= 0, costs / cheap, cheap / costs)
         ratios = np.concatenate([self.ratios, np.where(np.isfinite(ratio) & (ratio > 0), ratio, 1.0)])
-        gaps = np.where(agreed, 1.0, np.clip(np.quantile(ratios, 0.1, axis=0), 0.05, 1.0))
-        every = np.concatenate([self.worst, worst])
-        return _Seen(np.concatenate([self.rows, rows]), join(self.points, points), every, ratios, gaps)
-
-
-def _worst(metrics: Metrics, columns: Columns, problem: Problem, constraints: Sequence[Constraint]) -> FloatArray:
-    """Greatest violation of each point, (n,)."""
-    at = problem.at(columns)
-    found = [np.broadcast_to(np.asarray(array, np.float64), (columns.n,)) for array in metrics.violation.values()]
-    for constraint in constraints:
-        value = metrics.value[constraint.metric] if constraint.metric in metrics.value else at[constraint.metric]
-        found.append(constraint.violation(np.broadcast_to(np.asarray(value, np.float64), (columns.n,))))
-    return np.max(np.stack(found), axis=0) if found else np.full(columns.n, -np.inf)
+        gaps = np.clip(np.quantile(ratios, 0.1, axis=0), 0.05, 1.0) if len(ratios) else self.gaps
+        return _Seen(
+            np.concatenate([self.rows, rows]),
+            join(self.points, points),
+            np.concatenate([self.worst, worst]),
+            {**self.lost, **lost},
+            ratios,
+            np.where(agreed, 1.0, gaps),
+        )
 
 
 def _answer(
     found: Result,
     seen: _Seen,
-    problem: Problem,
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
+    task: Task,
     top: int,
     sample: int,
 ) -> Result:
-    """The cheap result with the dear model's front, lists and closest plan in place of its own."""
+    """The cheap result with the dear model's front, lists and closest plan in place of its own; plans for which it fails are
+    failed."""
     order = np.argsort(seen.points.ordinals, kind="stable")
     points, worst = seen.points.take(order), seen.worst[order]
     none = points.take(np.empty(0, np.int64))
@@ -241,12 +264,12 @@ def _answer(
     front = Front(points=none, ties=np.empty(0, np.int64)).extended(points, feasible).ordered()
     lists = {
         objective.name: TopList(objective=j, limit=top, points=none).extended(points, feasible).points
-        for j, objective in enumerate(objectives)
+        for j, objective in enumerate(task.objectives)
     }
     closest = found.closest
     if not len(feasible) and len(points):
         row = np.array([int(np.argmin(worst))])
-        closest = Closest(points=points.take(row), lacks=_lacks(points.take(row), problem, constraints))
+        closest = Closest(points=points.take(row), lacks=_lacks(points.take(row), task))
     kept = found.sample
     if len(kept) > sample:
         rows = np.linspace(0, len(kept) - 1, sample).astype(np.int64)
@@ -259,7 +282,14 @@ def _answer(
         )
     return dataclasses.replace(
         found,
-        constraints=tuple(constraints),
+        constraints=task.constraints,
+        certificate=dataclasses.replace(
+            found.certificate,
+            evaluated=found.certificate.evaluated - len(seen.lost),
+            failed=found.certificate.failed + len(seen.lost),
+        ),
+        failures=found.failures + tuple(_failures(found, seen)),
+        failed_by_reason=dict(Counter(found.failed_by_reason) + Counter(seen.lost.values())),
         front=front,
         top=lists,
         closest=None if len(feasible) else closest,
@@ -268,14 +298,13 @@ def _answer(
     )
 
 
-def _lacks(point: Points, problem: Problem, constraints: Sequence[Constraint]) -> dict[str, float]:
+def _failures(found: Result, seen: _Seen) -> Iterator[Failure]:
+    """The first of the plans for which the dear model fails."""
+    for ordinal, reason in list(seen.lost.items())[: max(0, SHOWN - len(found.failures))]:
+        row = int(np.flatnonzero(found.sample.ordinals == ordinal)[0])
+        yield Failure(point=found.sample.columns.row(row), reason=reason)
+
+
+def _lacks(point: Points, task: Task) -> dict[str, float]:
     """Every constraint that a point breaks, and by how much."""
-    broken = {name: float(array[0]) for name, array in point.metrics.violation.items() if array[0] > 0}
-    at = problem.at(point.columns)
-    for constraint in constraints:
-        value = point.metrics.value.get(constraint.metric)
-        value = np.asarray(at[constraint.metric], np.float64).reshape(-1) if value is None else value
-        over = float(constraint.violation(value)[0])
-        if over > 0:
-            broken[constraint.name] = over
-    return broken
+    return {name: float(over[0]) for name, over in task.violations(point.metrics, point.columns).items() if over[0] > 0}

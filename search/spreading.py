@@ -51,7 +51,8 @@ class Errand:
         try:
             for batch in part.batches(self.none.columns.levels, self.axes, self.rows):
                 patient = part.start > 0  # only who starts the space may give up
-                state = state.after(self.task.visit(batch, state, None, offset, patient), random.random(batch.n))
+                visit = self.task.visit(batch, state, None, offset, patient)
+                state = state.after(visit, random.random(batch.n)[visit.places])
         except Hopeless as error:
             hopeless = str(error)
         return Found(

@@ -19,7 +19,7 @@ from spaces.columns import FloatArray, IntArray
 
 @runtime_checkable
 class Ledger(Protocol):
-    """The slices of a space that were searched, and what was found in each."""
+    """Slices of a space that were searched, or other consecutive pieces of a search's work, and what was found in each."""
 
     def slices(self) -> Mapping[int, int]:
         """Points of every slice on record, by the ordinal of its first point."""

@@ -17,7 +17,7 @@ from dse.experiment import load
 from dse.resumption import resume
 from dse.run_store import RunStore
 from dse.runner import run
-from search import spreading
+from search import nested, spreading
 from search.screening import Fidelity
 from spaces.columns import Columns
 from spaces.problem import Problem
@@ -46,6 +46,24 @@ def test_a_cancelled_run_ends_as_if_it_had_not_been(half: Path, small: Path, tmp
     again = resume(half, progress=seen.append)
     assert len(seen) == len(range(300, whole.certificate["space"], 100))  # a whole run is not searched again
     assert again.to_json() == answer.to_json()
+
+
+def test_a_cancelled_nested_run_looks_at_no_machine_twice(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = small.read_text(encoding="utf-8").replace("device: H100", "device: [H100, H200, A100-80GB]")
+    small.write_text(text.replace("search: {", "search: {method: nested, "), encoding="utf-8")
+    monkeypatch.setattr(nested, "_TOGETHER", 1)
+    seen: list[Any] = []
+    answer = run(small, out=tmp_path / "half", progress=seen.append, cancelled=lambda: len(seen) == 1)
+    assert answer.certificate["stopped"] == "cancelled"
+    asked: list[int] = []
+    original = nested._Folded._inner
+    monkeypatch.setattr(nested._Folded, "_inner", lambda *given: asked.append(len(given[1])) or original(*given))
+    answer, whole = resume(tmp_path / "half"), run(small, out=tmp_path / "whole")
+    assert asked == [1] * 5
+    assert answer.certificate == whole.certificate
+    assert (tmp_path / "half" / "front.csv").read_bytes() == (tmp_path / "whole" / "front.csv").read_bytes()
 
 
 def test_who_does_the_work_may_change(half: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,9 @@ from costmodels.training import TrainingModel, training_problem
 from search.budget import Budget
 from search.exact import search
 from search.front import Objective
-from search.nested import nested_search
+from search.nested import NestedResult, nested_search
+from search.result import Progress
+from search.store import Remembered
 from search.testing import MEMORY, PROBLEM, SPEED, TIME, Toy, toy_space
 from spaces.architecture import find
 from spaces.columns import Columns
@@ -132,3 +136,27 @@ def test_machines_with_a_thousand_bandwidths_are_searched_with_every_plan() -> N
 def test_outer_axes_that_do_not_begin_the_space_are_refused(outer: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="must be the first of the space"):
         nested_search(toy_space(), Toy(), PROBLEM, (TIME,), outer=outer)
+
+
+@pytest.mark.parametrize("limit", [40.0, 1.0])
+def test_outer_points_on_record_are_not_looked_at_again(limit: float) -> None:
+    ledger, first, second = Remembered(), Toy(limit=limit), Toy(limit=limit)
+    seen: list[Progress] = []
+
+    def look(model: Toy, **more: Any) -> NestedResult:
+        budget = Budget(points=60)
+        return nested_search(
+            toy_space(), model, PROBLEM, (TIME, MEMORY), outer=("a", "b"), budget=budget, seed=1, sample=50, **more
+        )
+
+    cut = look(first, ledger=ledger, progress=seen.append, cancelled=lambda: len(seen) == 2)
+    assert cut.result.stopped == "cancelled"
+    assert 0 < len(cut.outer) < 60
+    again, whole = look(second, ledger=ledger), look(Toy(limit=limit))
+    assert not set(first.asked()) & set(second.asked())
+    assert again.result.certificate == whole.result.certificate
+    assert np.array_equal(again.result.front.points.costs, whole.result.front.points.costs)
+    assert np.array_equal(again.result.front.ties, whole.result.front.ties)
+    assert np.array_equal(again.result.sample.ordinals, whole.result.sample.ordinals)
+    assert np.array_equal(again.outer.best, whole.outer.best, equal_nan=True)
+    assert points(again.outer.columns) == points(whole.outer.columns)

@@ -31,7 +31,8 @@ def test_a_state_comes_back_the_same(model: Toy, rows: int) -> None:
     none = task.none(space)
     state = State.empty(none, 2, 3, 10)
     for batch in space.batches(rows):
-        state = state.after(task.visit(batch, state, None), (batch["devices"] * 0.37 + batch["data"] * 0.11) % 1)
+        visit = task.visit(batch, state, None)
+        state = state.after(visit, ((batch["devices"] * 0.37 + batch["data"] * 0.11) % 1)[visit.places])
     again = unpacked(packed(state), none)
     assert packed(again) == packed(state)
     assert (again.visited, again.evaluated, again.feasible, again.failed) == (

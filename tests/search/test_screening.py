@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from costmodels.metrics import Metrics
 from search.constraint import Constraint
 from search.exact import search
 from search.front import Objective
-from search.screening import Fidelity, screen
+from search.screening import Fidelity, Screened, screen
+from search.store import Remembered
 from spaces.architecture import find
 from spaces.columns import Columns
 from spaces.problem import Problem
@@ -76,3 +78,51 @@ def test_nothing_feasible_names_the_closest_by_the_dear_model() -> None:
     assert len(found.result.front) == 0
     assert found.result.closest is not None
     assert "time <= 4" in found.result.closest.lacks
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The dear model, with a note of every point that it was asked; it raises for one and does not know another."""
+
+    asked: list[tuple[int, int]]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"a", "b"})
+
+    def bound(self, _: Problem, points: Columns) -> Metrics:
+        return Metrics(n=points.n, value={})
+
+    def evaluate(self, problem: Problem, points: Columns) -> Metrics:
+        if np.any((points["a"] == 3) & (points["b"] == 1)):
+            raise ZeroDivisionError("three")
+        self.asked.extend(zip(points["a"].tolist(), points["b"].tolist(), strict=True))
+        metrics = Curved().evaluate(problem, points)
+        time = np.where((points["a"] == 5) & (points["b"] == 1), np.nan, metrics.value["time"])
+        return Metrics(n=points.n, value={**metrics.value, "time": time})
+
+
+def test_simulations_on_record_are_not_done_again_and_failures_are_told() -> None:
+    ledger, first, second = Remembered(), Counted([]), Counted([])
+    cheap, looked = Fidelity(name="cheap", model=Curved(0.05)), iter(range(100))
+
+    def look(dear: Counted, **more: Any) -> Screened:
+        return screen(SPACE, cheap, Fidelity(name="dear", model=dear), PROBLEM, OBJECTIVES, **more)
+
+    cut = look(first, ledger=ledger, cancelled=lambda: bool(first.asked) and next(looked) > 0)
+    assert cut.result.stopped == "cancelled"
+    assert cut.left > 0
+    again, whole = look(second, ledger=ledger), look(Counted([]))
+    assert first.asked
+    assert second.asked
+    assert not set(first.asked) & set(second.asked)
+    for found in (again.result, whole.result):
+        assert found.failed_by_reason == {"ZeroDivisionError: three": 1, "not a finite number: time": 1}
+        assert found.certificate.failed == 2
+        assert found.certificate.evaluated == SPACE.size() - 2
+        assert not found.stopped
+    assert np.array_equal(again.result.front.points.costs, whole.result.front.points.costs)
+    assert {name: again.result.top[name].ordinals.tolist() for name in again.result.top} == {
+        name: whole.result.top[name].ordinals.tolist() for name in whole.result.top
+    }
+    assert (again.stages, again.left, again.gaps) == (whole.stages, whole.left, whole.gaps)
