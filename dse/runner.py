@@ -159,7 +159,8 @@ def _run_of(experiment: Experiment[Any], problem: Problem, result: Result, basel
 def _certificate(result: Result) -> dict[str, Any]:
     """The certificate with its verdict and, where points are unvisited, why."""
     proved = {"complete": result.certificate.complete, "stopped": result.stopped}
-    return dataclasses.asdict(result.certificate) | proved | {"failed_by_reason": dict(result.failed_by_reason)}
+    broken = {"bound_failed_by_reason": dict(result.bound_failed)} if result.bound_failed else {}
+    return dataclasses.asdict(result.certificate) | proved | {"failed_by_reason": dict(result.failed_by_reason)} | broken
 
 
 def _sample(result: Result, symbols: frozenset[str]) -> dict[str, NDArray[Any]]:

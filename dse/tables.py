@@ -204,6 +204,9 @@ def certificate_text(run: Run) -> str:
         tail += f"; stopped: {c['stopped']}"
     if c.get("failed_by_reason"):
         tail += "; failed: " + ", ".join(f"{count:,} × {reason}" for reason, count in c["failed_by_reason"].items())
+    if c.get("bound_failed_by_reason"):
+        told = ", ".join(f"{count:,} × {reason}" for reason, count in c["bound_failed_by_reason"].items())
+        tail += f"; the model's bound raised, so that nothing was ruled out for these: {told}"
     if c.get("stages"):
         return f"{head}: {tail}.\n{_stages_text(run)}\n{run.wall_s:.1f} s, {run.cpu_s:.1f} CPU-s."
     proof = "; no plan outside the front beats it under this model" if c["complete"] and run.front else ""

@@ -34,8 +34,8 @@ class Question(Protocol):
         """A batch of none; its costs have one column per objective."""
         ...
 
-    def proven(self, points: Columns) -> dict[str, FloatArray]:
-        """Violations that cheap bounds prove, each (n,), by constraint."""
+    def proven(self, points: Columns, broken: dict[str, int]) -> dict[str, FloatArray]:
+        """Violations that cheap bounds prove, each (n,), by constraint; in `broken` is counted why a bound raised."""
         ...
 
     def evaluated(self, batch: Columns, ordinals: IntArray) -> tuple[Points, FloatArray, list[tuple[Columns, str]]]:
@@ -75,6 +75,7 @@ class Archive:
         self.evaluated = 0
         self.failed: dict[str, int] = {}
         self.failures: tuple[Failure, ...] = ()
+        self.broken: dict[str, int] = {}
         self.evaluation_s = 0.0
         self.closest: Points | None = None
         self.feasible = 0
@@ -157,13 +158,13 @@ class Archive:
 
     def proven(self, ordinals: IntArray) -> FloatArray:
         """The greatest violation that bounds prove of each point, (n,); minus infinity where they say nothing."""
-        found = self.question.proven(self.ranking.columns(ordinals)).values() if len(ordinals) else ()
+        found = self.question.proven(self.ranking.columns(ordinals), {}).values() if len(ordinals) else ()
         return np.max(np.array([*found]), axis=0) if found else np.full(len(ordinals), -np.inf)
 
     def _bound(self, ordinals: IntArray) -> NDArray[np.bool_]:
         """Ask the bound."""
         reason = np.full(len(ordinals), -1, np.int8)
-        for name, violation in self.question.proven(self.ranking.columns(ordinals)).items():
+        for name, violation in self.question.proven(self.ranking.columns(ordinals), self.broken).items():
             reason[(violation > 0) & (reason < 0)] = self._reasons.setdefault(name, len(self._reasons))
         out = reason >= 0
         self._ruled_out.append((ordinals[out], reason[out]))

@@ -121,6 +121,7 @@ def search(
         feasible=state.feasible,
         failures=state.failures,
         failed_by_reason=dict(state.reasons),
+        bound_failed=dict(state.broken),
         stopped=stopped,
         seed=seed,
         wall_s=time.perf_counter() - clock,

@@ -129,7 +129,7 @@ class _Screened:
         start = evaluated = failed = 0
         for batch in space.batches(rows):
             out = np.zeros(batch.n, np.bool_)
-            for name, violation in task.proven(batch).items():
+            for name, violation in task.proven(batch, {}).items():
                 pruned[name] = pruned.get(name, 0) + int(np.count_nonzero((violation > 0) & ~out))
                 out |= violation > 0
             alive = np.flatnonzero(~out)

@@ -41,6 +41,7 @@ class Visit:
     near_bounds: FloatArray
     near_ordinals: IntArray
     failed: list[tuple[Columns, str]]
+    broken: dict[str, int] = field(default_factory=dict)  # points whose bound raised, by reason
 
     @property
     def places(self) -> IntArray:
@@ -167,6 +168,7 @@ class State:
     failed: int = 0
     pruned: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
+    broken: dict[str, int] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
     closest: Points | None = None
     closest_worst: float = np.inf
@@ -203,8 +205,9 @@ class State:
             evaluated=self.evaluated + len(visit.points),
             feasible=feasible,
             failed=self.failed + len(visit.failed),
-            pruned={name: self.pruned.get(name, 0) + visit.pruned.get(name, 0) for name in self.pruned | visit.pruned},
+            pruned=_summed(self.pruned, visit.pruned),
             reasons=reasons,
+            broken=_summed(self.broken, visit.broken),
             failures=self.failures + tuple(Failure(point=point.row(0), reason=reason) for point, reason in told),
         )
         if feasible:
@@ -234,8 +237,9 @@ class State:
             evaluated=self.evaluated + later.evaluated,
             feasible=self.feasible + later.feasible,
             failed=self.failed + later.failed,
-            pruned={name: self.pruned.get(name, 0) + later.pruned.get(name, 0) for name in self.pruned | later.pruned},
+            pruned=_summed(self.pruned, later.pruned),
             reasons=reasons,
+            broken=_summed(self.broken, later.broken),
             failures=(self.failures + later.failures)[:_TOLD],
         )
         if state.feasible:
@@ -269,6 +273,11 @@ class State:
             front=len(self.front),
             wall_s=wall_s,
         )
+
+
+def _summed(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
+    """Counts of both."""
+    return {name: first.get(name, 0) + second.get(name, 0) for name in first | second}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -190,7 +190,7 @@ class _Folded:
             ordinals=np.empty(0, np.int64),
         )
 
-    def proven(self, points: Columns) -> dict[str, FloatArray]:  # noqa: ARG002
+    def proven(self, points: Columns, broken: dict[str, int]) -> dict[str, FloatArray]:  # noqa: ARG002
         """Nothing is known of an outer point before its plans are looked at."""
         return {}
 
@@ -255,7 +255,8 @@ class _Folded:
         ruled_out = np.zeros(len(plans), np.bool_)
         bounds = np.full(len(plans), np.inf)
         pruned: dict[str, int] = {}
-        for name, violation in self._task.proven(columns).items():
+        broken: dict[str, int] = {}
+        for name, violation in self._task.proven(columns, broken).items():
             over = violation > 0
             pruned[name] = int(np.count_nonzero(over & ~ruled_out))
             bounds[over] = np.where(ruled_out[over], np.maximum(bounds[over], violation[over]), violation[over])
@@ -273,6 +274,7 @@ class _Folded:
             near_bounds=np.empty(0),
             near_ordinals=none,
             failed=failed,
+            broken=broken,
         )
         return state.after(visit, self._random.random(len(points))), points, worst, bounds
 
@@ -302,6 +304,7 @@ class _Folded:
             feasible=state.feasible,
             failures=state.failures,
             failed_by_reason=dict(state.reasons),
+            bound_failed=dict(state.broken),
             stopped="" if not certificate.unvisited else stopped or "sampled",
             seed=seed,
             wall_s=time.perf_counter() - clock,

@@ -24,7 +24,7 @@ from search.front import Front, Points, TopList
 from search.keeping import Reservoir, State
 from spaces.columns import Columns
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def packed(state: State) -> bytes:
@@ -45,6 +45,7 @@ def packed(state: State) -> bytes:
         "failed": state.failed,
         "pruned": state.pruned,
         "reasons": state.reasons,
+        "broken": state.broken,
         "failures": [[failure.point, failure.reason] for failure in state.failures],
         "closest_worst": _number(state.closest_worst),
     }
@@ -87,6 +88,7 @@ def unpacked(data: bytes, none: Points) -> State:
         failed=contents["failed"],
         pruned=contents["pruned"],
         reasons=contents["reasons"],
+        broken=contents["broken"],
         failures=tuple(Failure(point=point, reason=reason) for point, reason in contents["failures"]),
         closest=None if closest is None else _points(arrays, "closest", closest, levels),
         closest_worst=float(contents["closest_worst"]),

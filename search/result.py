@@ -59,7 +59,8 @@ class Result:
     """What a search found. `values` of a front or list are its `points.values(objectives)`.
 
     `top[name]` holds the best points by the objective of that name, best first. `failures` are the first few of the failed
-    points; `stopped` says why points are unvisited ("" when none is). Times are seconds of this process.
+    points; `bound_failed` counts by reason the points whose bound raised, which nothing could rule out; `stopped` says why
+    points are unvisited ("" when none is). Times are seconds of this process.
     """
 
     objectives: tuple[Objective, ...]
@@ -73,6 +74,7 @@ class Result:
     feasible: int
     failures: tuple[Failure, ...]
     failed_by_reason: dict[str, int]
+    bound_failed: dict[str, int]
     stopped: str
     seed: int
     wall_s: float

@@ -96,6 +96,7 @@ def sampled_search(
         feasible=archive.feasible,
         failures=archive.failures,
         failed_by_reason=dict(archive.failed),
+        bound_failed=dict(archive.broken),
         stopped="" if not certificate.unvisited else archive.stopped or "sampled",
         seed=seed,
         wall_s=time.perf_counter() - clock,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +90,8 @@ class Task:
     ) -> Visit:
         """Prune, evaluate and sort out the batch that comes after a state, which began at the ordinal `offset`."""
         start = offset + state.visited
-        rows, pruned, bounds = self._alive(batch, screen)
+        broken: dict[str, int] = {}
+        rows, pruned, bounds = self._alive(batch, screen, broken)
         near = np.empty(0, np.int64) if state.feasible else least(bounds, np.flatnonzero(bounds > 0), NEAREST)
         alive = batch if len(rows) == batch.n else batch.take(rows)
         patience = np.inf if patient or state.evaluated else _HOPELESS
@@ -104,40 +106,66 @@ class Task:
             near_bounds=bounds[near],
             near_ordinals=start + near,
             failed=failed,
+            broken=broken,
         )
 
-    def proven(self, points: Columns) -> dict[str, FloatArray]:
-        """Violations that the model's bounds prove, each (n,); none where the model raises."""
-        bound = self._bound(points)
-        return {} if bound is None else self.violations(bound, points, bound=True)
+    def proven(self, points: Columns, broken: dict[str, int]) -> dict[str, FloatArray]:
+        """Violations that the model's bounds prove, each (n,), minus infinity where they say nothing.
 
-    def _bound(self, points: Columns) -> Metrics | None:
-        """The model's bounds; None where it raises, for evaluating will tell which point is at fault."""
-        try:
-            return self.model.bound(self.problem, points)
-        except UnboundSymbol:
-            raise
-        except Exception:
-            return None
+        `broken` counts by reason the points for which the bound raised: nothing is proven of those.
+        """
+        found: dict[str, FloatArray] = {}
+        for start, part, bound in self._bounds(points, broken):
+            for name, violation in self.violations(bound, part, bound=True).items():
+                if part.n == points.n:
+                    found[name] = violation
+                else:
+                    found.setdefault(name, np.full(points.n, -np.inf))[start : start + part.n] = violation
+        return found
 
-    def _alive(self, batch: Columns, screen: Screen | None) -> tuple[IntArray, dict[str, int], FloatArray]:
+    def _bounds(self, points: Columns, broken: dict[str, int]) -> Iterator[tuple[int, Columns, Metrics]]:
+        """The model's bounds of consecutive points, with the row where they begin: all at once, or where the model raises both
+        halves by themselves, so that a point at fault costs the pruning of no other. Where the first thousand all are at fault
+        no other is asked."""
+        waiting, alone = [(0, points)], 0
+        while waiting:
+            start, part = waiting.pop()
+            try:
+                bound = self.model.bound(self.problem, part)
+            except UnboundSymbol:
+                raise
+            except Exception as error:
+                half = part.n // 2
+                if half and alone <= _HOPELESS:
+                    waiting.append((start + half, part.take(slice(half, part.n))))
+                    waiting.append((start, part.take(slice(0, half))))
+                    continue
+                reason = f"{type(error).__name__}: {error}"
+                broken[reason] = broken.get(reason, 0) + part.n
+                alone += part.n
+                continue
+            alone = -points.n
+            yield start, part, bound
+
+    def _alive(
+        self, batch: Columns, screen: Screen | None, broken: dict[str, int]
+    ) -> tuple[IntArray, dict[str, int], FloatArray]:
         """Rows that the bound cannot rule out, how many each reason took, and the greatest bound of any violation (n,)."""
         worst = np.full(batch.n, -np.inf)
-        bound = self._bound(batch)
-        if bound is None:
-            return np.arange(batch.n), {}, worst
         pruned: dict[str, int] = {}
         alive = np.ones(batch.n, np.bool_)
-        for name, violation in self.violations(bound, batch, bound=True).items():
-            over = violation > 0
-            worst = np.fmax(worst, violation)
-            pruned[name] = int(np.count_nonzero(over & alive))
-            alive &= ~over
-        if screen is not None and self.bounds_all(bound, batch):
-            rows = np.flatnonzero(alive)
-            hopeless = rows[screen.hopeless(self.costs(bound, batch)[rows])]
-            pruned["dominated"] = len(hopeless)
-            alive[hopeless] = False
+        for start, part, bound in self._bounds(batch, broken):
+            own = alive[start : start + part.n]
+            for name, violation in self.violations(bound, part, bound=True).items():
+                over = violation > 0
+                worst[start : start + part.n] = np.fmax(worst[start : start + part.n], violation)
+                pruned[name] = pruned.get(name, 0) + int(np.count_nonzero(over & own))
+                own &= ~over
+            if screen is not None and self.bounds_all(bound, part):
+                rows = np.flatnonzero(own)
+                hopeless = rows[screen.hopeless(self.costs(bound, part)[rows])]
+                pruned["dominated"] = pruned.get("dominated", 0) + len(hopeless)
+                own[hopeless] = False
         return np.flatnonzero(alive), {name: count for name, count in pruned.items() if count}, worst
 
     def evaluated(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from costmodels.metrics import Metrics
 from search.exact import Certificate, Constraint, Progress, Result, search
+from search.executors import Serial
 from search.front import Objective
 from spaces.architecture import Architecture
 from spaces.columns import Columns, UnboundSymbol
@@ -354,3 +355,38 @@ def test_names_that_do_not_exist_are_told_together_with_the_nearest() -> None:
 def test_a_certificate_that_does_not_add_up_is_refused() -> None:
     with pytest.raises(ValueError, match="does not add up"):
         Certificate(space=10, pruned={"memory": 3}, evaluated=5, failed=1, unvisited=0)
+
+
+@dataclass(frozen=True)
+class Boundless:
+    """A toy whose bound raises where `data` is one number, or everywhere (0)."""
+
+    toy: Toy
+    at: int = 2
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.toy.reads
+
+    def bound(self, problem: Problem, points: Columns) -> Metrics:
+        if self.at == 0 or np.any(np.asarray(points["data"]) == self.at):
+            raise FloatingPointError("no bound")
+        return self.toy.bound(problem, points)
+
+    def evaluate(self, problem: Problem, points: Columns) -> Metrics:
+        return self.toy.evaluate(problem, points)
+
+
+@pytest.mark.parametrize("at", [2, 0])
+def test_a_bound_that_raises_is_told_and_loses_no_other_pruning(at: int) -> None:
+    asked = (space_of(), Boundless(Toy(limit=4.0), at), PROBLEM, (TIME, MEMORY))
+    found, sound = search(*asked), search(space_of(), Toy(limit=4.0), PROBLEM, (TIME, MEMORY))
+    whole = next(iter(space_of().batches(10_000)))
+    expected = int(np.count_nonzero(whole["data"] == at)) if at else whole.n
+    assert found.bound_failed == {"FloatingPointError: no bound": expected}
+    assert not sound.bound_failed
+    assert np.array_equal(found.front.points.costs, sound.front.points.costs)
+    assert bool(found.certificate.pruned) == bool(at)
+    again = search(*asked, executor=Serial(), rows=7)
+    assert again.bound_failed == found.bound_failed
+    assert again.certificate == found.certificate
