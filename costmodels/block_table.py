@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from costmodels.block import BlockTime, block_time
 from costmodels.block_memory import BlockMemory, block_memory
 from costmodels.constants import Stack
+from costmodels.factors import joined
 from costmodels.kernel_times import kernel_times
 from spaces.architecture import Architecture
 from spaces.blocks import GraphTraits, Model, build
@@ -23,6 +24,7 @@ from spaces.graph import Graph
 from spaces.problem import Problem
 
 Cost = TypeVar("Cost", BlockTime, BlockMemory)
+Record = TypeVar("Record")
 
 PLAN_READS = frozenset(
     {"devices", "tensor", "context", "expert", "expert_tensor", "micro_batch", "sequence_parallel", "precision", "trainable"}
@@ -50,12 +52,88 @@ PLAN_ONLY = frozenset(
 class BlockTable:
     """Costs of every kind of block. Fields of the costs gain a leading axis of blocks: layer kinds, embedding, head.
 
-    `index` (n,) is the combination of every design point.
+    `index` (n,) is the row of every design point in `memory`, `by_time` (n,) that in `time`.
     """
 
     time: BlockTime | None
     memory: BlockMemory
     index: IntArray
+    by_time: IntArray
+
+
+class Known:
+    """Tables that grow with what is asked about one problem: each combination of symbols is evaluated once.
+
+    A model holds one, so that its bounds and its times, and one small batch and the next, share them. Asking about another
+    problem starts anew, as does a table of more than `ROOM` combinations; copies in other processes start empty.
+    """
+
+    ROOM = 1 << 15
+
+    def __init__(self) -> None:
+        self._problem: Problem | None = None
+        self._rows: dict[type[Any], _Rows[Any]] = {}
+
+    def __reduce__(self) -> tuple[type[Known], tuple[()]]:
+        return Known, ()
+
+    def found(
+        self, problem: Problem, combinations: Columns, kind: type[Record], evaluate: Callable[[Columns], Record]
+    ) -> tuple[Record, IntArray]:
+        """The table of a kind of record (arrays whose last axis is combinations), and each combination's row in it.
+
+        evaluate: the records of combinations that are not known yet.
+        """
+        if problem is not self._problem:
+            self._problem, self._rows = problem, {}
+        return self._rows.setdefault(kind, _Rows()).found(_keys(combinations), combinations, evaluate)
+
+    def blocks(self, problem: Problem, points: Columns, stack: Stack, *, with_time: bool) -> BlockTable:
+        """Tabulate all blocks of the problem's model for the given points."""
+        # sharded parameters have narrower gradients and need no autocast
+        sharding = frozenset() if stack.numbers["stack.memory.persistent_gradients"] else {"zero_stage"}
+        combinations, index = distinct(points, frozenset(points.levels) - (PLAN_ONLY - sharding))
+        graphs_ = blocks_of(graphs(problem.architecture, stack.traits))
+
+        def evaluated(cost: Callable[..., Cost], kind: type[Cost]) -> Callable[[Columns], Cost]:
+            return lambda few: _stack([_split(problem, few, graph, stack, cost, kind) for graph in graphs_], kind)
+
+        memory, place = self.found(problem, combinations, BlockMemory, evaluated(block_memory, BlockMemory))
+        if not with_time:
+            return BlockTable(None, memory, place[index], np.zeros(points.n, np.int64))
+        cost = partial(block_time, times=kernel_times(problem))
+        time, later = self.found(problem, combinations, BlockTime, evaluated(cost, BlockTime))
+        return BlockTable(time, memory, place[index], later[index])
+
+
+class _Rows(Generic[Record]):
+    """Records by the key of their combination."""
+
+    def __init__(self) -> None:
+        self._places: dict[bytes, int] = {}
+        self._table: Record | None = None
+
+    def found(self, keys: list[bytes], combinations: Columns, evaluate: Callable[[Columns], Record]) -> tuple[Record, IntArray]:
+        """All rows known by now, and those of the given combinations among them; what is not yet known is evaluated."""
+        fresh = [row for row, key in enumerate(keys) if key not in self._places]
+        if self._table is not None and len(self._places) + len(fresh) > Known.ROOM:
+            self._places, self._table, fresh = {}, None, list(range(len(keys)))
+        if fresh or self._table is None:
+            more = evaluate(combinations.take(np.array(fresh, np.int64)))
+            self._table = more if self._table is None or not self._places else joined([self._table, more])
+            known = len(self._places)
+            self._places |= {keys[row]: known + i for i, row in enumerate(fresh)}
+        return self._table, np.array([self._places[key] for key in keys], np.int64)
+
+
+def _keys(combinations: Columns) -> list[bytes]:
+    """What tells the combinations apart, whatever columns they are of: names and values of all their symbols."""
+    names = sorted(combinations.levels)
+    values = np.empty((combinations.n, len(names)))
+    for i, name in enumerate(names):
+        values[:, i] = combinations[name]
+    prefix = " ".join(names).encode()
+    return [prefix + row.tobytes() for row in values]
 
 
 @lru_cache(maxsize=64)
@@ -67,22 +145,6 @@ def graphs(architecture: Architecture, traits: GraphTraits) -> Model:
 def blocks_of(model: Model) -> tuple[Graph, ...]:
     """Layer kinds in order of first appearance, then embedding and head."""
     return (*model.layers.values(), model.embedding, model.head)
-
-
-def block_table(problem: Problem, points: Columns, stack: Stack, *, with_time: bool) -> BlockTable:
-    """Tabulate all blocks of the problem's model for the given points."""
-    # sharded parameters have narrower gradients and need no autocast
-    sharding = frozenset() if stack.numbers["stack.memory.persistent_gradients"] else {"zero_stage"}
-    reads = frozenset(points.levels) - (PLAN_ONLY - sharding)
-    combinations, index = distinct(points, reads)
-    model = graphs(problem.architecture, stack.traits)
-    blocks = blocks_of(model)
-    memory = _stack([_split(problem, combinations, graph, stack, block_memory, BlockMemory) for graph in blocks], BlockMemory)
-    time = None
-    if with_time:
-        cost = partial(block_time, times=kernel_times(problem))
-        time = _stack([_split(problem, combinations, graph, stack, cost, BlockTime) for graph in blocks], BlockTime)
-    return BlockTable(time, memory, index)
 
 
 def _split(problem: Problem, points: Columns, graph: Graph, stack: Stack, cost: Callable[..., Cost], kind: type[Cost]) -> Cost:

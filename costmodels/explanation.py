@@ -10,7 +10,7 @@ import numpy as np
 
 from costmodels.block import exchanges, placed, rerun_operators
 from costmodels.block_kernels import FORWARD, Kernel, kernels
-from costmodels.block_table import block_table, blocks_of, graphs
+from costmodels.block_table import Known, blocks_of, graphs
 from costmodels.constants import find_stack
 from costmodels.factors import gathered
 from costmodels.intervals import pair
@@ -92,7 +92,7 @@ def operator_times(problem: Problem, plan: Columns) -> tuple[OperatorTime, ...]:
 
 def _busiest(problem: Problem, plan: Columns, counts: FloatArray, pipeline: int) -> int:
     """Stage profile whose microbatch takes longest; `counts` are (kinds, 3)."""
-    time = block_table(problem, plan, find_stack(problem.stack), with_time=True).time
+    time = Known().blocks(problem, plan, find_stack(problem.stack), with_time=True).time
     if time is None or pipeline == 1:
         return FIRST
     each = (time.forward + time.backward[:, 0])[:, 0]

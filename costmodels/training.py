@@ -7,13 +7,13 @@ hundred array operations.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.block_table import block_table, graphs
+from costmodels.block_table import Known, graphs
 from costmodels.constants import Stack, device_symbols, find_stack
 from costmodels.data_parallel import DataParallelTime, Ends, data_parallel_time, exposed_time
 from costmodels.energy import energy, price
@@ -80,7 +80,12 @@ def training_problem(
 
 @dataclass(frozen=True, slots=True)
 class TrainingModel:
-    """Cost model of one training step. Stateless: everything comes from the problem and the columns."""
+    """Cost model of one training step: everything comes from the problem and the columns.
+
+    What blocks cost is remembered from one batch to the next; that changes when they are computed, and no figure.
+    """
+
+    known: Known = field(default_factory=Known, repr=False, compare=False)
 
     @property
     def reads(self) -> frozenset[str]:
@@ -89,7 +94,7 @@ class TrainingModel:
 
     def bound(self, problem: Problem, points: Columns) -> Metrics:
         """Exact memory, counted from the graph before any time is computed."""
-        parts = tables_of(problem, points, with_time=False)
+        parts = tables_of(problem, points, with_time=False, known=self.known)
         return _join(points.n, ((rows, _bounds(problem.at(points.take(rows)), parts, rows)) for rows in _slices(points.n)))
 
     def evaluate(self, problem: Problem, points: Columns) -> Metrics:
@@ -98,7 +103,7 @@ class TrainingModel:
 
     def stream(self, problem: Problem, points: Columns) -> Iterator[tuple[slice, Metrics]]:
         """The same in consecutive slices of rows, for those who need no row twice: nothing is held beyond a slice."""
-        parts = tables_of(problem, points, with_time=True)
+        parts = tables_of(problem, points, with_time=True, known=self.known)
         for rows in _slices(points.n):
             yield rows, _metrics(problem, problem.at(points.take(rows)), parts, rows)
 
@@ -134,13 +139,17 @@ def parameters_only(problem: Problem, points: Columns) -> frozenset[str]:
     return PARAMETERS_ONLY if np.all(np.asarray(persistent) > 0) else PARAMETERS_ONLY - {"zero_stage"}
 
 
-def tables_of(problem: Problem, points: Columns, *, with_time: bool) -> Tables:
-    """Evaluate every part of the model once per distinct combination; without time, memory alone."""
+def tables_of(problem: Problem, points: Columns, *, with_time: bool, known: Known | None = None) -> Tables:
+    """Evaluate every part of the model once per distinct combination; without time, memory alone.
+
+    `known` is what was evaluated before; what is new is added to it.
+    """
+    known = Known() if known is None else known
     stack = find_stack(problem.stack)
     names = frozenset(points.levels)
     inner, by_pipe = distinct(points, names - parameters_only(problem, points))
     times = kernel_times(problem)
-    blocks = block_table(problem, inner, stack, with_time=with_time)
+    blocks = known.blocks(problem, inner, stack, with_time=with_time)
     stages, place = stages_of(problem, inner, stack)
     outer, by_data = distinct(points, names - MICROBATCH_ONLY)
     first = np.zeros(outer.n, np.int64)  # a point of each combination, to find its parameters by
@@ -171,8 +180,8 @@ def tables_of(problem: Problem, points: Columns, *, with_time: bool) -> Tables:
         at = problem.at(inner.take(rows))
         live.append(activation_memory(at, blocks.memory, blocks.index[rows], stages, place[rows]))
         if blocks.time is not None:
-            pipe.append(pipeline_of(at, blocks.time, blocks.index[rows], stages, place[rows]))
-    flops, by_flops = _convention(problem, points, stack) if with_time else (None, np.zeros(points.n, np.int64))
+            pipe.append(pipeline_of(at, blocks.time, blocks.by_time[rows], stages, place[rows]))
+    flops, by_flops = _convention(problem, points, stack, known) if with_time else (None, np.zeros(points.n, np.int64))
     return Tables(
         pipe=joined(pipe) if with_time else None,
         live=joined(live),
@@ -261,12 +270,18 @@ def stages_of(problem: Problem, points: Columns, stack: Stack) -> tuple[StageTab
     return stage_table(model.order, tuple(model.layers), *columns), place
 
 
-def _convention(problem: Problem, points: Columns, stack: Stack) -> tuple[ConventionFlops, IntArray]:
+def _convention(problem: Problem, points: Columns, stack: Stack, known: Known) -> tuple[ConventionFlops, IntArray]:
     """Convention FLOPs of one sequence: a matter of the model's shape and the sequence, whatever the plan and machine."""
     machine = ("device", "generation", "kernel.", "link.", "stack.", "optimizer.", "reliability.", "workload.")
     reads = {name for name in points.levels if name not in PLAN_SYMBOLS and not name.startswith(machine)} - {"global_batch"}
     combinations, place = distinct(points, reads)
-    return convention_flops(graphs(problem.architecture, stack.traits), stack, problem.at(combinations), combinations.n), place
+    model = graphs(problem.architecture, stack.traits)
+
+    def evaluated(few: Columns) -> ConventionFlops:
+        return convention_flops(model, stack, problem.at(few), few.n)
+
+    flops, row = known.found(problem, combinations, ConventionFlops, evaluated)
+    return flops, row[place]
 
 
 def _metrics(problem: Problem, at: Bindings, tables: Tables, rows: slice) -> Metrics:

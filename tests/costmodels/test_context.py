@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from training_points import TINY, problem, step
 
 from costmodels.context import exchanged, merging
-from tests.training_points import TINY, problem, step
 
 RING = {
     "context": np.array([2, 4, 8]), "heads": 16, "kv_heads": 4, "stack.overlap.context": 1.0,

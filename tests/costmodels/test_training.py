@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+import pickle
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_points import OLD, SPARSE, TINY, evaluate, legal_plans, one, problem, step
+from training_points import OLD, SPARSE, TINY, evaluate, legal_plans, one, plans, problem, step
 
 from costmodels.published import Fact, read_facts
 from costmodels.training import TrainingModel
@@ -199,3 +201,17 @@ def test_published_steps_are_met_within_ten_percent(fact: Fact) -> None:
         global_batch=int(cells["global_batch"]),
     )
     assert step(asked, **published_plan(fact)) == pytest.approx(fact.value, rel=0.10)
+
+
+def test_a_model_that_has_been_asked_before_answers_the_same() -> None:
+    """Blocks are remembered by the values they depend on: of one problem, whatever columns ask, and never of another."""
+    first = plans({"tensor": 2, "micro_batch": 2}, {"tensor": 4}, {"tensor": 2, "micro_batch": 2, "recompute": 2})
+    asked, other = problem(TINY), problem(TINY, sequence=4096)
+    model = TrainingModel()
+    model.bound(asked, first)
+    for job in (asked, other, asked):
+        for points in (first, plans({"tensor": 8}, {"tensor": 4}), first.take(slice(0, 0)), first.take(slice(1, 2))):
+            fresh, again = TrainingModel().evaluate(job, points), model.evaluate(job, points)
+            for name, value in fresh.value.items():
+                assert np.array_equal(value, again.value[name]), name
+    assert pickle.loads(pickle.dumps(model)) == model
