@@ -56,7 +56,8 @@ def look(
             return search(space, model, *asked, ledger=store, **how), {}
         screened = screen(space, fidelities[0], fidelities[1], *asked, ledger=store, **how)
         stages = [[stage.name, stage.saw] for stage in screened.stages]
-        return screened.result, {"stages": stages, "contenders_left": screened.left}
+        proven = screened.proven.tolist()
+        return screened.result, {"stages": stages, "contenders_left": screened.left, "front_proven": proven}
     if name == "nested":
         return _nested(experiment, space, model, asked, how | {"ledger": store}), {}
     budget = experiment.budget

@@ -217,8 +217,10 @@ def _stages_text(run: Run) -> str:
     """What each fidelity saw, and what that proves."""
     (cheap, looked), (dear, saw) = run.certificate["stages"]
     left = run.certificate["contenders_left"]
+    proven = run.certificate.get("front_proven", [])
+    sure = f", but cannot beat {sum(proven)} of its {len(proven)} members" if any(proven) else ""
     rest = (
-        f"{left:,} more might still change the front (search.simulate lets more be looked at)"
+        f"{left:,} more might still change the front{sure} (search.simulate lets more be looked at)"
         if left
         else "the others lose to the front even at the gaps seen between the two"
     )

@@ -64,13 +64,15 @@ class Screened:
     """What both stages found: a result whose front, lists and closest plan are the dear model's.
 
     `left` plans might still change the front and were not evaluated, for want of budget; `gaps` are the ratios of dear to cheap
-    costs that bounded the rest, by objective.
+    costs that bounded the rest, by objective. `proven` (front,) says of each member of the front whether none of those left
+    can beat or match it even at the gaps seen; the others are the best of what was looked at.
     """
 
     result: Result
     stages: tuple[Stage, ...]
     left: int
     gaps: tuple[float, ...]
+    proven: NDArray[np.bool_]
 
 
 def screen(
@@ -134,7 +136,7 @@ def screen(
                 stopped = "cancelled"
     except KeyboardInterrupt:
         stopped = "interrupted"
-    left = len(contenders.possible(seen))
+    left = contenders.possible(seen)
     result = dataclasses.replace(
         _answer(found, seen, task, top, sample),
         stopped=stopped,
@@ -143,7 +145,15 @@ def screen(
     )
     looked = found.certificate.evaluated + sum(found.certificate.pruned.values())
     stages = (Stage(name=cheap.name, saw=looked), Stage(name=dear.name, saw=len(seen.rows)))
-    return Screened(result=result, stages=stages, left=left, gaps=tuple(float(gap) for gap in seen.gaps))
+    rivals = contenders.bounds(seen)[left]
+    proven = [not (rivals <= cost).all(axis=1).any() for cost in result.front.points.costs]
+    return Screened(
+        result=result,
+        stages=stages,
+        left=len(left),
+        gaps=tuple(float(gap) for gap in seen.gaps),
+        proven=np.array(proven, np.bool_),
+    )
 
 
 def _relaxed(constraint: Constraint, exact: frozenset[str]) -> Constraint:

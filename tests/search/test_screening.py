@@ -61,6 +61,7 @@ def test_the_dear_front_is_found_and_every_plan_counted(noise: float, limits: tu
     assert [stage.saw for stage in found.stages] == [SPACE.size(), found.stages[1].saw]
     assert found.stages[1].saw < SPACE.size()
     assert found.result.certificate.complete
+    assert found.proven.all()
 
 
 def test_a_budget_that_runs_out_says_how_many_are_left() -> None:
@@ -68,6 +69,10 @@ def test_a_budget_that_runs_out_says_how_many_are_left() -> None:
     found = screen(SPACE, Fidelity(name="cheap", model=Curved(0.05)), dear, PROBLEM, OBJECTIVES)
     assert found.stages[1].saw == 5
     assert found.left > 0
+    assert len(found.proven) == len(found.result.front)
+    whole = {tuple(cost) for cost in search(SPACE, Curved(), PROBLEM, OBJECTIVES).front.points.costs.tolist()}
+    for cost, proven in zip(found.result.front.points.costs.tolist(), found.proven, strict=True):
+        assert not proven or tuple(cost) in whole
 
 
 def test_nothing_feasible_names_the_closest_by_the_dear_model() -> None:
