@@ -97,7 +97,8 @@ class Run:
 
     `objectives` are (metric, maximise); `top[metric]` holds the best plans by each; `removed` is (axis, reason, count) of
     partial choices that structure ruled out; `sample[name]` are columns of a seeded sample of the space, shape (n,);
-    `certificate` is space = Σ pruned + evaluated + failed + unvisited.
+    `certificate` is space = Σ pruned + evaluated + failed + unvisited; `sensitivity` is what front members lean on, where the
+    kind says so, and is found when the run is written down.
     """
 
     kind: str
@@ -117,6 +118,7 @@ class Run:
     cpu_s: float
     sample: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     trouble: str = ""
+    sensitivity: Mapping[str, Any] | None = None
 
     @property
     def stopped(self) -> str:

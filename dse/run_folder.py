@@ -1,7 +1,8 @@
 """Run folders: made new each time, never overwritten, holding all that is needed to read and to repeat a run.
 
 `experiment.yaml` as resolved, `manifest.json` (versions, seed, hashes, certificate), `run.sqlite` (slices and trials as they
-were found, then front, top and sample), `front.csv`, `top.csv`, `report.md`, `report.html`.
+were found, then front, top and sample), `front.csv`, `top.csv`, `report.md`, `report.html`;
+of machines also `sensitivity.json`.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def write(run: Run, folder: Path, *, seed: int) -> None:
         "units": "SI; *_low and *_high bound the interval",
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if run.sensitivity is not None:
+        (folder / "sensitivity.json").write_text(to_json_text(run.sensitivity) + "\n", encoding="utf-8")
     write_reports(run, folder)
 
 
@@ -159,6 +162,7 @@ def _write_store(run: Run, folder: Path) -> None:
         "objectives": run.objectives,
         "certificate": run.certificate,
         "assumptions": run.assumptions,
+        "sensitivity": run.sensitivity,
         "wall_s": run.wall_s,
         "cpu_s": run.cpu_s,
     }
@@ -224,6 +228,7 @@ def _read(store: sqlite3.Connection, folder: Path) -> Run:
         wall_s=meta["wall_s"],
         cpu_s=meta["cpu_s"],
         sample=_read_sample(store),
+        sensitivity=meta.get("sensitivity"),
     )
 
 

@@ -67,7 +67,7 @@ def recorded(
     """The run, written down as it goes on; what is on record already is not searched again."""
     try:
         answer = answer_to(experiment, store=recording.store, progress=progress, cancelled=cancelled)
-        return recording.finished(answer, experiment.seed)
+        return recording.finished(with_sensitivity(experiment, answer), experiment.seed)
     except Exception as error:
         if recording.given_up() and isinstance(error, ExecutorError):
             raise ExecutorError(f"{error}; what was found is kept: dse resume {recording.folder}") from error
@@ -97,6 +97,16 @@ def answer_to(
     answer = _run_of(experiment, problem, result, baseline)
     answer = dataclasses.replace(answer, certificate={**answer.certificate, **said})
     return _with_stages(answer, problem, result)
+
+
+def with_sensitivity(experiment: Experiment[Any], answer: Run) -> Run:
+    """The run with what its front leans on, where its kind says so and the search was not interrupted."""
+    kind = find(experiment.kind)
+    if kind.sensitivity is None or not answer.front or answer.stopped == "interrupted":
+        return answer
+    codes = [kind.codes(experiment.job, member.plan) for member in answer.front]
+    evaluated = int(answer.certificate["evaluated"])
+    return dataclasses.replace(answer, sensitivity=kind.sensitivity(experiment.job, codes, answer.objectives, evaluated))
 
 
 def _with_stages(answer: Run, problem: Problem, result: Result) -> Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
@@ -42,8 +42,9 @@ class Kind(Generic[Job]):
 
     The words: `spelled` names the choices of a design point and `text` puts them in one line; `shown` are metrics listed
     beside the objectives, `breakdowns` the metrics whose parts are shown, each with a heading; `stages` is the memory of
-    each distinct pipeline stage by part; `explained` takes a plan apart; `lacking` tells how a plan breaks a constraint of that
-    name, with its excess, where the figures say more than a share.
+    each distinct pipeline stage by part; `explained` takes a plan apart; `sensitivity` says as plain values what front members
+    (codes) lean on, given the objectives and how many points were evaluated, or is None; `lacking` tells how a plan breaks a
+    constraint of that name, with its excess, where the figures say more than a share.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Kind(Generic[Job]):
     stages: Callable[[Problem, Columns], tuple[tuple[str, Mapping[str, float]], ...]]
     explained: Callable[[Job, Mapping[str, Any]], Explained]
     lacking: Mapping[str, Callable[[PlanAnswer, float], str]] = field(default_factory=dict)
+    sensitivity: Callable[[Job, Sequence[Mapping[str, Any]], Sequence[tuple[str, bool]], int], Mapping[str, Any]] | None = None
 
 
 KINDS: Mapping[str, str] = MappingProxyType(

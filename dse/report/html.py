@@ -23,7 +23,7 @@ def page(run: Run) -> str:
     """The whole page."""
     blocks = [f"<h1>{escape(run.name)}</h1>", f"<p class=lead>{escape(run.title)}.</p>"]
     if run.front:
-        blocks += _front(run) + _winner(run)
+        blocks += _front(run) + _winner(run) + _sensitivity(run)
     else:
         blocks += ["<h2>Nothing is feasible</h2>", _text(nothing_fits(run))]
     if run.baseline is not None:
@@ -103,6 +103,21 @@ def _winner(run: Run) -> list[str]:
             blocks += _memory(best) if metric == "memory" else _parts(run, metric)
             blocks.append(_table(words.parts_sheet(best, metric)))
     return [*blocks, "<h3>All figures</h3>", _table(words.figures_sheet(best))]
+
+
+def _sensitivity(run: Run) -> list[str]:
+    """What the front's members lean on; the first is open."""
+    if run.sensitivity is None:
+        return []
+    blocks = ["<h2>What the front leans on</h2>", f"<p class=note>{escape(words.sensitivity_text(run))}</p>"]
+    for i, member in enumerate(run.sensitivity["members"]):
+        evens = "".join(f"<li>{escape(even['said'])}</li>" for even in member["break_evens"] or ())
+        plans = "".join(f"<li>{escape(name)}: {escape(plan)}</li>" for name, plan in member["best_plans"].items())
+        blocks.append(
+            f"<details{' open' if i == 0 else ''}><summary>#{i + 1} {escape(run.front[i].text)}</summary><ul>{plans}</ul>"
+            f"{_table(words.sensitivity_sheet(member))}<p>{escape(words.bottleneck_text(member))}</p><ul>{evens}</ul></details>"
+        )
+    return blocks
 
 
 def _parts(run: Run, metric: str) -> list[str]:

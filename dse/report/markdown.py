@@ -16,7 +16,7 @@ def page(run: Run) -> str:
         blocks += [f"## Front: {words.objectives_text(run.objectives)}", as_table(words.front_sheet(run))]
         if len(run.front) > words.LISTED:
             blocks.append(f"{len(run.front) - words.LISTED:,} more plans are in front.csv.")
-        blocks += _winner(run)
+        blocks += [*_winner(run), *_sensitivity(run)]
     else:
         blocks += ["## Nothing is feasible", _plain(nothing_fits(run))]
     if run.baseline is not None:
@@ -34,6 +34,18 @@ def _winner(run: Run) -> list[str]:
     for metric, heading in find(run.kind).breakdowns:
         if best.parts.get(metric):
             blocks += [f"### {heading}", as_table(words.parts_sheet(best, metric))]
+    return blocks
+
+
+def _sensitivity(run: Run) -> list[str]:
+    if run.sensitivity is None:
+        return []
+    blocks = ["## What the front leans on", words.sensitivity_text(run)]
+    for i, member in enumerate(run.sensitivity["members"]):
+        blocks += [f"### {i + 1}: {run.front[i].text}", as_table(words.sensitivity_sheet(member))]
+        blocks.append(words.bottleneck_text(member))
+        if member["break_evens"]:
+            blocks.append("\n".join(f"- {even['said']}" for even in member["break_evens"]))
     return blocks
 
 

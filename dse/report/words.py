@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dse.answers import PlanAnswer, Run
 from dse.measures import measure
@@ -46,6 +47,41 @@ def certificate_sheet(run: Run) -> Sheet:
     rows += [[f"pruned: {reason}", f"{count:,}"] for reason, count in c["pruned"].items()]
     rows += [[name, f"{c[name]:,}"] for name in ("evaluated", "failed", "unvisited")]
     return Sheet(headings=["", "plans"], rows=rows, left=frozenset({0}))
+
+
+def sensitivity_text(run: Run) -> str:
+    """How many front members were looked at, and how the figures read."""
+    found = run.sensitivity or {}
+    rest = "" if found["with_break_evens"] >= found["front"] else "; dse explain RUN --rank N does any other"
+    return (
+        "Percent that a figure moves for one percent more of a parameter, the best plans found anew. "
+        f"Elasticities of {found['with_elasticities']:,} of {found['front']:,} front members, "
+        f"break-even points of {found['with_break_evens']:,}{rest}. All of it is in sensitivity.json."
+    )
+
+
+def bottleneck_text(member: Mapping[str, Any]) -> str:
+    """What a front member would gain from next, by objective."""
+    pays = {metric: name for metric, name in member["next_bottleneck"].items() if name}
+    told = "; ".join(f"{measure(metric).title}: {name}" for metric, name in pays.items())
+    return f"Next bottleneck by objective: {told}." if told else "No single parameter, grown, improves an objective."
+
+
+def sensitivity_sheet(member: Mapping[str, Any]) -> Sheet:
+    """One front member's elasticities, upwards; with the one downwards where they differ."""
+    found = member["elasticities"]
+    names = list(next(iter(found.values())))
+    rows = [[name, *(_slope(found[metric][name]) for metric in found)] for name in names]
+    return Sheet(headings=["parameter", *(f"{measure(m).title}, %" for m in found)], rows=rows, left=frozenset({0}))
+
+
+CORNER = 0.05
+"""Elasticities up and down that differ by more are both shown."""
+
+
+def _slope(one: Mapping[str, float]) -> str:
+    up, down = f"{one['up']:+.2f}", f"{one['down']:+.2f}"
+    return up if abs(one["up"] - one["down"]) < CORNER else f"{up} ({down} down)"
 
 
 def parts_sheet(answer: PlanAnswer, metric: str) -> Sheet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 import dse
 from dse.experiment import ExperimentError, load
-from dse.kinds.hardware.explanation import sentence
+from dse.kinds.hardware.explanation import Explanation, sentence
+from dse.runner import answer_to
 from search.sensitivity import BreakEven
 
 WORK = {
@@ -38,8 +40,8 @@ def asked(**changes: Any) -> dict[str, Any]:
     return {**copy.deepcopy(QUESTION), **changes}
 
 
-def test_every_design_is_accounted_for_and_its_parts_add_up(tmp_path: Path) -> None:
-    run = dse.run(asked(), tmp_path / "run")
+def test_every_design_is_accounted_for_and_its_parts_add_up() -> None:
+    run = answer_to(load(asked()))
     assert run.certificate["space"] == 8
     assert run.certificate["complete"]
     for answer in run.front:
@@ -48,7 +50,7 @@ def test_every_design_is_accounted_for_and_its_parts_add_up(tmp_path: Path) -> N
 
 
 def test_the_base_scores_one_against_itself() -> None:
-    run = dse.run(asked(design={"memory_stacks": [5]}))
+    run = answer_to(load(asked(design={"memory_stacks": [5]})))
     scores = run.front[0].figures
     for name in ("performance", "performance_per_dollar", "performance_per_watt", "latency"):
         assert scores[name].value == pytest.approx(1.0), name
@@ -57,7 +59,7 @@ def test_the_base_scores_one_against_itself() -> None:
 def test_training_and_serving_together_weigh_as_their_geometric_mean() -> None:
     design = {"stack_bandwidth": ["500 GB/s", "1 TB/s"]}
     both, train, serve = (
-        dse.run(asked(design=design, workloads=work, objectives=["performance"])).front[0].figures["performance"].value
+        answer_to(load(asked(design=design, workloads=work, objectives=["performance"]))).front[0].figures["performance"].value
         for work in ([WORK, SERVE], [WORK], [SERVE])
     )
     assert both == pytest.approx(np.sqrt(train * serve))
@@ -115,3 +117,23 @@ def test_explain_says_what_the_answer_leans_on() -> None:
 def test_a_break_even_reads_as_a_sentence() -> None:
     even = BreakEven(parameter="stack_bandwidth", metric="performance", value=6.1e12, other="scale_up_domain", at=16.0)
     assert sentence(even) == "stack_bandwidth beyond 6.10 TB/s buys nothing until scale_up_domain grows to 16"
+
+
+def test_what_every_front_member_leans_on_is_in_the_folder_and_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dse.kinds.hardware.explanation.RESOURCES", ("nic_bandwidth",))  # fewer neighbours, sooner done
+    question = asked(design={"memory_stacks": [4, 6]}, objectives=["performance", "capital"])
+    run = dse.run(question, tmp_path / "run")
+    held = json.loads((tmp_path / "run" / "sensitivity.json").read_text())
+    assert held["front"] == held["with_elasticities"] == len(held["members"]) == len(run.front)
+    assert held["with_break_evens"] >= 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    told, last = dse.explain(tmp_path / "run", rank=len(run.front)), held["members"][-1]
+    assert isinstance(told, Explanation)
+    for e in told.elasticities:
+        assert last["elasticities"][e.metric][e.parameter] == pytest.approx({"up": e.up, "down": e.down})
+    assert last["next_bottleneck"]["performance"] == told.bottleneck
+    assert [even["said"] for even in last["break_evens"]] == [sentence(even) for even in told.break_evens]
+    assert all(even["said"] in page for member in held["members"] for even in member["break_evens"])
+    assert dse.read(tmp_path / "run").sensitivity == held

@@ -1,12 +1,12 @@
 """The kind `hardware`: which machine does several jobs best, each design with its own best plan for each of them.
 
 `schema` is its file, `job` what the file asks, `designs` its model and space, `words` how designs are told, `explanation`
-what an answer leans on.
+what one answer leans on, `sensitivity` what a front does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dse.kinds.hardware import designs, job, schema, words
@@ -23,6 +23,14 @@ def _explained(asked: job.HardwareJob, codes: Mapping[str, Any]) -> Explanation:
     from dse.kinds.hardware.explanation import explained
 
     return explained(asked, codes)
+
+
+def _sensitivity(
+    asked: job.HardwareJob, members: Sequence[Mapping[str, Any]], objectives: Sequence[tuple[str, bool]], evaluated: int
+) -> dict[str, Any]:
+    from dse.kinds.hardware.sensitivity import sensitivity
+
+    return sensitivity(asked, members, objectives, evaluated)
 
 
 def _no_stages(_: Problem, __: Columns) -> tuple[tuple[str, Mapping[str, float]], ...]:
@@ -58,4 +66,5 @@ KIND: Kind[job.HardwareJob] = Kind(
                 ("design_power", "Power at full activity, before the cap")),
     stages=_no_stages,
     explained=_explained,
+    sensitivity=_sensitivity,
 )  # fmt: skip

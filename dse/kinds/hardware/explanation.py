@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from dse.kinds.training.words import plan_text
 from dse.measures import MEASURES, measure
 from dse.tables import plan_page, table
 from search.codesign import SCORES, CodesignModel
-from search.sensitivity import BreakEven, Elasticity, break_evens, elasticities, next_bottleneck
+from search.sensitivity import BreakEven, Elasticity, Figures, break_evens, elasticities, next_bottleneck
 from spaces.columns import Columns, FloatArray
 from spaces.hardware.accelerators import CATEGORIES, parameters
 from spaces.plan import spell
@@ -74,18 +74,40 @@ def explained(job: HardwareJob, codes: Mapping[str, Any]) -> Explanation:
     """Take apart the design with these codes."""
     problem, columns, model = problem_of(job), point(job, codes), model_of(job)
     answer = answers(find("hardware"), problem, columns, model.evaluate(problem, columns))[0]
-    here, names = _here(job, columns)
-    figures = _figures(model, columns, here)
-    kinds = {name: "double" if name in DOUBLED else "whole" for name in here if parameters()[name].whole}
-    found = elasticities(figures, here, names, METRICS, kinds)
-    evens = break_evens(figures, here, names, "performance", kinds)
+    around = Neighbourhood.of(job, columns)
+    found = around.elasticities(METRICS)
     return Explanation(
         answer=answer,
-        plans=_plans(model, columns),
+        plans=best_plans_text(model, columns),
         elasticities=found,
         bottleneck=next_bottleneck(found, "performance", maximise=MEASURES["performance"].maximise),
-        break_evens=evens,
+        break_evens=around.break_evens("performance"),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Neighbourhood:
+    """The designs around one: its numeric parameters `here`, those to perturb, how they move, and the figures of any design."""
+
+    here: Mapping[str, float]
+    names: Sequence[str]
+    kinds: Mapping[str, str]
+    figures: Figures
+
+    @classmethod
+    def of(cls, job: HardwareJob, columns: Columns) -> Neighbourhood:
+        """Around the one design of `columns`."""
+        here, names = _here(job, columns)
+        kinds = {name: "double" if name in DOUBLED else "whole" for name in here if parameters()[name].whole}
+        return cls(here=here, names=names, kinds=kinds, figures=_figures(model_of(job), columns, here))
+
+    def elasticities(self, metrics: Sequence[str]) -> tuple[Elasticity, ...]:
+        """Of each metric to each parameter."""
+        return elasticities(self.figures, self.here, self.names, metrics, self.kinds)
+
+    def break_evens(self, metric: str) -> tuple[BreakEven, ...]:
+        """Where more of a parameter stops to pay in `metric`."""
+        return break_evens(self.figures, self.here, self.names, metric, self.kinds, maximise=MEASURES[metric].maximise)
 
 
 def _here(job: HardwareJob, columns: Columns) -> tuple[dict[str, float], list[str]]:
@@ -96,7 +118,7 @@ def _here(job: HardwareJob, columns: Columns) -> tuple[dict[str, float], list[st
     return {name: value for name, value in here.items() if value > 0}, [name for name in wanted if here[name] > 0]
 
 
-def _figures(model: CodesignModel, columns: Columns, here: Mapping[str, float]) -> Any:
+def _figures(model: CodesignModel, columns: Columns, here: Mapping[str, float]) -> Figures:
     """Metrics of designs that differ from one in some parameters."""
     names = {name: float(columns[name][0]) for name in columns.levels if name not in here}
     wide = CodesignModel(
@@ -111,7 +133,7 @@ def _figures(model: CodesignModel, columns: Columns, here: Mapping[str, float]) 
     return figures
 
 
-def _plans(model: CodesignModel, columns: Columns) -> tuple[tuple[str, str], ...]:
+def best_plans_text(model: CodesignModel, columns: Columns) -> tuple[tuple[str, str], ...]:
     """The best plan of every workload in one line."""
     best = model.best(model.designs(columns))
     told = []
