@@ -115,9 +115,10 @@ class _Rows(Generic[Record]):
 
     def found(self, keys: list[bytes], combinations: Columns, evaluate: Callable[[Columns], Record]) -> tuple[Record, IntArray]:
         """All rows known by now, and those of the given combinations among them; what is not yet known is evaluated."""
-        fresh = [row for row, key in enumerate(keys) if key not in self._places]
+        first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))  # points may say the same in other codes
+        fresh = sorted(row for key, row in first.items() if key not in self._places)
         if self._table is not None and len(self._places) + len(fresh) > Known.ROOM:
-            self._places, self._table, fresh = {}, None, list(range(len(keys)))
+            self._places, self._table, fresh = {}, None, sorted(first.values())
         if fresh or self._table is None:
             more = evaluate(combinations.take(np.array(fresh, np.int64)))
             self._table = more if self._table is None or not self._places else joined([self._table, more])

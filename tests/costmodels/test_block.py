@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from training_points import OLD, SPARSE, TINY, problem, whole
 from costmodels.block import FAMILIES, BlockTime, block_time
 from costmodels.block_kernels import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, kernels
 from costmodels.block_memory import block_memory
-from costmodels.block_table import graphs
+from costmodels.block_table import Known, graphs
 from costmodels.constants import find_stack, stack_names
 from spaces.architecture import Architecture
 from spaces.blocks import placement
+from spaces.columns import Columns
 from spaces.graph import MATRIX_KINDS, Kind
 
 
@@ -143,3 +145,21 @@ def test_fp8_speeds_up_linear_layers_alone() -> None:
     gemm, attention = FAMILIES.index("gemm"), FAMILIES.index("attention")
     assert 1.2 < half.families[0, gemm, 0] / eighth.families[0, gemm, 0] < 2.0
     assert half.families[0, attention, 0] == eighth.families[0, attention, 0]
+
+
+@dataclass(frozen=True)
+class Doubled:
+    """A record of one array."""
+
+    value: np.ndarray[Any, Any]
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=8), min_size=1, max_size=5))
+def test_a_table_answers_alike_whatever_was_asked_before(batches: list[list[int]]) -> None:
+    """Points of one batch may say the same in different codes, as designs do."""
+    known, question = Known(), problem(TINY)
+    for batch in batches:
+        codes = {"design": np.arange(len(batch), dtype=np.int32)}
+        points = Columns(n=len(batch), codes=codes, levels={"clock": ("design", np.array(batch, float))})
+        table, rows = known.found(question, points, Doubled, lambda few: Doubled(2.0 * few["clock"]))
+        assert table.value[rows].tolist() == [2.0 * value for value in batch]
