@@ -91,32 +91,54 @@ def _total(run: dict[str, float]) -> float:
     return run["driver_cpu_s"] + run["workers_cpu_s"]
 
 
-def store(counts: Sequence[int] = (1_000, 10_000, 100_000)) -> list[dict[str, float]]:
-    """CPU microseconds to tell a trial and to look one up, in stores that hold so many."""
+def store(counts: Sequence[int] = (1_000, 10_000, 100_000), rounds: int = 200) -> list[dict[str, float]]:
+    """CPU microseconds to tell a trial and to look one up, in run stores and memories that hold so many.
+
+    All of them are there at once and are asked in turn, so that what else the machine does meets them alike; medians of
+    batches. `fill_us` is what a trial cost on the way there, growing included (and making the database).
+    """
     from dse.run_store import RunStore
+    from search.numbering import Numbering
     from search.store import Trials
 
     random = np.random.default_rng(0)
-    found = []
+
+    def trials() -> Trials:
+        costs, violation = random.random((BATCH, 2)), random.random(BATCH)
+        return Trials(ordinals=random.integers(0, 1 << 40, BATCH), costs=costs, violation=violation)
+
     with tempfile.TemporaryDirectory() as folder:
-        run_store = RunStore(Path(folder), ["step_time", "memory"])
-        held = 0
+        stores: list[RunStore] = []
+        found: list[dict[str, float]] = []
+        memories = [Numbering(np.unique(random.integers(0, 1 << 40, count))) for count in counts]
         for count in counts:
-            first = count - max(counts[0], count // 10)
-            while held < count:
-                if held == max(first, 0):
-                    started, looking = time.process_time(), 0.0
-                ordinals = random.integers(0, 1 << 40, BATCH)
-                run_store.tell(Trials(ordinals=ordinals, costs=random.random((BATCH, 2)), violation=random.random(BATCH)))
-                pause = time.process_time()
-                run_store.known(random.integers(0, 1 << 40, BATCH))
-                looking += time.process_time() - pause
-                held += BATCH
-            told = count - max(first, 0)
-            spent = time.process_time() - started
-            found.append({"trials": count, "tell_us": (spent - looking) / told * 1e6, "known_us": looking / told * 1e6})
-        run_store.close()
-    return found
+            started = time.process_time()
+            path = Path(folder) / str(count)
+            path.mkdir()
+            stores.append(RunStore(path, ["step_time", "memory"]))
+            for _ in range(0, count, BATCH):
+                stores[-1].tell(trials())
+            found.append({"trials": count, "fill_us": (time.process_time() - started) / count * 1e6})
+        spent: dict[str, list[list[float]]] = {name: [[] for _ in counts] for name in ("tell_us", "known_us", "memo_us")}
+        for turn in range(rounds):
+            for i, held in enumerate(stores):
+                asked, told = random.integers(0, 1 << 40, BATCH), trials()
+                held.known(random.integers(0, 1 << 40, BATCH))
+                marks = [time.process_time_ns()]
+                held.known(asked)
+                marks.append(time.process_time_ns())
+                memories[i].find(asked)
+                marks.append(time.process_time_ns())
+                spent["known_us"][i].append(marks[1] - marks[0])
+                spent["memo_us"][i].append(marks[2] - marks[1])
+                if turn % (rounds // 10) == 0:  # few, or the smallest would not be small any more
+                    held.tell(told)
+                    spent["tell_us"][i].append(time.process_time_ns() - marks[2])
+        for held in stores:
+            held.close()
+    return [
+        row | {name: median(times[i]) / BATCH / 1e3 for name, times in spent.items()} for i, row in enumerate(found)
+    ]
 
 
 def main() -> None:

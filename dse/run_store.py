@@ -16,6 +16,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from search.numbering import Numbering
 from search.store import Trials, new_rows, taken
 from spaces.columns import IntArray
 
@@ -52,7 +53,7 @@ class RunStore:
         self._pending: list[tuple[str, list[tuple[Any, ...]]]] = []
         self._slices: dict[int, tuple[int, bytes, float]] = {}  # not written yet
         self._costs = [f'"cost.{name}"' for name in objectives]
-        self._known: set[int] | None = None
+        self._known: Numbering | None = None
 
     # --- what was asked ---
 
@@ -95,7 +96,7 @@ class RunStore:
         known = self._memory()
         fresh = taken(trials, new_rows(trials.ordinals, self.known(trials.ordinals)))
         first = len(known)
-        known.update(fresh.ordinals.tolist())
+        known.add(fresh.ordinals)
         columns = zip(fresh.ordinals.tolist(), fresh.violation.tolist(), fresh.costs.tolist(), strict=True)
         rows = [
             (first + i, ordinal, violation, fresh.reasons.get(i), *costs)
@@ -106,7 +107,7 @@ class RunStore:
 
     def known(self, ordinals: IntArray) -> NDArray[np.bool_]:
         """Which points were told before, shape (n,)."""
-        return np.fromiter(map(self._memory().__contains__, ordinals.tolist()), np.bool_, len(ordinals))
+        return self._memory().known(ordinals)
 
     def trials(self) -> Trials:
         """All of them, in the order in which they were told; those not written yet included."""
@@ -120,9 +121,9 @@ class RunStore:
             reasons={i: row[3] for i, row in enumerate(rows) if row[3] is not None},
         )
 
-    def _memory(self) -> set[int]:
+    def _memory(self) -> Numbering:
         if self._known is None:
-            self._known = set(self.trials().ordinals.tolist())
+            self._known = Numbering(self.trials().ordinals)
         return self._known
 
     # --- the database ---

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from search.certificate import Certificate, Failure
 from search.front import Front, Points, TopList, non_dominated
+from search.numbering import Numbering
 from search.result import Progress
 from search.store import Trials, TrialStore, taken
 from spaces.columns import Columns, FloatArray, IntArray
@@ -87,8 +88,8 @@ class Archive:
         self._told = told
         self._store = store
         self._record = store.trials() if store is not None else Trials.none(none.costs.shape[1])
-        self._recorded = dict(zip(self._record.ordinals.tolist(), range(len(self._record)), strict=True))
-        self._rows: dict[int, int] = {}
+        self._recorded = Numbering(self._record.ordinals)
+        self._rows = Numbering()
         self._ruled_out: list[tuple[IntArray, NDArray[np.int8]]] = []
         self._screen: NDArray[np.bool_] | None = None
         self._reasons: dict[str, int] = {}
@@ -128,7 +129,7 @@ class Archive:
 
     def known(self, ordinals: IntArray) -> NDArray[np.bool_]:
         """Which points were asked before, shape (n,)."""
-        return np.fromiter(map(self._rows.__contains__, ordinals.tolist()), np.bool_, len(ordinals))
+        return self._rows.known(ordinals)
 
     def fresh(self, ordinals: IntArray) -> IntArray:
         """The distinct points among some that were not asked before, in the order given."""
@@ -141,7 +142,7 @@ class Archive:
         new = self.fresh(ordinals)[: self.left]
         if len(new):
             self._evaluate(new)
-        return np.fromiter((self._rows.get(o, -1) for o in ordinals.tolist()), np.int64, len(ordinals))
+        return self._rows.find(ordinals)
 
     def rule_out(self, ordinals: IntArray) -> NDArray[np.bool_]:
         """Which points the model's bound proves infeasible, shape (n,); they count as pruned, not as evaluated.
@@ -210,7 +211,7 @@ class Archive:
 
     def _evaluate(self, ordinals: IntArray) -> None:
         """Evaluate new points, or take them from the record; put them on record, and keep what counts."""
-        row = np.fromiter((self._recorded.get(o, -1) for o in ordinals.tolist()), np.int64, len(ordinals))
+        row = self._recorded.find(ordinals)
         self._take(row[row >= 0])
         new = ordinals[row < 0]
         if len(new):
@@ -279,7 +280,7 @@ class Archive:
         self._ordinals[self._n : end] = trials.ordinals
         self._costs[self._n : end] = trials.costs
         self._violation[self._n : end] = trials.violation
-        self._rows |= zip(trials.ordinals.tolist(), range(self._n, end), strict=True)
+        self._rows.add(trials.ordinals)
         self._n = end
         self.evaluated += len(trials) - len(trials.reasons)
         for row, reason in trials.reasons.items():

@@ -14,6 +14,7 @@ from typing import Protocol, final, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from search.numbering import Numbering
 from spaces.columns import FloatArray, IntArray
 
 
@@ -90,7 +91,7 @@ class Remembered:
     def __init__(self, objectives: int = 1) -> None:
         self._slices: dict[int, tuple[int, bytes, float]] = {}
         self._trials: list[Trials] = [Trials.none(objectives)]
-        self._known: set[int] = set()
+        self._known = Numbering()
 
     def slices(self) -> Mapping[int, int]:
         """Points of every slice, by its first ordinal."""
@@ -106,13 +107,13 @@ class Remembered:
 
     def known(self, ordinals: IntArray) -> NDArray[np.bool_]:
         """Which points were told before, shape (n,)."""
-        return np.fromiter(map(self._known.__contains__, ordinals.tolist()), np.bool_, len(ordinals))
+        return self._known.known(ordinals)
 
     def tell(self, trials: Trials) -> None:
         """Remember trials."""
         fresh = new_rows(trials.ordinals, self.known(trials.ordinals))
         self._trials.append(taken(trials, fresh))
-        self._known |= set(trials.ordinals[fresh].tolist())
+        self._known.add(trials.ordinals[fresh])
 
     def trials(self) -> Trials:
         """All of them."""
