@@ -14,7 +14,7 @@ from costmodels.serving.capacity import Capacity, capacity
 from costmodels.serving.engine import engines
 from costmodels.serving.intervals import pairs
 from costmodels.serving.problem import serving_problem
-from costmodels.serving.replay import Replay, replay
+from costmodels.serving.replay import Replay, TooLong, replay
 from costmodels.serving.stack import find_serving_stack
 from costmodels.serving.static_batch import static_batch
 from costmodels.step_tables import StepTables
@@ -33,6 +33,7 @@ class _Served:
     latency: float
     rate: float
     notes: tuple[str, ...] = ()
+    error: str = ""
 
 
 def answer_serving(questions: Sequence[ServingQuestion]) -> list[dict[str, Any]]:
@@ -96,8 +97,13 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
 
 
 def _run(tables: StepTables, engine: int, run: Replay, tokens: float) -> _Served:
-    found = replay(tables, engine, run)
+    try:
+        found = replay(tables, engine, run)
+    except TooLong as error:
+        return _Served(first=math.nan, token=math.nan, latency=math.nan, rate=math.nan, error=str(error))
     notes = () if tokens > 0 else ("does not fit in memory: predicted as if it did",)
+    if found.simulated:
+        notes = (*notes, f"{found.simulated:,} of {run.requests:,} requests simulated, the rest like the last of them")
     return _Served(first=found.ttft, token=found.tpot, latency=found.latency, rate=found.tokens_per_second, notes=notes)
 
 
@@ -112,7 +118,7 @@ def _cells(question: ServingQuestion, served: _Served, held: Capacity, i: int) -
     }
     notes = "; ".join([*question.assumptions, *served.notes])
     if not all(math.isfinite(number) for number in value.values()):
-        return {"error": "the run gives no finite prediction for this plan", "assumptions": notes}
+        return {"error": served.error or "the run gives no finite prediction for this plan", "assumptions": notes}
     cells: dict[str, Any] = {}
     for name, number in value.items():
         low, high = (float(around[side]) for side in (("first_low", "first_high") if name == "ttft_s" else ("low", "high")))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from costmodels.kernel_models.calibrated import Calibrated
@@ -32,11 +33,17 @@ class UnknownKernelModel(ValueError):
 def kernel_models() -> dict[str, Callable[[], KernelModel]]:
     """Makers of every registered model by name. Raises ValueError for a name registered twice."""
     found = dict(_OWN)
-    for point in entry_points(group=GROUP):
+    for point in _installed():
         if point.name in _OWN:
             raise ValueError(f"the kernel model {point.name!r} is registered twice; {point.value} must take another name")
         found[point.name] = point.load
     return {name: make if name in _OWN else _loaded(make) for name, make in found.items()}
+
+
+@cache
+def _installed() -> tuple[EntryPoint, ...]:
+    """Models that other packages bring; looking them up reads the metadata of every package there is."""
+    return tuple(entry_points(group=GROUP))
 
 
 def taught_devices(name: str = DEFAULT, calibration: str = "") -> tuple[str, ...] | None:

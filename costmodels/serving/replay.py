@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,12 +44,13 @@ class Replay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """Means over requests: seconds, and output tokens a second of all replicas."""
+    """Means over requests: seconds, and output tokens a second of all replicas; `simulated` of the requests, where not all."""
 
     ttft: float
     tpot: float
     latency: float
     tokens_per_second: float
+    simulated: int = 0
 
 
 _BOUNDLESS = 1 << 29  # blocks
@@ -74,9 +75,62 @@ def limits_of(run: Replay) -> Limits:
     )
 
 
+STEPS = 20_000_000
+"""Steps up to which a run is simulated as it is; a longer closed loop goes on as its last rounds did."""
+MOST = 40_000_000
+"""Steps that a run may take at all."""
+
+
+class TooLong(ValueError):
+    """A run of more steps than are simulated; the message says what would do."""
+
+
 def replay(tables: StepTables, engine: int, run: Replay) -> Replayed:
-    """Simulate the run. A client waits `overhead` before its next request too, which slows a closed loop a little."""
+    """Simulate the run. A client waits `overhead` before its next request too, which slows a closed loop a little.
+
+    Raises TooLong.
+    """
+    width = _width(run, int(tables.stages[engine]))
     count = max(run.requests, 1)
+    if run.concurrency and _steps(run, count, width) > STEPS:
+        first = run.concurrency + 2 * width
+        second = first + max(2 * width, run.concurrency // 4)
+        if second < 0.8 * count:
+            return replace(_continued(tables, engine, run, first, second, width), simulated=second)
+    return _told(run, _totals(tables, engine, run, count, width))
+
+
+def _width(run: Replay, stages: int) -> int:
+    """Requests that all engines together may have running."""
+    limits = limits_of(run)
+    fit = limits.kv_blocks * limits.block_size // (run.prompt + run.output)
+    each = max(min(limits.max_batch, fit), 1) * run.attention_data * run.replicas
+    return max(min(each, run.concurrency or each), min(run.replicas * stages, run.concurrency or run.requests, each))
+
+
+def _steps(run: Replay, count: int, width: int) -> float:
+    """Steps that `count` requests take, about: each engine's own, those of prompts included."""
+    engines = min(run.replicas, width)
+    return count * (run.output * engines / width + math.ceil(run.prompt / max(run.token_budget, 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    """Sums over `count` requests: seconds to the first token, between tokens, in all; and output tokens a second."""
+
+    count: float
+    first: float
+    token: float
+    latency: float
+    rate: float
+
+
+def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int) -> _Totals:
+    steps = _steps(run, count, width)
+    if steps > MOST:
+        fewer = int(count * MOST / steps)
+        hint = f"num_requests of {fewer:,} or fewer would do" if fewer >= max(run.concurrency, 1) else "shorten osl"
+        raise TooLong(f"the run takes some {steps:,.0f} steps, and {MOST:,} are simulated at most; {hint}")
     prompt = np.full(count, max(round(run.prompt * (1.0 - run.prefix_hit)), 1))
     output = np.full(count, run.output)
     if run.concurrency:
@@ -84,13 +138,38 @@ def replay(tables: StepTables, engine: int, run: Replay) -> Replayed:
     else:
         gaps = np.random.default_rng(run.seed).exponential(1.0 / run.rate, count)
         requests = Requests(arrival=np.cumsum(gaps), prompt=prompt, output=output)
-    outcome: Outcome = simulate(tables, engine, requests, limits_of(run), replicas=run.replicas)
+    outcome: Outcome = simulate(tables, engine, requests, limits_of(run), replicas=run.replicas, log=False)
     # requests that all end at once leave no middle to look at: then all of them count
     steady = run.steady and math.isfinite(outcome.token_throughput(steady=True))
-    ttft = outcome.mean("ttft", steady=steady) + run.overhead
-    tpot = outcome.mean("tpot", steady=steady) if run.output > 1 else 0.0
-    latency = outcome.mean("latency", steady=steady) + run.overhead
-    rate = outcome.token_throughput(steady=steady)
+    first, latency = outcome.mean("ttft", steady=steady), outcome.mean("latency", steady=steady)
+    token = outcome.mean("tpot", steady=steady) if run.output > 1 else 0.0
+    return _Totals(count, first * count, token * count, latency * count, outcome.token_throughput(steady=steady))
+
+
+def _continued(tables: StepTables, engine: int, run: Replay, few: int, more: int, width: int) -> Replayed:
+    """A closed loop of many rounds from two of fewer: start and end are in both, what lies between goes on evenly."""
+    plain = replace(run, steady=False)
+    one, two = (_totals(tables, engine, plain, count, width) for count in (few, more))
+    further = (run.requests - two.count) / (two.count - one.count)
+    if run.steady:  # the even part alone
+        n = two.count - one.count
+        span = (two.count / two.rate - one.count / one.rate) * run.output
+        first, token, latency = (getattr(two, name) - getattr(one, name) for name in ("first", "token", "latency"))
+        return _told(run, _Totals(n, first, token, latency, n * run.output / span))
+    count = float(run.requests)
+    span = run.output * (two.count / two.rate + further * (two.count / two.rate - one.count / one.rate))
+    first, token, latency = (
+        getattr(two, name) + further * (getattr(two, name) - getattr(one, name)) for name in ("first", "token", "latency")
+    )
+    return _told(run, _Totals(count, first, token, latency, count * run.output / span))
+
+
+def _told(run: Replay, sums: _Totals) -> Replayed:
+    """Means as a client sees them."""
+    latency = sums.latency / sums.count + run.overhead
+    rate = sums.rate
     if run.concurrency:
         rate *= latency / (latency + run.overhead) if latency > 0 else 1.0
-    return Replayed(ttft=ttft, tpot=tpot, latency=latency, tokens_per_second=rate)
+    return Replayed(
+        ttft=sums.first / sums.count + run.overhead, tpot=sums.token / sums.count, latency=latency, tokens_per_second=rate
+    )

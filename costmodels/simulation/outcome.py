@@ -52,7 +52,7 @@ class Outcome:
     output: IntArray
     too_long: IntArray
     preemptions: IntArray
-    tokens: TokenLog
+    tokens: TokenLog | None
     kv_peak: IntArray
     kv_mean: FloatArray
     kv_blocks: IntArray
@@ -98,6 +98,12 @@ class Outcome:
         gaps = np.where(self.output > 1, self.output - 1, 1)
         return np.where(self.output > 1, (self.finish - self.first) / gaps, math.nan)
 
+    def _gaps(self, steady: bool) -> tuple[FloatArray, IntArray]:
+        """Times between tokens and how often each came about. Raises ValueError where no token's time was kept."""
+        if self.tokens is None:
+            raise ValueError("the simulation kept no log, so nothing is known of single tokens: simulate with log=True")
+        return self.tokens.gaps(self.kept(steady))
+
     def kept(self, steady: bool) -> NDArray[np.bool_]:
         """All requests, or without the first and last tenth that arrived."""
         if not steady:
@@ -117,7 +123,7 @@ class Outcome:
     def mean(self, measure: str, *, steady: bool = False) -> float:
         """Mean over requests (`inter_token`: over tokens); NaN when there is none."""
         if measure == "inter_token":
-            gaps, weights = self.tokens.gaps(self.kept(steady))
+            gaps, weights = self._gaps(steady)
             return float(np.sum(gaps * weights) / np.sum(weights)) if np.sum(weights) else math.nan
         found = self.values(measure, steady=steady)
         return float(np.mean(found)) if len(found) else math.nan
@@ -127,7 +133,7 @@ class Outcome:
         if not 0 <= q <= 100:
             raise ValueError(f"percentile {q}: between 0 and 100")
         if measure == "inter_token":
-            return weighted_percentile(*self.tokens.gaps(self.kept(steady)), q)
+            return weighted_percentile(*self._gaps(steady), q)
         found = self.values(measure, steady=steady)
         return float(np.percentile(found, q, method="inverted_cdf")) if len(found) else math.nan
 
@@ -169,7 +175,7 @@ class Outcome:
         return float(np.sum(until - since)) / self.makespan, int(np.max(waiting, initial=0))
 
 
-def outcome_of(block: Block, requests: Requests, why: IntArray, tokens: TokenLog) -> Outcome:
+def outcome_of(block: Block, requests: Requests, why: IntArray, tokens: TokenLog | None) -> Outcome:
     """Read the loop's final state."""
     m, f = block.m, block.f
     admitted, first, finish = (block.request_time(field) for field in (w.ADMITTED, w.FIRST, w.FINISH))

@@ -28,16 +28,18 @@ def simulate(
     router: str = "round-robin",
     horizon: float = math.inf,
     watch: Callable[[Block], None] | None = None,
+    log: bool = True,
 ) -> Outcome:
     """Serve `requests` with `replicas` engines, each row `engine` of `tables` under `limits`, step by step.
 
     `router` is `round-robin`, `least-loaded` (fewest requests) or `prefix-aware` (where most of the prompt is cached, unless
     that engine holds over twice the requests of the least loaded). Stops at `horizon` seconds; what has not ended by then is
-    reported as unfinished. `watch` sees the state after every step, for audits. The same arguments give the same outcome.
+    reported as unfinished. `watch` sees the state after every step, for audits. Without a `log` the times of single tokens are
+    not kept: memory then does not grow with the steps. The same arguments give the same outcome.
     Raises ValueError for unknown names.
     """
     pool = Pool(tables=tables, engine=engine, limits=limits, replicas=replicas)
-    return _run((pool,), requests, KvLink(), router, horizon, watch)
+    return _run((pool,), requests, KvLink(), router, horizon, watch, log)
 
 
 def simulate_disaggregated(
@@ -65,6 +67,7 @@ def _run(
     router: str,
     horizon: float,
     watch: Callable[[Block], None] | None,
+    log: bool = True,
 ) -> Outcome:
     if router not in ROUTERS:
         raise ValueError(f"router {router!r} is unknown ({', '.join(ROUTERS)})")
@@ -77,14 +80,17 @@ def _run(
     stints: list[IntArray] = []
     why = PAUSED
     while why != ENDED:
+        if not log:
+            m[w.N_LOG] = m[w.N_STINTS] = 0
         why = run(m, block.f, int(m[w.STEPS]) + 1 if watch else NEVER)
         if watch and why == PAUSED:
             watch(block)
-        if why in (LOG_FULL, ENDED):
+        if log and why in (LOG_FULL, ENDED):
             steps.append(_drained(m, w.LOG, w.N_LOG, w.STEP_WORDS))
-        if why in (STINTS_FULL, ENDED):
+        if log and why in (STINTS_FULL, ENDED):
             stints.append(_drained(m, w.STINTS, w.N_STINTS, w.STINT_WORDS))
-    return outcome_of(block, requests, too_long(pools, requests), token_log(block, steps, stints))
+    kept = token_log(block, steps, stints) if log else None
+    return outcome_of(block, requests, too_long(pools, requests), kept)
 
 
 def _drained(m: IntArray, base: int, count: int, words: int) -> IntArray:

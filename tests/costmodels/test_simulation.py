@@ -54,3 +54,13 @@ def test_requests_that_cannot_be_are_told(change: dict[str, object], said: str) 
     good = {"arrival": np.array([0.0, 1.0]), "prompt": np.array([5, 5]), "output": np.array([4, 4])}
     with pytest.raises(BadRequests, match=said):
         Requests(**(good | change))  # type: ignore[arg-type]
+
+
+def test_a_run_without_a_log_is_the_same_but_for_single_tokens() -> None:
+    requests = Requests(arrival=np.zeros(40), prompt=np.full(40, 90), output=np.arange(1, 41), concurrency=6)
+    limits = Limits(max_batch=4, max_tokens=256, kv_blocks=200)
+    kept, bare = (simulate(imagined_tables(), 0, requests, limits, log=log) for log in (True, False))
+    for name in ("arrival", "admitted", "first", "finish"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(bare, name))
+    with pytest.raises(ValueError, match="kept no log"):
+        bare.mean("inter_token")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,35 @@ def test_a_steady_part_that_is_empty_gives_way_to_the_whole_run() -> None:
     """Short prompts with one output token, all at once, end in one step: dropping the first and last leaves no time between."""
     burst = {"isl": "4", "osl": "1", "concurrency": "256", "num_requests": "256"}
     assert number(answer(**burst, steady="true"), "ttft_s") == number(answer(**burst), "ttft_s")
+
+
+def test_a_long_closed_loop_goes_on_as_its_last_rounds_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = {"osl": "200", "isl": "300", "concurrency": "64", "max_num_seqs": "16", "num_requests": "1280"}
+    whole = answer(**long)
+    monkeypatch.setattr("costmodels.serving.replay.STEPS", 100)
+    short = answer(**long)
+    assert "requests simulated" in short["assumptions"]
+    assert "requests simulated" not in whole["assumptions"]
+    for name in ("ttft_s", "tpot_s", "request_latency_s", "tokens_per_s_per_gpu"):
+        assert number(short, name) == pytest.approx(number(whole, name), rel=0.02)
+
+
+def test_a_run_of_too_many_steps_says_what_would_do() -> None:
+    row = answer(osl="20000000", concurrency="1", num_requests="5")
+    assert "num_requests of 1" in row["error"]
+    assert not row["tpot_s"]
+
+
+def test_more_requests_at_once_make_no_token_quicker_and_no_device_slower() -> None:
+    rows = predict_rows([{**ROW, "osl": "128", "concurrency": str(2**k)} for k in range(9)], "serving")
+    tpot, rate = ([number(row, name) for row in rows] for name in ("tpot_s", "tokens_per_s_per_gpu"))
+    assert all(later >= 0.99 * earlier for earlier, later in itertools.pairwise(tpot))
+    assert all(later >= 0.99 * earlier for earlier, later in itertools.pairwise(rate))
+
+
+def test_longer_prompts_and_answers_take_longer() -> None:
+    prompts = predict_rows([{**ROW, "isl": str(2**k), "concurrency": "4"} for k in range(0, 15, 2)], "serving")
+    answers = predict_rows([{**ROW, "osl": str(2**k), "concurrency": "4"} for k in range(0, 12, 2)], "serving")
+    for rows, name in ((prompts, "ttft_s"), (prompts, "tpot_s"), (answers, "request_latency_s")):
+        times = [number(row, name) for row in rows]
+        assert all(later >= 0.99 * earlier for earlier, later in itertools.pairwise(times)), name
