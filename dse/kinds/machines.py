@@ -49,6 +49,23 @@ def cluster_faults(hardware: Machines, at: tuple[str | int, ...] = ("hardware",)
                 yield Fault(path=path, message=f"{device.name}: {error}" if several else str(error))
 
 
+def capped(devices: Iterable[Device], caps: Sequence[float]) -> tuple[Device, ...]:
+    """Every device under every cap, W: its power is the cap and its kernels keep the clock that leaves; no caps change nothing.
+
+    A cap at or above a device's own power leaves it as it is. Raises ValueError for one that does not cover what it idles at.
+    """
+    if not caps:
+        return tuple(devices)
+    found: list[Device] = []
+    for device in devices:
+        for cap in caps:
+            if cap <= device.idle_power:
+                raise ValueError(f"{device.name} draws {device.idle_power:g} W when idle; a cap of {cap:g} W leaves it nothing")
+            under = dataclasses.replace(device, name=f"{device.name} at {cap:g} W", aliases=(), power=cap)
+            found.append(under if cap < device.power else device)
+    return tuple(dict.fromkeys(found))
+
+
 def named_devices(value: Mapping[str, Any], hardware: Machines) -> dict[str, Any]:
     """The section as it was written, its devices by the names that the catalogue has for them."""
     named = dict(value)

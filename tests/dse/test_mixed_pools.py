@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from dse.asking import models_of, plan_codes, point, problem_of, space_of
-from dse.experiment import load
+from dse.experiment import ExperimentError, load
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "hardware"
 QUESTION: dict[str, Any] = {
@@ -88,3 +89,37 @@ def test_shipped_experiments_hold_their_budget(name: str) -> None:
     assert run.front
     assert all(answer.figures[metric].value <= most * (1 + 1e-9) for answer in run.front)
     assert all(answer.plan["prefill.device"] in KINDS for answer in run.front)
+
+
+CAPS = (350.0, 450.0, 550.0, 650.0, 700.0)
+MEETING = 1e-3
+"""How far the part as it was measured and what is inferred of it under a cap may miss each other where they meet."""
+
+
+def test_a_power_cap_never_speeds_a_pool_up_and_its_power_stays_under_it() -> None:
+    """Each pool under its own cap: what the caps say together is never exceeded, and neither phase gains by a lower one."""
+    pool = {"device": "H100", "devices": {"at_most": 2}, "power_cap": list(CAPS)}
+    experiment = load({**QUESTION, "hardware": {"pools": {"prefill": pool, "decode": pool}}})
+
+    def under(prefill: float, decode: float) -> dict[str, float]:
+        names = [KINDS[0] if cap == 700.0 else f"{KINDS[0]} at {cap:g} W" for cap in (prefill, decode)]
+        return figures(experiment, f",prefill.device={names[0]},device={names[1]}")
+
+    free = under(700.0, 700.0)
+    assert free == pytest.approx(figures(asked("H100", "H100")), rel=1e-9)
+    both = [under(cap, cap) for cap in CAPS]
+    for cap, found in zip(CAPS, both, strict=True):
+        assert found["rated_power"] == pytest.approx(4 * cap)
+        assert found["power"] <= 4 * cap * (1 + 1e-9)
+    for lower, higher in itertools.pairwise(both):
+        assert lower["tokens_per_second"] <= higher["tokens_per_second"] * (1 + MEETING)
+    reading, writing = ([under(cap, 700.0)["ttft"] for cap in CAPS], [under(700.0, cap)["tpot"] for cap in CAPS])
+    for times in (reading, writing):
+        assert all(slow >= quick * (1 - MEETING) for slow, quick in itertools.pairwise(times))
+    assert reading[0] / reading[-1] > writing[0] / writing[-1]  # writing waits for memory, which a cap leaves as it is
+
+
+def test_a_cap_below_what_a_device_idles_at_is_told() -> None:
+    pool = {"device": "H100", "devices": 2, "power_cap": "20 W"}
+    with pytest.raises(ExperimentError, match=r"pools.prefill.*when idle; a cap of 20 W leaves it nothing"):
+        load({**QUESTION, "hardware": {"pools": {"prefill": pool, "decode": {"device": "H100", "devices": 2}}}})

@@ -13,7 +13,7 @@ import numpy as np
 
 from costmodels.serving.statistics import Statistics
 from dse.experiment import trace_name
-from dse.kinds.machines import cluster_faults, fabrics, named_devices
+from dse.kinds.machines import capped, cluster_faults, fabrics, named_devices
 from dse.locations import Fault
 from dse.measures import NEED_ROW, percentile
 from spaces.architecture import Architecture
@@ -135,7 +135,7 @@ def _pools(hardware: Hardware) -> tuple[PoolMachines, PoolMachines] | None:
     changes: dict[str, Any] = {} if hardware.devices_per_node is None else {"devices_per_node": hardware.devices_per_node}
     both = [
         PoolMachines(
-            devices=tuple(dataclasses.replace(device, **changes) if changes else device for device in pool.device),
+            devices=capped((dataclasses.replace(d, **changes) if changes else d for d in pool.device), pool.power_cap),
             count=pool.devices[1],
             at_most=pool.devices[0] == "at_most",
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator, Field, InstanceOf, create_model
+from pydantic import BeforeValidator, Field, InstanceOf, create_model, model_validator
 
 from costmodels.serving.stack import find_serving_stack
+from dse.kinds.machines import capped
 from dse.kinds.serving.requests import read_lengths, read_per_second, read_published, read_trace_file
 from dse.measures import nearest
 from dse.schema.fields import (
@@ -101,10 +102,18 @@ def _codes(symbol: str) -> Any:
 
 
 class Pool(Section):
-    """Machines of one pool; `device` may be a list, and is an axis then."""
+    """Machines of one pool; `device` and `power_cap` (W a device) may be lists, and are axes then."""
 
     device: Devices
     devices: Annotated[tuple[str, int], BeforeValidator(read_device_count)]
+    power_cap: Annotated[list[Annotated[float, BeforeValidator(positive("W"))]], BeforeValidator(as_list)] = Field(
+        default_factory=list
+    )
+
+    @model_validator(mode="after")
+    def _room(self) -> Pool:
+        capped(self.device, self.power_cap)
+        return self
 
 
 class Pools(Section):
