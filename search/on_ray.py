@@ -18,6 +18,9 @@ from search.executors import ExecutorError
 T = TypeVar("T")
 R = TypeVar("R")
 
+_SETTINGS = 4  # type of the first frame that either side of HTTP/2, and so of gRPC, sends (RFC 9113 §3.4, §6.5)
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
+
 _held: dict[str, Callable[[Any], Any]] = {}  # in a worker: the function by its name in the object store
 
 
@@ -110,14 +113,21 @@ def _cores(ray: Any) -> float:
 
 
 def _knock(address: str, patience: float) -> None:
-    """ExecutorError when nothing listens at host:port."""
+    """ExecutorError when nothing that speaks gRPC answers at host:port: Ray itself would wait there for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         raise ExecutorError(f"a Ray address is host:port or auto, got '{address}'")
+    silent = f"no Ray cluster answers at {address} within {patience:g} s"
     try:
-        socket.create_connection((host, int(port)), timeout=patience).close()
+        with socket.create_connection((host, int(port)), timeout=patience) as line:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return
+            line.sendall(_HELLO)
+            frame = line.recv(4)
     except OSError as error:
-        raise ExecutorError(f"no Ray cluster answers at {address} within {patience:g} s: {error}") from None
+        raise ExecutorError(f"{silent}: {error}") from None
+    if len(frame) < 4 or frame[3] != _SETTINGS:
+        raise ExecutorError(f"{silent}: something else listens there")
 
 
 def _call(shared: list[Any], chunk: Any) -> Any:

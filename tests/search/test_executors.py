@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -108,6 +110,23 @@ def test_a_ray_address_that_does_not_answer_is_told_in_time() -> None:
     with pytest.raises(ExecutorError, match="host:port or auto"):
         list(OnRay(address="nowhere").map(raises, iter([1])))
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_a_port_where_something_else_listens_is_told_in_time(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            line, _ = server.accept()
+            line.sendall(said)
+            time.sleep(0.0 if said else 0.5)
+            line.close()
+
+        listener = threading.Thread(target=answer)
+        listener.start()
+        with pytest.raises(ExecutorError, match=r"no Ray cluster answers at 127\.0\.0\.1:"):
+            list(OnRay(address=f"127.0.0.1:{server.getsockname()[1]}", patience=0.2).map(raises, iter([1])))
+        listener.join()
 
 
 def test_cancelled_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
