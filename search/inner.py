@@ -26,9 +26,9 @@ ROWS = 1 << 16
 """Points evaluated at a time."""
 TIMES = frozenset({"step_time"})
 """Metrics that no symbol of RISING makes worse when it grows, and none of FALLING when it shrinks."""
-RISING = ("device.matrix_flops.", "device.vector_flops", "device.memory_", "device.scale_up_bandwidth", "device.peer_bandwidth",
-          "device.package_bandwidth", "device.nic_bandwidth", "device.host_link_bandwidth", "device.cache_bytes",
-          "kernel.gemm.share", "kernel.attention")  # fmt: skip
+RISING = ("device.matrix_flops.", "device.vector_flops", "device.memory_", "device.near_memory_", "device.scale_up_bandwidth",
+          "device.peer_bandwidth", "device.package_bandwidth", "device.nic_bandwidth", "device.host_link_bandwidth",
+          "device.cache_bytes", "kernel.gemm.share", "kernel.attention")  # fmt: skip
 FALLING = ("device.scale_up_latency", "device.nic_latency")
 APART = ("device.power", "device.idle_power", "device.price_per_hour", "device.compute_units", "energy.")
 """Symbols that times do not read."""

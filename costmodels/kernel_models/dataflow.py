@@ -19,6 +19,7 @@ from costmodels.kernel_models.operations import (
 )
 from costmodels.kernel_models.protocol import KernelTime, interval
 from costmodels.kernel_models.roofline import Roofline
+from costmodels.kernels import smooth_max
 from costmodels.machines.relative import attention_factors, changed, product_factors
 from spaces.columns import FloatArray
 
@@ -32,7 +33,15 @@ class Dataflow:
         return frozenset({*Roofline().reads, "chip.*", "base.*"})
 
     def predict(self, op: str, shapes: Shapes, device: DeviceSymbols) -> KernelTime:
-        """As the protocol says."""
+        """As the protocol says; an operator that units beside the memory run sooner takes their time."""
+        main = self._main(op, shapes, device)
+        near = near_memory_time(op, shapes, device)
+        if near is None:
+            return main
+        share = np.minimum(near / main.value, 1.0)
+        return KernelTime(value=main.value * share, low=main.low * share, high=main.high * share, evidence=main.evidence)
+
+    def _main(self, op: str, shapes: Shapes, device: DeviceSymbols) -> KernelTime:
         plain = Roofline().predict(op, shapes, device)
         if family_of(op) not in ("gemm", "attention") or not changed(device):
             return plain
@@ -45,6 +54,23 @@ class Dataflow:
         spread = np.log(plain.high / plain.value)
         floor = np.maximum(datasheet_bound(op, shapes, device), np.zeros_like(bound))
         return interval(plain.value * factor, spread, plain.evidence, floor)
+
+
+def near_memory_time(op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray | None:
+    """Seconds of each row on the units beside the memory, infinite for what they do not run; None where there are none.
+
+    They run what reads much and computes little: decode attention and grouped products (Duplex, Yun et al., MICRO 2024, §IV),
+    at the bandwidth that they see and the shares of it that kernels sustain.
+    """
+    rate = device.get("device.near_memory_flops", 0.0)
+    if not rate or op not in ("attention_decode", "gemm"):
+        return None
+    work = traffic_and_work(op, shapes, device)
+    sustained = device["kernel.gemm.bandwidth" if op == "gemm" else "kernel.pointwise.bandwidth"]
+    bandwidth = device["device.near_memory_bandwidth"] * sustained
+    time = device["kernel.gemm.overhead"] + smooth_max(work.flops / rate, work.traffic / bandwidth)
+    runs = complete(op, shapes)["groups"] > 1 if op == "gemm" else True
+    return np.asarray(np.where(runs, time, np.inf), np.float64)
 
 
 def _factors(op: str, shapes: Shapes, device: DeviceSymbols) -> tuple[FloatArray, FloatArray]:

@@ -15,7 +15,9 @@ COMPUTE = ("matrix", "registers", "core_memory")
 """Parts on the compute dies, always."""
 SHARED = ("shared_memory", "memory_interface", "scale_up", "host_link", "die_link")
 """Parts on the I/O dies where there are any, else on the compute dies."""
-PARTS = (*COMPUTE, *SHARED)
+STACKED = ("near_memory",)
+"""Parts under the memory stacks, on dies of their own."""
+PARTS = (*COMPUTE, *SHARED, *STACKED)
 GIGA = 1e9
 UM2_PER_MM2 = 1e6
 
@@ -38,11 +40,18 @@ def silicon_area(at: SymbolTable) -> dict[str, FloatArray]:
         "scale_up": scale_up * (cost["scale_up_phy"] + cost["scale_up_controller"] / of_process("logic_density", shared)),
         "host_link": host * cost["host_link_phy"],
         "die_link": between * cost["die_link_phy"],
+        "near_memory": near_memory_area(at),
     }
     return {name: np.asarray(area, np.float64) for name, area in parts.items()}
 
 
 _LINKS = ("scale_up_bandwidth", "host_link_bandwidth", "die_link_bandwidth")
+
+
+def near_memory_area(at: SymbolTable) -> FloatArray:
+    """mm² of multiply-adders beside the memory, in the I/O process, at the clock of a memory's base die."""
+    made = at["chip.near_memory_flops"] / (2.0 * constants("area")["near_memory_clock"])
+    return np.asarray(made * constants("area")["matrix_fma"] / of_process("logic_density", at["chip.io_process"]), np.float64)
 
 
 def memory_area(size: Value, process: Value) -> FloatArray:

@@ -40,6 +40,8 @@ def design_symbols(
     symbols["energy.flop"] = energy_per_flop(at)
     for tier in ("memory", "scale_up", "scale_out"):
         symbols[f"energy.{tier}"] = np.broadcast_to(energy_per_byte(at, tier), ratio.shape)
+    if not np.any(symbols["device.near_memory_flops"]):  # most designs have no such units
+        symbols = {name: values for name, values in symbols.items() if not name.startswith("device.near_memory_")}
     described: dict[str, Any] = {**at, **base_symbols(base)}
     if changed(described):
         symbols |= {n: np.broadcast_to(v, ratio.shape) for n, v in described.items() if n.startswith(("chip.", "base."))}

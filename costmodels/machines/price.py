@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from costmodels.machines.area import COMPUTE, die_areas, silicon_area
+from costmodels.machines.area import COMPUTE, die_areas, near_memory_area, silicon_area
 from costmodels.machines.tables import constants, of_memory, of_process
 from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable
@@ -55,6 +55,11 @@ def manufacturing_cost(at: SymbolTable) -> dict[str, FloatArray]:
     other = np.where(io_area > 0, at["chip.io_dies"] * of_process("wafer_price", at["chip.io_process"]) / good, 0.0)
     stacks = at["chip.memory_stacks"]
     memory = of_memory("price", at["chip.memory_kind"]) * stacks * at["chip.stack_capacity"] / GIGA
+    near = near_memory_area(at)
+    wafer = np.pi * (cost["wafer_diameter"] / 2.0) ** 2
+    memory = memory + near / wafer * of_process("wafer_price", at["chip.io_process"]) / die_yield(
+        near / np.maximum(stacks, 1.0), at["chip.io_process"]
+    )  # on the base dies that stacks have anyway
     footprint = area * at["chip.dies"] + io_area * at["chip.io_dies"] + stacks * cost["stack_footprint"]
     package = cost["interposer"] * footprint
     made = (compute + other + memory + package) / cost["memory_yield"]

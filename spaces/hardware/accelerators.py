@@ -36,13 +36,14 @@ class UnknownAccelerator(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """One number that describes an accelerator."""
+    """One number that describes an accelerator; `usual` is that of a part that does not say."""
 
     name: str
     unit: str
     whole: bool
     least: float
     means: str
+    usual: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,6 +82,7 @@ def parameters() -> Mapping[str, Parameter]:
                 whole=entry.get("whole", False),
                 least=float(entry["least"]),
                 means=entry["means"],
+                usual=entry.get("usual"),
             )
             for name, entry in facts.items()
         }
@@ -225,6 +227,8 @@ def _number(value: object, written: str) -> float:
 
 def _accelerator(facts: Mapping[str, Any]) -> Accelerator:
     """The part a file describes. Raises ValueError for a missing parameter."""
+    usual = {name: p.usual for name, p in parameters().items() if p.usual is not None}
+    facts = {**usual, **facts}
     missing = [name for name in (*parameters(), *CATEGORIES) if name not in facts]
     if missing:
         raise ValueError(f"{facts['name']}: the description lacks {', '.join(missing)}")

@@ -137,3 +137,14 @@ def test_what_every_front_member_leans_on_is_in_the_folder_and_the_report(
     assert [even["said"] for even in last["break_evens"]] == [sentence(even) for even in told.break_evens]
     assert all(even["said"] in page for member in held["members"] for even in member["break_evens"])
     assert dse.read(tmp_path / "run").sensitivity == held
+
+
+def test_one_of_many_models_waits_for_the_tier_that_holds_them() -> None:
+    links = {"host_link_bandwidth": ["16 GB/s", "64 GB/s"], "host_memory": "2 TB"}
+    serve = [{**SERVE, "models": 200}]
+    latencies = {
+        name: [a.figures["latency"].value for a in answer_to(load(asked(design=links, workloads=work))).top["capital"]]
+        for name, work in (("one", [SERVE]), ("many", serve))
+    }
+    assert max(latencies["one"]) == pytest.approx(min(latencies["one"]), rel=1e-3)  # a wider link takes a little power
+    assert max(latencies["many"]) > 1.5 * min(latencies["many"])

@@ -12,8 +12,10 @@ import yaml
 
 from costmodels.constants import device_symbols, find_stack
 from costmodels.kernel_models.dataflow import Dataflow
+from costmodels.metrics import CostModel
 from costmodels.serving.problem import serving_problem, serving_symbols
 from costmodels.serving.steady_state import ServingModel
+from costmodels.serving.switching import SwitchingModel
 from costmodels.training import TrainingModel, training_problem
 from dse.asking import ImpossiblePlan
 from dse.kinds.hardware.job import HardwareJob, Work
@@ -103,7 +105,7 @@ def _workload(work: Work, device: Device) -> Workload:
     return Workload(
         name=work.name,
         weight=work.weight,
-        model=ServingModel(Dataflow()),
+        model=_switching(ServingModel(Dataflow()), work.models),
         problem=problem,
         plans=_listed(space, work.name),
         own=serving_symbols(device),
@@ -113,6 +115,10 @@ def _workload(work: Work, device: Device) -> Workload:
         latency="request_latency",
         limits=work.limits,
     )
+
+
+def _switching(model: ServingModel, models: int) -> CostModel:
+    return model if models == 1 else SwitchingModel(model=model, models=float(models))
 
 
 def _training(work: Work, device: Device) -> Workload:

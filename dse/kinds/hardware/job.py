@@ -29,7 +29,7 @@ LOOKED_AT = 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Work:
-    """One workload: a model, devices, what is asked of them, and the axes that are restricted."""
+    """One workload: a model, devices, what is asked of them, and the axes that are restricted; one of `models` like it."""
 
     name: str
     kind: str
@@ -40,6 +40,7 @@ class Work:
     stack: str
     options: Mapping[str, tuple[float, ...]]
     limits: Mapping[str, float]
+    models: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -95,6 +96,7 @@ def _work(entry: Any) -> Work:
         stack=entry.stack,
         options=MappingProxyType(options),
         limits=MappingProxyType(limits),
+        models=1 if entry.kind == "training" else entry.models,
     )
 
 

@@ -105,7 +105,7 @@ class TrainingWorkload(Section):
 
 
 class ServingWorkload(Section):
-    """A model to serve on so many of the devices."""
+    """A model to serve on so many of the devices; with `models`, one of so many of its size, asked for uniformly."""
 
     name: Text
     kind: Literal["serving"]
@@ -116,6 +116,7 @@ class ServingWorkload(Section):
     stack: Annotated[str, BeforeValidator(one_of("serving stack", serving_stack_names))] = "vllm"
     space: dict[str, Annotated[list[float], BeforeValidator(as_list)]] = Field(default_factory=dict)
     limits: dict[str, float | str] = Field(default_factory=dict)
+    models: Count = 1
 
 
 AnyWorkload: TypeAlias = Annotated[TrainingWorkload | ServingWorkload, Field(discriminator="kind")]

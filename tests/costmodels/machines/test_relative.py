@@ -1,5 +1,7 @@
 """Designs against the part they descend from: nothing changed, nothing moves; arrays and buffers move what they must."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -64,3 +66,29 @@ def test_vector_units_bound_fused_attention_where_they_are_few() -> None:
     assert (few > 2.0).all()
     slow = Dataflow().predict("attention_prefill", ATTENTION, design(vector_fma=16)).value
     assert (slow > Dataflow().predict("attention_prefill", ATTENTION, design()).value).all()
+
+
+DECODE = {
+    "batch": np.array([1.0, 64.0, 256.0]), "heads": np.full(3, 64.0), "kv_heads": np.full(3, 8.0), "q_len": np.ones(3),
+    "kv_len": np.array([128.0, 4096.0, 32768.0]), "head_dim": np.full(3, 128.0), "cache": np.full(3, "cold"),
+}  # fmt: skip
+EXPERTS = {**SHAPES, "m": np.full(3, 8.0), "groups": np.array([1.0, 8.0, 8.0]), "cache": np.full(3, "cold")}
+
+
+@pytest.mark.parametrize(("op", "shapes"), [("attention_decode", DECODE), ("gemm", EXPERTS)])
+def test_units_beside_the_memory_help_what_reads_much_and_computes_little(op: str, shapes: dict[str, np.ndarray]) -> None:
+    """None change nothing; more of them, or more bandwidth, is never slower; what they do not run stays as it was."""
+    plain = Dataflow().predict(op, shapes, design()).value
+    ladder = [
+        Dataflow().predict(op, shapes, design(near_memory_flops=flops, near_memory_ratio=ratio)).value
+        for ratio in (1.0, 4.0)
+        for flops in (0.0, 1e12, 2e13, 1e14)
+    ]
+    np.testing.assert_array_equal(ladder[0], plain)
+    np.testing.assert_array_equal(ladder[4], plain)
+    for i, (less, more) in enumerate(itertools.pairwise(ladder)):
+        assert i == 3 or np.all(more <= less)
+    assert np.all(np.array(ladder[4:]) <= np.array(ladder[:4]))
+    assert np.any(ladder[-1] < plain)
+    if op == "gemm":
+        assert ladder[-1][0] == plain[0]  # one dense product stays on the matrix units
