@@ -147,4 +147,4 @@ def test_one_of_many_models_waits_for_the_tier_that_holds_them() -> None:
         for name, work in (("one", [SERVE]), ("many", serve))
     }
     assert max(latencies["one"]) == pytest.approx(min(latencies["one"]), rel=1e-3)  # a wider link takes a little power
-    assert max(latencies["many"]) > 1.5 * min(latencies["many"])
+    assert max(latencies["many"]) > 1.2 * min(latencies["many"])
