@@ -133,11 +133,16 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
         # sequences are cut so that the units are filled, to `split` parts at most
         parts = np.minimum(np.maximum(p["split"], 1.0), np.ceil(length / _QUERY_TILE))
         blocks = np.minimum(batch * heads * parts, np.maximum(batch * heads, units))
+    keys = np.ceil(length / _QUERY_TILE)
+    if op == "attention_prefill":  # FlashAttention-2 cuts the keys where blocks of queries leave units idle
+        few = (at["implementation"] == "flash") & (blocks < _ENOUGH * units)
+        cut = np.where(few, np.clip(np.floor(units / blocks), 1.0, keys), 1.0)
+        blocks, keys = blocks * cut, np.ceil(keys / cut)
     diagonal = np.where(at["causal"] == "true", 1.0 + _QUERY_TILE / length, 1.0)
     waves = blocks / units
     filled = np.where(waves > 1, waves + (np.ceil(waves) - waves) * p["tail"], 1.0) / waves
     rate = work.rate * p["share"] * np.where(width <= 64, p["narrow"], 1.0)
-    steps = np.maximum(waves, 1.0) * np.ceil(length / _QUERY_TILE) * p["block_ns"] * 1e-9
+    steps = np.maximum(waves, 1.0) * keys * p["block_ns"] * 1e-9
     rows = batch * heads * q / units * p["row_ns"] * 1e-9
     compute = work.flops * diagonal * filled / rate + steps
     if op == "attention_decode":
@@ -182,7 +187,8 @@ ATTENTION = _attention_form(0.5, 0.8)
 def _pointwise(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> FloatArray:
     """Traffic at the operator's own bandwidth, or elements at the rate a unit issues them, which memory does not speed up.
 
-    A single row is handled by one compute unit at `unit` times its share of the bandwidth.
+    A single row is handled by one compute unit at `unit` times its share of the bandwidth. Where rows are reduced, each costs its
+    unit `row_ns` beside its elements, for it waits until the row's sum is known.
     """
     work = work_of(op, at, device)
     memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
@@ -190,9 +196,17 @@ def _pointwise(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
         return np.asarray(p["overhead_us"] * 1e-6 + memory)
     units = device["device.compute_units"]
     issue = at["rows"] * at["cols"] / units * p["element_ps"] * 1e-12
+    if op in _REDUCED:
+        issue = issue + at["rows"] / units * p["row_ns"] * 1e-9
     one = work.traffic / np.maximum(at["rows"], 1.0) / (device["device.memory_bandwidth"] * p["unit"] / units)
     return np.asarray(p["overhead_us"] * 1e-6 + smooth_max(smooth_max(memory, issue), one))
 
+
+_REDUCED = frozenset({"rms_norm", "layer_norm"})
+"""Operators whose rows each wait for a sum; a softmax is told apart by its kernels instead."""
+_WARP, _REGISTERS = 2048, 8192
+"""Elements of the widest softmax row that PyTorch leaves to one warp, and to the registers of one block of 1,024 threads; wider
+rows go through shared memory (aten/src/ATen/native/cuda/SoftMax.cu)."""
 
 POINTWISE = Form(
     parameters=(
@@ -202,6 +216,7 @@ POINTWISE = Form(
         Parameter(name="cache_faster", start=1.5, low=1.0, high=5.0),
         Parameter(name="unit", start=3.0, low=0.05, high=100.0),
         Parameter(name="element_ps", start=50.0, low=0.0, high=5000.0),
+        Parameter(name="row_ns", start=100.0, low=0.0, high=5000.0),
     ),
     time=_pointwise,
 )
@@ -239,18 +254,27 @@ def kernel_name(implementation: str, device: DeviceSymbols) -> str:
 
 
 def variant(op: str, at: Shapes, device: DeviceSymbols) -> NDArray[Any]:
-    """Which set of parameters each row takes, shape (n,): the operator, with the kernel for attention and the direction."""
+    """Which set of parameters each row takes, shape (n,): the operator, with the kernel and the direction."""
     n = len(at["dtype"])
     if op == "gemm":
         return np.full(n, "gemm")
     if "direction" in at and "rows" in at:
-        return np.asarray(np.char.add(f"{op}.", at["direction"]))
+        kinds = np.char.add(f"{op}.", at["direction"])
+        if op == "softmax":
+            cols = at["cols"]
+            kernel = np.where(cols <= _WARP, ".warp", np.where(cols <= _REGISTERS, ".registers", ".shared"))
+            kinds = np.char.add(kinds, np.where(at["direction"] == "forward", kernel, ""))
+        return np.asarray(kinds)
     kernels = at["implementation"]
     names = {word: f"{op}.{kernel_name(word, device)}" for word in np.unique(kernels).tolist()}
     result = np.full(n, "", dtype="<U64")
     for word, name in names.items():
         result[kernels == word] = name
-    return result
+    if op == "attention_decode":
+        # products batched over sequences and heads of a cache laid out by token: with several of both it is copied first
+        copied = (kernels == "grouped") & (at["batch"] > 1) & (at["kv_heads"] > 1)
+        result = np.where(copied, np.char.add(result, ".copied"), result)
+    return np.asarray(result)
 
 
 def prepared(op: str, shapes: Shapes, device: DeviceSymbols) -> dict[str, NDArray[Any]]:

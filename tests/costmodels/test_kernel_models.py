@@ -12,7 +12,7 @@ from costmodels.kernel_models import features
 from costmodels.kernel_models.calibrated import Calibrated, answer
 from costmodels.kernel_models.domain import clipped, domain_of, inside
 from costmodels.kernel_models.fitted import FOLDER, Fit, is_current, read_fit
-from costmodels.kernel_models.forms import FORMS, prepared, prior_time
+from costmodels.kernel_models.forms import FORMS, prepared, prior_time, variant
 from costmodels.kernel_models.groups import quantiles
 from costmodels.kernel_models.heldout import leave_groups_out
 from costmodels.kernel_models.learned import residual
@@ -27,6 +27,7 @@ from costmodels.measurements import ROOT, read
 from costmodels.metrics import Evidence
 from spaces.hardware import find_device
 
+H100 = kernel_symbols(find_device("H100"))
 FAMILIES = ("gemm", "attention", "pointwise")
 SHAPES: dict[str, dict[str, NDArray[np.float64]]] = {
     "gemm": {"m": np.array([1.0, 64.0, 4096.0]), "n": np.full(3, 4096.0), "k": np.full(3, 8192.0)},
@@ -140,6 +141,37 @@ class TestForms:
                         continue  # heads wider than 64 run at another rate
                     more = prepared(op, sizes | {name: np.ceil(sizes[name] * rng.uniform(1, 3, 200))}, symbols)
                     assert (prior_time(op, more, symbols, calibration.variants) >= before * (1 - 1e-9)).all(), (op, name)
+
+    def test_softmax_takes_the_kernel_of_its_row_width(self) -> None:
+        sizes = {"rows": np.full(4, 64.0), "cols": np.array([2048.0, 2049.0, 8192.0, 8193.0])}
+        found = variant("softmax", prepared("softmax", sizes, H100), H100).tolist()
+        assert found == [f"softmax.forward.{name}" for name in ("warp", "registers", "registers", "shared")]
+
+    def test_a_cache_of_several_sequences_and_heads_is_copied_before_its_products(self) -> None:
+        sizes = {name: np.full(3, value) for name, value in (("heads", 8.0), ("kv_len", 1024.0), ("head_dim", 128.0))}
+        sizes |= {"batch": np.array([1.0, 4.0, 4.0]), "kv_heads": np.array([4.0, 1.0, 4.0]), "q_len": np.ones(3)}
+        at = prepared("attention_decode", sizes | {"implementation": np.full(3, "grouped")}, H100)
+        kinds = variant("attention_decode", at, H100).tolist()
+        assert [kind.endswith(".copied") for kind in kinds] == [False, False, True]
+
+    def test_flash_cuts_the_keys_of_few_queries(self) -> None:
+        """Units that would idle take a share of the keys: a quarter of the heads does not take as long as all of them."""
+        fit = read_fit("attention")
+        assert fit is not None
+        sizes = {name: np.full(2, v) for name, v in (("batch", 1.0), ("q_len", 512.0), ("kv_len", 8192.0), ("head_dim", 128.0))}
+        sizes |= {"heads": np.array([8.0, 32.0]), "kv_heads": np.full(2, 8.0), "causal": np.full(2, "false")}
+        at = prepared("attention_prefill", sizes | {"implementation": np.full(2, "flash")}, H100)
+        for calibration in fit.devices.values():
+            few, many = prior_time("attention_prefill", at, calibration.symbols, calibration.variants)
+            assert few < 0.5 * many
+
+    def test_many_narrow_rows_of_a_norm_are_slower_than_few_wide_ones(self) -> None:
+        fit = read_fit("pointwise")
+        assert fit is not None
+        at = prepared("layer_norm", {"rows": np.array([65536.0, 1024.0]), "cols": np.array([256.0, 16384.0])}, H100)
+        for calibration in fit.devices.values():
+            narrow, wide = prior_time("layer_norm", at, calibration.symbols, calibration.variants)
+            assert narrow > 2.0 * wide
 
     def test_parameters_stay_within_their_bounds(self) -> None:
         for family in FAMILIES:
