@@ -187,8 +187,8 @@ ATTENTION = _attention_form(0.5, 0.8)
 def _pointwise(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> FloatArray:
     """Traffic at the operator's own bandwidth, or elements at the rate a unit issues them, which memory does not speed up.
 
-    A single row is handled by one compute unit at `unit` times its share of the bandwidth. Where rows are reduced, each costs its
-    unit `row_ns` beside its elements, for it waits until the row's sum is known.
+    A single row is handled by one compute unit at `unit` times its share of the bandwidth. Where rows are reduced, each costs
+    its unit `row_ns` beside its elements, for it waits until the row's sum is known.
     """
     work = work_of(op, at, device)
     memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
