@@ -185,7 +185,7 @@ class _Reader:
 
 
 def override(document: Located, settings: tuple[str, ...]) -> Located:
-    """The document with `KEY=VALUE` settings put in; VALUE is YAML and KEY a dotted path.
+    """The document with `KEY=VALUE` settings put in; VALUE is YAML and KEY a dotted path; places of lists count from 0.
 
     A setting that cannot be applied becomes a fault that says it came from --set.
     """
@@ -195,15 +195,15 @@ def override(document: Located, settings: tuple[str, ...]) -> Located:
     faults = list(document.faults)
     for setting in settings:
         key, equals, text = setting.partition("=")
-        path: Path = tuple(part for part in key.strip().split(".") if part)
+        path = _placed(value, tuple(part for part in key.strip().split(".") if part))
         overridden[path] = setting
         inner = locate(text, "--set")
         if not equals or not path:
             faults.append(Fault(path=(), message="expected KEY=VALUE, such as hardware.devices=64", setting=setting))
         elif inner.faults:
             faults.append(Fault(path=path, message=inner.faults[0].message, setting=setting))
-        elif not _put(value, path, inner.value):
-            faults.append(Fault(path=path, message="the key it would go under is not a mapping", setting=setting))
+        elif wrong := _put(value, path, inner.value):
+            faults.append(Fault(path=path, message=wrong, setting=setting))
         written = {place: typed for place, typed in written.items() if place[: len(path)] != path}
         written |= {(*path, *place): typed for place, typed in inner.written.items()}
     overridden.pop((), None)
@@ -225,14 +225,36 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _put(root: Any, path: Path, value: Any) -> bool:
-    """Set `value` at `path`, making mappings on the way; False when something on the way is not a mapping."""
+def _placed(root: Any, path: Path) -> Path:
+    """The path with the places of lists as numbers, as far as it leads."""
     here = root
-    for part in path[:-1]:
+    placed: list[str | int] = []
+    for part in path:
+        if isinstance(here, list) and str(part).isdecimal():
+            placed.append(int(part))
+            here = here[int(part)] if int(part) < len(here) else None
+        else:
+            placed.append(part)
+            here = here.get(part) if isinstance(here, Mapping) else None
+    return tuple(placed)
+
+
+def _put(root: Any, path: Path, value: Any) -> str:
+    """Set `value` at `path`, making mappings on the way; what stands in the way, or ''."""
+    here = root
+    for depth, part in enumerate(path):
+        last, so_far = depth == len(path) - 1, ".".join(map(str, path[:depth]))
+        if isinstance(here, list):
+            if not isinstance(part, int) or part >= len(here):
+                return f"{so_far} is a list of {len(here)}: name one by its place, {so_far}.0 to {so_far}.{len(here) - 1}"
+            if last:
+                here[part] = value
+            here = here[part]
+            continue
         if not isinstance(here, dict):
-            return False
-        here = here.setdefault(str(part), {})
-    if not isinstance(here, dict):
-        return False
-    here[str(path[-1])] = value
-    return True
+            return f"{so_far} is no mapping that a key could go under"
+        if last:
+            here[str(part)] = value
+        else:
+            here = here.setdefault(str(part), {})
+    return ""

@@ -38,20 +38,51 @@ def check(
     try:
         return file.model_validate(value, context={"folder": folder, "metrics": metrics}), ()
     except ValidationError as error:
-        return None, tuple(_fault(entry, file, examples) for entry in error.errors(include_url=False))
+        return None, tuple(_fault(entry, value, file, examples) for entry in error.errors(include_url=False))
 
 
-def _fault(entry: Any, file: type[Section], examples: Examples) -> Fault:
-    """One of pydantic's errors in our words."""
-    path = tuple(entry["loc"])
+def _fault(entry: Any, value: object, file: type[Section], examples: Examples) -> Fault:
+    """One of pydantic's errors in our words, at the place in `value` that it is about."""
+    path = _place(value, tuple(entry["loc"]))
     kind, message = entry["type"], str(entry["msg"]).removeprefix("Value error, ")
+    named = tuple(map(str, path))
+    example = f"; for example {examples[named]}" if named in examples else ""
     if kind == "missing":
-        message = "is missing" + (f"; for example {examples[path]}" if path in examples else "")
+        message = "is missing" + example
     elif kind == "extra_forbidden":
         message = f"unknown key{nearest(path[-1], keys(file, path[:-1]))}"
     elif kind.startswith(("model_type", "model_attributes", "dict")):
         message = f"expected a mapping of {', '.join(keys(file, path))}, got {said(entry['input'])}"
+    elif kind in ("too_short", "list_type"):
+        given = "an empty list" if kind == "too_short" else said(entry["input"])
+        message = f"expected a list of at least one, got {given}"
+        message += example
+    elif kind.startswith("union_tag"):
+        context = entry["ctx"]
+        names = str(context.get("expected_tags", "")).replace("'", "").split(", ")
+        tag, choices = context["discriminator"].strip("'"), [name for name in names if name]
+        path = (*path, tag)
+        if kind == "union_tag_invalid":
+            message = f"there is no {tag} {context['tag']!r}{nearest(context['tag'], choices)}"
+        else:
+            message = f"is missing; for example {tag}: training"
     return Fault(path=path, message=message)
+
+
+def _place(value: object, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The path without the names of alternatives that pydantic puts into it: those that are no key, but what `kind` says."""
+    here, kept = value, []
+    for part in path:
+        if isinstance(here, Mapping) and part not in here and here.get("kind") == part:
+            continue
+        kept.append(part)
+        if isinstance(here, Mapping):
+            here = here.get(part)
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        else:
+            here = None
+    return tuple(kept)
 
 
 def keys(file: type[BaseModel], path: tuple[str | int, ...]) -> tuple[str, ...]:

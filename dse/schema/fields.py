@@ -47,10 +47,8 @@ def _whole(value: object, least: int) -> int:
 
 def said(value: object) -> str:
     """What was given, as people name it."""
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
+    if isinstance(value, Mapping | list):
+        return f"{'a' if value else 'an empty'} {'mapping' if isinstance(value, Mapping) else 'list'}"
     return "nothing" if value is None else f"the text {value!r}" if isinstance(value, str) else str(value).lower()
 
 
@@ -78,6 +76,13 @@ def one_of(what: str, known: Callable[[], tuple[str, ...]]) -> Callable[[object]
         return value
 
     return read
+
+
+def as_objectives(value: object) -> object:
+    """Objectives as a list; one stands for a list of one."""
+    if value == []:
+        raise ValueError("an empty list asks for nothing; name one, or leave the key out for those that are usual")
+    return as_list(value)
 
 
 def as_list(value: object) -> object:

@@ -10,6 +10,7 @@ from dse.schema.fields import (
     Limit,
     ObjectiveChoice,
     as_list,
+    as_objectives,
     one_of,
     positive,
     read_address,
@@ -40,7 +41,7 @@ Price: TypeAlias = Annotated[float, BeforeValidator(positive("USD/h"))]
 Text: TypeAlias = Annotated[str, BeforeValidator(read_text)]
 Model: TypeAlias = Annotated[InstanceOf[Architecture], BeforeValidator(read_model)]
 Objective: TypeAlias = Annotated[InstanceOf[ObjectiveChoice], BeforeValidator(read_objective)]
-Objectives: TypeAlias = Annotated[list[Objective], BeforeValidator(as_list)]
+Objectives: TypeAlias = Annotated[list[Objective], BeforeValidator(as_objectives)]
 Limits: TypeAlias = Annotated[tuple[InstanceOf[Limit], ...], BeforeValidator(read_constraints)]
 
 

@@ -179,12 +179,23 @@ def accelerator_columns(
     derived = {
         name: np.broadcast_to(np.asarray(value, np.float64), (n,)).copy() for name, value in chosen.evaluate(values).items()
     }
+    _sound(derived, values, set(changes))
     ports = [
         reach(TOPOLOGIES[int(code)], int(size)).ports
         for code, size in zip(values["scale_up_topology"], values["scale_up_domain"], strict=True)
     ]
     derived.setdefault("device.peer_bandwidth", derived["device.scale_up_bandwidth"] / np.array(ports, np.float64))
     return {f"chip.{name}": value for name, value in values.items()} | derived
+
+
+def _sound(derived: Mapping[str, FloatArray], values: Mapping[str, FloatArray], changed: set[str]) -> None:
+    """Raise ValueError for a device's figure that a formula makes negative or not finite, saying for which design."""
+    for name, figure in derived.items():
+        bad = np.flatnonzero(~np.isfinite(figure) | (figure < 0)) if name.startswith("device.") else np.empty(0, np.int64)
+        if len(bad):
+            numbers = [n for n in changed if n not in CATEGORIES]
+            design = ", ".join(f"{n} {values[n][bad[0]]:g}" for n in sorted(numbers)) or "the base"
+            raise ValueError(f"the formula of {name} gives {figure[bad[0]]:g} for {design}; no device has less than nothing")
 
 
 @cache

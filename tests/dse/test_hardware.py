@@ -77,11 +77,20 @@ def test_training_and_serving_together_weigh_as_their_geometric_mean() -> None:
         ({"formulas": {"a": {"formula": "b", "unit": ""}, "b": {"formula": "a", "unit": ""}}}, "in a circle: a -> b -> a"),
         ({"formulas": {"device.memory_bandwidth": {"formula": "stack_bandwidth * memory_stacks"}}}, "has no unit"),
         ({"formulas": {"spare": {"formula": "memory_stacks * clock", "unit": "B/s"}}}, "declared in B/s"),
+        ({"formulas": {"device.memory_bandwidth": {"formula": "(memory_stacks - 5) * stack_bandwidth", "unit": "B/s"}}},
+         "formula of device.memory_bandwidth gives -6.7e.11 for clock 1.4e.09, memory_stacks 4"),
+        ({"workloads": []}, "workloads: expected a list of at least one, got an empty list; for example workloads"),
+        ({"workloads": [{**WORK, "kind": "tranning"}]}, "workloads.0.kind: there is no kind 'tranning'; .*training"),
+        ({"workloads": [{k: v for k, v in WORK.items() if k != "kind"}]}, "workloads.0.kind: is missing; for example kind:"),
+        ({"workloads": [{**WORK, "devices": -8}]}, "workloads.0.devices: expected a whole number"),
+        ({"workloads": [{**WORK, "devices": 7}]}, "workloads.0: no legal plan; devices not divisible by"),
+        ({"objectives": []}, "objectives: an empty list asks for nothing"),
+        ({"design": {}}, "expected parameters with their values, got an empty mapping"),
         ({"workloads": [WORK, WORK]}, "train is a workload already"),
         ({"workloads": [{**SERVE, "limits": {"tpott": 1}}]}, "no limit is called 'tpott'"),
         ({"constraints": ["die_area <= 100"]}, "is met by no design; designs range from"),
     ],
-)
+)  # fmt: skip
 def test_bad_files_are_told_in_words(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ExperimentError, match=words):
         load(asked(**changes))
@@ -148,3 +157,17 @@ def test_one_of_many_models_waits_for_the_tier_that_holds_them() -> None:
     }
     assert max(latencies["one"]) == pytest.approx(min(latencies["one"]), rel=1e-3)  # a wider link takes a little power
     assert max(latencies["many"]) > 1.2 * min(latencies["many"])
+
+
+def test_a_setting_reaches_into_lists_by_place() -> None:
+    held = load(asked(), ["workloads.0.model=llama-3.1-8b", "objectives.2=die_area", "workloads.0.workload.sequence=4096"])
+    assert held.job.workloads[0].architecture.name == "llama-3.1-8b"
+    assert held.job.workloads[0].fixed["sequence"] == 4096
+    assert [objective.metric for objective in held.objectives] == ["performance_per_dollar", "performance_per_watt", "die_area"]
+
+
+@pytest.mark.parametrize("key", ["workloads.1.devices", "workloads.train.devices", "workloads.-1.devices"])
+def test_a_setting_beyond_a_list_is_told_which_places_there_are(key: str) -> None:
+    told = rf"from --set {key}=8: {key}: workloads is a list of 1: .*workloads.0 to workloads.0"
+    with pytest.raises(ExperimentError, match=told):
+        load(asked(), [f"{key}=8"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dse.asking import ImpossiblePlan
 from dse.locations import Fault
 from dse.measures import limit, measure, nearest
 from search.conflicts import smallest_conflict
@@ -165,7 +166,13 @@ def _conflicts(file: File) -> Iterable[Fault]:
     from dse.kinds.hardware.designs import model_of, problem_of, space_of
 
     job = job_of(file)
-    model = model_of(job)
+    try:
+        model = model_of(job)
+    except ImpossiblePlan as error:
+        names = [w.name for w in job.workloads]
+        at = next((i for i, name in enumerate(names) if str(error).startswith(f"workload {name}:")), 0)
+        yield Fault(path=("workloads", at), message=str(error).removeprefix(f"workload {names[at]}: "))
+        return
     limits = [Constraint(metric=entry.metric, limit=entry.value, upper=entry.at_most) for entry in file.constraints]
     places = [i for i, entry in enumerate(limits) if entry.metric in _KNOWN]
     if not places:
