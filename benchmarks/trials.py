@@ -1,7 +1,7 @@
 """What one more point costs as the history grows: memo, run store and `auto`, and Optuna's samplers by name.
 
 `python -m benchmarks.trials --points 100000 --json` gives, for each method, CPU-microseconds a point in windows that end at
-about 1,000, 3,000, 10,000, … points, on a cost model that costs next to nothing.
+about 100, 300, 1,000, 3,000, … points, on a cost model that costs next to nothing.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def curve(name: str, points: int) -> list[dict[str, Any]]:
             space, _Formula(), problem, objectives, method=method(name), budget=budget, store=store, watch=watch, sample=10
         )
         store.close()
-    windows = [int(10 ** (3 + k / 2)) for k in range(12) if 10 ** (3 + k / 2) <= points * 1.01]
+    windows = [*(end for k in range(12) if (end := int(10 ** (2 + k / 2))) < points), points]
     rows, last = [], marks[0]
     for end in windows:
         mark = next((mark for mark in marks if mark[0] >= end), marks[-1])
