@@ -1,4 +1,4 @@
-"""Errors on rows measured after every fit and never used by one: `python -m benchmarks.unseen [--json] [--write]`.
+"""Errors on rows that no fit has read: `python -m benchmarks.unseen [--json] [--write]`.
 
 `costmodels/data/unseen` holds kernels, whole training steps and steps of served models on one and two H100s, at shapes and of
 architectures that `costmodels/data/measurements` lacks, drawn at random before any was predicted. Nothing may be fitted on
@@ -143,9 +143,9 @@ of the times here, cold and after four minutes of load alike, and the 4,047 of t
 apart row by row). A suite of large products in a row draws its 650 W and clocks lower; a few of them among small ones draw
 550 W and do not.
 
-No fit has read these rows, but the table has been read: what was worked on after its first printing (autocast, host-bound sharded
-steps, softmax, norms, flash prefill, grouped decoding; 2026-11-28 the last) was chosen because it was wrong here, and kernels were
-fitted again since, on the fitted rows alone. For those lines the figures are no longer blind.
+No fit has read these rows, but the table has been read: what was worked on after its first printing (autocast, host-bound
+sharded steps, softmax, norms, flash prefill, grouped decoding; 2026-11-28 the last) was chosen because it was wrong here, and
+kernels were fitted again since, on the fitted rows alone. For those lines the figures are no longer blind.
 """
 
 
