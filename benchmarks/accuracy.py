@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from costmodels import intervals, measurements
+from costmodels.comparison import RankAgreement, rank_agreement
 from costmodels.constants import find_stack, stack_names
-from costmodels.published import RankAgreement, rank_agreement
 from dse.answers import to_json_text
 from dse.validation import Validation, bars, memory_by_source, percent, validate
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodels import intervals, published
+from costmodels import comparison, intervals, published
 from costmodels.measured_steps import measured_steps
 from costmodels.training import TrainingModel
 from dse.prediction import predict_rows
@@ -33,7 +33,7 @@ TARGET = Path(intervals.__file__).parent / "data" / "intervals.yaml"
 def residuals() -> dict[tuple[str, str], dict[str, list[float]]]:
     """log(predicted / published) step time by (stack, generation) and source, calibration rows alone."""
     facts = [fact for fact in published.best_rows(published.read_facts()) if fact.split == "calibration"]
-    compared = published.compare(facts, predict_rows([dict(fact.inputs) for fact in facts]))
+    compared = comparison.compare(facts, predict_rows([dict(fact.inputs) for fact in facts]))
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for fact, one in zip(facts, compared, strict=True):
         if not one.refused:

@@ -1,4 +1,4 @@
-"""Published training results: reading them, converting their metrics, and judging predictions against them.
+"""Published training results: reading them, converting their metrics, and what of them is to be predicted.
 
 The facts lie in `data/published/training.csv`, one row per (configuration, metric): the configuration in the columns of the
 batch prediction contract, the result once as printed and once in canonical units (seconds, TFLOP/s, tokens/s/GPU, percent,
@@ -12,21 +12,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import combinations
 from pathlib import Path
-from statistics import fmean, median
 from types import MappingProxyType
 from typing import Literal, TypeAlias
-
-import numpy as np
 
 SECONDS_PER_HOUR = 3600.0
 SECONDS_PER_DAY = 86400.0
 GIB = float(2**30)
 """Bytes."""
-
-REFUSED_ERROR = 1.0
-"""What a refused row counts as in error statistics: an error of 100 %, safely over 10 %."""
 
 DIMENSIONS = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab")
 """Model dimensions of the contract; blank in mixture-of-experts rows, whose preset has them."""
@@ -132,12 +125,12 @@ def _fact(row: dict[str, str]) -> Fact:
         id=row["id"],
         citation=row["citation"],
         inputs=MappingProxyType({name: row[name] for name in CONTRACT}),
-        parameters=_number(row["parameters"]),
+        parameters=read_number(row["parameters"]),
         metric=row["metric"],
-        value=_number(row["value"]),
+        value=read_number(row["value"]),
         unit=row["unit"],
-        peak_tflops=_number(row["peak_tflops"]),
-        trained_tokens=_number(row["trained_tokens"]),
+        peak_tflops=read_number(row["peak_tflops"]),
+        trained_tokens=read_number(row["trained_tokens"]),
         printed_metric=row["printed_metric"],
         printed_value=row["printed_value"],
         printed_unit=row["printed_unit"],
@@ -148,7 +141,7 @@ def _fact(row: dict[str, str]) -> Fact:
     )
 
 
-def _number(text: float | str | None) -> float:
+def read_number(text: float | str | None) -> float:
     """A finite or infinite number, NaN for blanks and words."""
     try:
         return float(text) if text is not None else math.nan
@@ -156,8 +149,9 @@ def _number(text: float | str | None) -> float:
         return math.nan
 
 
-def _quantity(inputs: Inputs, name: str) -> float:
-    value = _number(inputs.get(name, ""))
+def quantity(inputs: Inputs, name: str) -> float:
+    """The number in a column of the configuration. Raises MissingQuantity for a blank."""
+    value = read_number(inputs.get(name, ""))
     if not math.isfinite(value):
         raise MissingQuantity(f"needs `{name}`, which this row leaves blank")
     return value
@@ -165,7 +159,7 @@ def _quantity(inputs: Inputs, name: str) -> float:
 
 def tokens_per_step(inputs: Inputs) -> float:
     """Tokens of one optimizer step: global batch (sequences) × sequence length."""
-    return _quantity(inputs, "global_batch") * _quantity(inputs, "seq")
+    return quantity(inputs, "global_batch") * quantity(inputs, "seq")
 
 
 # --- printed metrics and canonical ones ------------------------------------------------------------------------------
@@ -176,15 +170,15 @@ def _one(inputs: Inputs) -> float:  # noqa: ARG001
 
 
 def _per_device(inputs: Inputs) -> float:
-    return 1.0 / _quantity(inputs, "n_gpus")
+    return 1.0 / quantity(inputs, "n_gpus")
 
 
 def _trained_tokens(inputs: Inputs) -> float:
-    return _quantity(inputs, "trained_tokens")
+    return quantity(inputs, "trained_tokens")
 
 
 def _share_of_training(inputs: Inputs) -> float:
-    return tokens_per_step(inputs) / _quantity(inputs, "trained_tokens")
+    return tokens_per_step(inputs) / quantity(inputs, "trained_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,12 +293,12 @@ class StepFlops:
 
 def predicted_flops(prediction: Prediction, n_gpus: float) -> StepFlops:
     """FLOP per step that a prediction row implies: its rates × its step time × devices."""
-    device_seconds = _number(prediction.get("step_time_s")) * n_gpus * 1e12
-    model = _number(prediction.get("model_tflops_per_gpu")) * device_seconds
-    hardware = _number(prediction.get("hw_tflops_per_gpu")) * device_seconds
-    mfu = _number(prediction.get("mfu"))
+    device_seconds = read_number(prediction.get("step_time_s")) * n_gpus * 1e12
+    model = read_number(prediction.get("model_tflops_per_gpu")) * device_seconds
+    hardware = read_number(prediction.get("hw_tflops_per_gpu")) * device_seconds
+    mfu = read_number(prediction.get("mfu"))
     return StepFlops(
-        model=model, hardware=hardware, causal=model * _number(prediction.get("mfu_causal")) / mfu if mfu else math.nan
+        model=model, hardware=hardware, causal=model * read_number(prediction.get("mfu_causal")) / mfu if mfu else math.nan
     )
 
 
@@ -317,7 +311,7 @@ def implied_step_time(fact: Fact, flops: StepFlops | None = None) -> float:
         return math.nan
     if fact.metric == "step_time":
         return fact.value
-    devices = _quantity(fact.inputs, "n_gpus")
+    devices = quantity(fact.inputs, "n_gpus")
     if fact.metric == "tokens_per_s_per_gpu":
         return tokens_per_step(fact.inputs) / (fact.value * devices)
     counts = flops or StepFlops()
@@ -344,163 +338,6 @@ def best_rows(facts: Iterable[Fact]) -> list[Fact]:
         if held is None or rank < held:
             best[fact.id] = fact
     return list(best.values())
-
-
-# --- predictions against facts ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """A published step time beside its prediction, seconds; `refused` holds the reason where there is no prediction."""
-
-    fact: Fact
-    published: float
-    predicted: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    refused: str = ""
-
-    @property
-    def error(self) -> float:
-        """Relative error in time, predicted / published − 1; positive predicts too slow. NaN when refused."""
-        return self.predicted / self.published - 1.0
-
-    @property
-    def covered(self) -> bool:
-        """Whether the published time lies in the predicted interval."""
-        return self.low <= self.published <= self.high
-
-    @property
-    def width(self) -> float:
-        """Width of the interval relative to the prediction; NaN without one."""
-        return (self.high - self.low) / self.predicted
-
-
-def compare(facts: Sequence[Fact], predictions: Sequence[Prediction]) -> list[Comparison]:
-    """Each fact with the prediction row of the same position. Raises `ValueError` on unequal lengths."""
-    compared = []
-    for fact, row in zip(facts, predictions, strict=True):
-        predicted = _number(row.get("step_time_s"))
-        published = implied_step_time(fact, predicted_flops(row, _quantity(fact.inputs, "n_gpus")))
-        refused = str(row.get("error") or "")
-        if not refused and not (math.isfinite(predicted) and predicted > 0.0):
-            refused = "no step time"
-        if not refused and not (math.isfinite(published) and published > 0.0):
-            refused = f"no predicted figure to set beside {fact.metric}"
-        if refused:
-            compared.append(Comparison(fact=fact, published=published, refused=refused))
-            continue
-        low, high = _number(row.get("step_time_s_low")), _number(row.get("step_time_s_high"))
-        compared.append(Comparison(fact=fact, published=published, predicted=predicted, low=low, high=high))
-    return compared
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorStatistics:
-    """Absolute relative errors of a group, percent; a refused row counts as `REFUSED_ERROR`.
-
-    `bias` is the mean signed error of the predicted rows, `within_10` the share of all rows with an error of at most 10 %,
-    `coverage` the share of predicted rows inside their interval, `width` the median interval width relative to the
-    prediction. NaN where there is nothing to average.
-    """
-
-    rows: int
-    predicted: int
-    refused: int
-    median: float
-    mean: float
-    p90: float
-    worst: float
-    bias: float
-    within_10: float
-    coverage: float
-    width: float
-
-
-def error_statistics(compared: Sequence[Comparison]) -> ErrorStatistics:
-    """Statistics of a group of comparisons; a group of none is all NaN."""
-    answered = [c for c in compared if not c.refused]
-    sizes = [REFUSED_ERROR if c.refused else abs(c.error) for c in compared]
-    bounded = [c for c in answered if math.isfinite(c.width)]
-    return ErrorStatistics(
-        rows=len(compared),
-        predicted=len(answered),
-        refused=len(compared) - len(answered),
-        median=_percent(median(sizes)) if sizes else math.nan,
-        mean=_percent(fmean(sizes)) if sizes else math.nan,
-        p90=_percent(float(np.quantile(sizes, 0.9))) if sizes else math.nan,
-        worst=_percent(max(sizes)) if sizes else math.nan,
-        bias=_percent(fmean(c.error for c in answered)) if answered else math.nan,
-        within_10=_percent(fmean(size <= 0.1 for size in sizes)) if sizes else math.nan,
-        coverage=_percent(fmean(c.covered for c in answered)) if answered else math.nan,
-        width=_percent(median(c.width for c in bounded)) if bounded else math.nan,
-    )
-
-
-def _percent(share: float) -> float:
-    return 100.0 * share
-
-
-def by_source(compared: Iterable[Comparison]) -> dict[str, list[Comparison]]:
-    """Comparisons grouped by source, in order of appearance."""
-    groups: dict[str, list[Comparison]] = {}
-    for comparison in compared:
-        groups.setdefault(comparison.fact.source, []).append(comparison)
-    return groups
-
-
-def median_of_source_medians(compared: Iterable[Comparison]) -> float:
-    """Median over sources of each source's median absolute error, percent; NaN for none."""
-    medians = [error_statistics(group).median for group in by_source(compared).values()]
-    return median(medians) if medians else math.nan
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankAgreement:
-    """Pairs of plans for the same job whose published times differ enough, and how many were put in the right order."""
-
-    pairs: int
-    agreed: int
-
-    @property
-    def share(self) -> float:
-        """Percent in the right order; NaN without pairs."""
-        return 100.0 * self.agreed / self.pairs if self.pairs else math.nan
-
-
-def _job(fact: Fact) -> tuple[str, ...]:
-    return fact.job
-
-
-def _different_plans(first: Fact, second: Fact) -> bool:
-    return first.plan != second.plan
-
-
-def rank_agreement(
-    compared: Iterable[Comparison],
-    *,
-    least_difference: float = 0.05,
-    job: Callable[[Fact], tuple[str, ...]] = _job,
-    differ: Callable[[Fact, Fact], bool] = _different_plans,
-) -> RankAgreement:
-    """Order of plans doing the same `job` (`Fact.job`) in ways that `differ` (by `Fact.plan`).
-
-    A pair counts when the slower published time exceeds the faster by more than `least_difference`; a refused row or a
-    tie in the prediction is an order not found.
-    """
-    groups: dict[tuple[str, ...], list[Comparison]] = {}
-    for comparison in compared:
-        if math.isfinite(comparison.published):
-            groups.setdefault(job(comparison.fact), []).append(comparison)
-    pairs = agreed = 0
-    for group in groups.values():
-        for first, second in combinations(group, 2):
-            faster, slower = sorted((first, second), key=lambda c: c.published)
-            if not differ(first.fact, second.fact) or slower.published <= (1.0 + least_difference) * faster.published:
-                continue
-            pairs += 1
-            agreed += bool(faster.predicted < slower.predicted)
-    return RankAgreement(pairs=pairs, agreed=agreed)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -542,6 +379,6 @@ def _memory_key(fact: Fact) -> tuple[str, ...]:
 def memory_errors(rows: Sequence[MemoryFact], predictions: Sequence[Prediction]) -> list[float]:
     """Relative errors in bytes, predicted / published − 1; NaN where the prediction is refused or lacks the column."""
     return [
-        math.nan if prediction.get("error") else _number(prediction.get(row.column)) / row.bytes - 1.0
+        math.nan if prediction.get("error") else read_number(prediction.get(row.column)) / row.bytes - 1.0
         for row, prediction in zip(rows, predictions, strict=True)
     ]

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from costmodels.published import Comparison, Fact, RankAgreement, rank_agreement
+from costmodels.comparison import Comparison, RankAgreement, rank_agreement
+from costmodels.published import Fact
 
 METRICS: Mapping[str, str] = {"ttft_s": "s", "tpot_s": "s", "tokens_per_s_per_gpu": "tokens/s"}
 """Figures a row may print, and their units."""

@@ -91,7 +91,7 @@ def _of_cells(text: str, model: str) -> Against:
 def expected(against: Against, requests: Requests) -> Expected:
     """Serve the requests in simulation on that plan. Raises ValueError where it does not fit in memory."""
     means = {"input_tokens": float(np.mean(requests.prompt)), "output_tokens": float(np.mean(requests.output))}
-    load_of = {"request_rate": _rate(requests), "concurrency": float(requests.concurrency)}
+    load_of = {"request_rate": requests.rate, "concurrency": float(requests.concurrency)}
     scalars = {**against.problem.scalars, **means, **load_of, "prefix_hit": 0.0}
     problem = Problem(
         architecture=against.problem.architecture, stack=against.problem.stack, scalars=scalars, labels=against.problem.labels
@@ -109,11 +109,6 @@ def expected(against: Against, requests: Requests) -> Expected:
     found["throughput"] = outcome.token_throughput() * waits
     generation = problem.labels.get("generation", ("unknown",))[0]
     return Expected(text=against.text, figures={name: _around(problem.stack, generation, name, v) for name, v in found.items()})
-
-
-def _rate(requests: Requests) -> float:
-    span = float(requests.arrival[-1] - requests.arrival[0]) if len(requests) else 0.0
-    return (len(requests) - 1) / span if span > 0 and not requests.concurrency else 0.0
 
 
 def _around(stack: str, generation: str, name: str, value: float) -> tuple[float, float, float]:

@@ -14,22 +14,24 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeAlias
 
-from costmodels.published import (
-    JUDGED_GENERATIONS,
+from costmodels.comparison import (
     Comparison,
     ErrorStatistics,
-    Fact,
-    MemoryFact,
-    Prediction,
     RankAgreement,
-    best_rows,
     by_source,
     compare,
     error_statistics,
     median_of_source_medians,
+    rank_agreement,
+)
+from costmodels.published import (
+    JUDGED_GENERATIONS,
+    Fact,
+    MemoryFact,
+    Prediction,
+    best_rows,
     memory_errors,
     memory_rows,
-    rank_agreement,
     read_facts,
 )
 from costmodels.published_serving import compare_serving, order_of_plans, order_of_replicas, read_serving_facts

@@ -107,8 +107,7 @@ class Traffic:
         """Requests a second in the mean; 0 in a closed loop."""
         if self.rate or self.trace is None or self.concurrency:
             return self.rate
-        span = float(self.trace.arrival[-1] - self.trace.arrival[0])
-        return (len(self.trace) - 1) / span if span > 0 else 0.0
+        return self.trace.rate
 
     @property
     def together(self) -> int:

@@ -40,9 +40,9 @@ def training_space(
 ) -> Space:
     """All legal training plans, in the order of `PLAN_SYMBOLS` as far as their rules allow.
 
-    `count` devices exactly, or with `at_most` any whole number of nodes up to it (2^a·{1, 3, 5, 7} nodes, parts of one node
-    that divide it, and `count` itself). `global_batch` is sequences per step, `sequence` tokens. `options[name]` restricts
-    an axis to some values (codes for categorical ones); an empty sequence opens all of them; absent means all, except that
+    `count` devices exactly, or with `at_most` any number up to it, so that a larger limit loses no plan. `global_batch` is
+    sequences per step, `sequence` tokens. `options[name]` restricts an axis to some values (codes for categorical ones); an
+    empty sequence opens all of them; absent means all, except that
     `precision` is bf16, `trainable` all, `expert_tensor` 1 and `shard_degree` every data·context rank, and that ZeRO 2 and 3
     are combined with a pipeline only when `zero_stage` is named. `uneven` lets a pipeline of one chunk per device deal
     layers that divide by no layout as evenly as they go.
@@ -56,9 +56,7 @@ def training_space(
     scope = _Scope(
         architecture=architecture,
         nodes=np.array([device.devices_per_node for device in devices]),
-        counts=_counts(devices, count) if at_most else (count,),
-        exact=not at_most,
-        limit=count,
+        counts=tuple(range(1, count + 1)) if at_most else (count,),
         global_batch=global_batch,
         sequence=sequence,
         options=asked,
@@ -76,8 +74,6 @@ class _Scope:
     architecture: Architecture
     nodes: NDArray[np.int64]
     counts: tuple[int, ...]
-    exact: bool
-    limit: int
     global_batch: int
     sequence: int
     options: Options
@@ -131,16 +127,6 @@ def _range(name: str) -> tuple[int, float]:
     return {"zero_stage": (0, 3), "sequence_parallel": (0, 1), "recompute_layers": (0, np.inf)}.get(name, (1, np.inf))
 
 
-def _counts(devices: tuple[Device, ...], limit: int) -> tuple[int, ...]:
-    """Numbers of devices worth trying up to `limit`, which is always among them."""
-    found = {limit}
-    for node in {device.devices_per_node for device in devices}:
-        found |= {part for part in _divisors(node) if part <= limit}
-        nodes = limit // node
-        found |= {node * odd << power for odd in (1, 3, 5, 7) for power in range(nodes.bit_length()) if odd << power <= nodes}
-    return tuple(sorted(found))
-
-
 def _divisors(number: int) -> list[int]:
     """Positive divisors, ascending."""
     small = [i for i in range(1, int(number**0.5) + 1) if number % i == 0]
@@ -186,14 +172,8 @@ def _hardware_axes(devices: tuple[Device, ...], domains: Sequence[int] | None) -
 
 
 def _devices(scope: _Scope) -> Axis:
-    """How many devices: exactly as many as asked, or whole nodes and even parts of one."""
-
-    def whole(chosen: Chosen, values: Value) -> Value:
-        node = scope.node(chosen)
-        return (values % node == 0) | (node % values == 0) | (values == scope.limit)
-
-    rules = () if scope.exact else (("neither whole nodes nor an even part of one", whole),)
-    return _axis("devices", scope.counts, *rules)
+    """How many devices: exactly as many as asked, or any number up to that."""
+    return _axis("devices", scope.counts)
 
 
 def _tensor(scope: _Scope) -> Axis:

@@ -76,12 +76,17 @@ class Requests:
         arrays = {name: getattr(self, name)[rows] for name in names if getattr(self, name) is not None}
         return Requests(**arrays, concurrency=self.concurrency)
 
+    @property
+    def rate(self) -> float:
+        """Requests a second on average, first to last; 0 where they arrive all at once."""
+        span = float(self.arrival[-1] - self.arrival[0]) if len(self) > 1 else 0.0
+        return (len(self) - 1) / span if span > 0 else 0.0
+
     def at_rate(self, rate: float) -> Requests:
         """The same requests with their arrival times scaled to `rate` requests a second on average."""
-        span = float(self.arrival[-1] - self.arrival[0]) if len(self) > 1 else 0.0
-        if span <= 0:
+        if not self.rate:
             raise BadRequests("requests that arrive all at once have no rate to scale")
-        return replace(self, arrival=self.arrival * ((len(self) - 1) / span / rate))
+        return replace(self, arrival=self.arrival * (self.rate / rate))
 
 
 def _all(good: NDArray[np.bool_], what: str, values: NDArray[np.float64] | NDArray[np.int64]) -> None:

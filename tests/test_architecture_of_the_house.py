@@ -32,7 +32,7 @@ RUNNING = {
 }
 """Dataclasses that change: the clock of a measuring session; a walk or work that is under way."""
 
-DOORS = {"costmodels.simulation.compiling": "llvmlite", "costmodels.simulation.translation": "llvmlite"}
+DOORS = {"costmodels.compiling.machine_code": "llvmlite", "costmodels.compiling.translation": "llvmlite"}
 """Modules that are the door to a library of another name."""
 
 

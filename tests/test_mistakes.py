@@ -32,12 +32,13 @@ from training_points import OLD, TINY, evaluate, one, plans, problem, step
 
 from costmodels import block_table, training
 from costmodels.calibration import checks
+from costmodels.comparison import error_statistics, median_of_source_medians
 from costmodels.constants import find_stack
 from costmodels.data_parallel import data_parallel_time
 from costmodels.measurements import BadMeasurements
 from costmodels.measurements import read as read_measurements
 from costmodels.metrics import Metrics
-from costmodels.published import best_rows, error_statistics, median_of_source_medians, read_facts
+from costmodels.published import best_rows, read_facts
 from costmodels.training import TrainingModel
 from search.exact import search
 from search.front import Objective

@@ -1,4 +1,4 @@
-"""When the passes of a schedule end, one after the other: the loop that is compiled (costmodels.simulation.compiling)."""
+"""When the passes of a schedule end, one after the other: the loop that is compiled (costmodels.compiling.machine_code)."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def ends(
 @functools.cache
 def compiled_ends() -> Callable[..., None]:
     """`ends` as machine code: a twentieth of a second, where most plans never come."""
-    from costmodels.simulation.compiling import compiled
+    from costmodels.compiling.machine_code import compiled
 
     return compiled(ends)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from costmodels.simulation.compiling import compiled
-from costmodels.simulation.kept_code import default_folder
+from costmodels.compiling.kept_code import default_folder
+from costmodels.compiling.machine_code import compiled
 from costmodels.simulation.loop import advance
 from spaces.columns import FloatArray, IntArray
 

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving_tables import imagined_tables
 
-from costmodels.simulation import Limits, Pool, compiling, kept_code
-from costmodels.simulation.compiling import compiled
+from costmodels.compiling import kept_code, machine_code
+from costmodels.compiling.machine_code import compiled
+from costmodels.compiling.signatures import NotCompilable
+from costmodels.simulation import Limits, Pool
 from costmodels.simulation.layout import layout
 from costmodels.simulation.limits import KvLink
 from costmodels.simulation.loop import advance
-from costmodels.simulation.signatures import NotCompilable
 from costmodels.simulation.state import ENDED
 from spaces.columns import FloatArray, IntArray
 from spaces.workload import Requests
@@ -139,7 +140,7 @@ def test_kept_code_gives_the_same_and_is_not_made_again(tmp_path: Path, monkeypa
     assert run_spread(tmp_path / "new") == fresh
     (kept,) = (tmp_path / "new").iterdir()
     before = kept.read_bytes()
-    monkeypatch.setattr(compiling, "_machine_code", None)  # no second compilation
+    monkeypatch.setattr(machine_code, "_machine_code", None)  # no second compilation
     assert run_spread(tmp_path / "new") == fresh
     assert kept.read_bytes() == before
 

@@ -7,23 +7,25 @@ from itertools import groupby
 
 import pytest
 
+from costmodels.comparison import (
+    REFUSED_ERROR,
+    Comparison,
+    compare,
+    error_statistics,
+    median_of_source_medians,
+    rank_agreement,
+)
 from costmodels.published import (
     CONTRACT,
     CONVERSIONS,
     DIMENSIONS,
-    REFUSED_ERROR,
-    Comparison,
     Fact,
     MissingQuantity,
     StepFlops,
     best_rows,
-    compare,
-    error_statistics,
     implied_step_time,
-    median_of_source_medians,
     memory_errors,
     memory_rows,
-    rank_agreement,
     read_facts,
     to_canonical,
     to_printed,

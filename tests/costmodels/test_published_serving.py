@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
+from costmodels.comparison import Comparison, error_statistics
 from costmodels.measured_serving import measured_serving, question, signed_error
 from costmodels.measurements import ROOT
-from costmodels.published import Comparison, error_statistics
 from costmodels.published_serving import METRICS, compare_serving, order_of_plans, order_of_replicas, read_serving_facts
 from dse.prediction import predict_rows
 

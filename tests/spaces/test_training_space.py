@@ -62,9 +62,6 @@ def _mesh_is_legal(plan: Plan, ask: Question) -> bool:
     model = ask.architecture
     n, t, c, p, d = (plan[symbol] for symbol in ("devices", "tensor", "context", "pipeline", "data"))
     e, et = plan["expert"], plan["expert_tensor"]
-    node = ask.devices[int(plan.get("device", 0))].devices_per_node
-    if ask.at_most and n % node and node % n and n != ask.count:
-        return False
     if t * c * p * d != n or model.heads % t or (model.kv_heads % t and t % model.kv_heads) or model.ffn % t:
         return False
     if c > 1 and ask.sequence % (2 * c):
@@ -257,12 +254,15 @@ def test_a_count_means_all_of_the_devices() -> None:
     assert set(product.tolist()) == set(batch["devices"].tolist()) == {24}
 
 
-def test_at_most_tries_all_of_the_devices_even_an_odd_number() -> None:
-    space = training_space(
-        architecture=DENSE, devices=(NODES_OF_4,), count=22, at_most=True, global_batch=22 * 4, sequence=32
-    )
-    used = {count for batch in space.batches() for count in batch["devices"].tolist()}
-    assert used == {1, 2, 4, 8, 12, 16, 20, 22}
+def test_at_most_tries_every_number_of_devices_that_exactly_so_many_would() -> None:
+    options = {"micro_batch": (1,), "recompute": (0,), "zero_stage": (0,)}
+
+    def used(count: int, at_most: bool) -> set[int]:
+        asked = Question(count=count, at_most=at_most, global_batch=24, options=options)
+        return {n for batch in asked.space().batches() for n in batch["devices"].tolist()}
+
+    assert used(13, at_most=True) == {n for n in range(1, 14) if used(n, at_most=False)}
+    assert {8, 9, 12} < used(13, at_most=True)
 
 
 def test_the_global_batch_is_never_changed() -> None:

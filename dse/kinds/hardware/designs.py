@@ -152,11 +152,19 @@ MOST_PLANS = 200_000
 """More plans of a workload than this are restricted in the file, not searched for every design."""
 
 
+class BadPlans(ImpossiblePlan):
+    """A `workload` without legal plans, or with too many to try on every design; `why` says which."""
+
+    def __init__(self, workload: str, why: str) -> None:
+        super().__init__(f"workload {workload}: {why}")
+        self.workload, self.why = workload, why
+
+
 def _listed(space: Space, name: str) -> Columns:
-    """All plans of a workload. Raises ImpossiblePlan when there are none, or too many to try on every design."""
+    """All plans of a workload. Raises BadPlans when there are none, or too many to try on every design."""
     size = space.size()
     if size == 0:
-        raise ImpossiblePlan(f"workload {name}: no legal plan; {'; '.join(reason for _, reason in space.removed())}")
+        raise BadPlans(name, f"no legal plan; {'; '.join(reason for _, reason in space.removed())}")
     if size > MOST_PLANS:
-        raise ImpossiblePlan(f"workload {name}: {size:,} plans for every design; restrict its space to {MOST_PLANS:,} or fewer")
+        raise BadPlans(name, f"{size:,} plans for every design; restrict its space to {MOST_PLANS:,} or fewer")
     return next(space.batches(rows=max(size, 1)))

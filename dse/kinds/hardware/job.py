@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dse.asking import ImpossiblePlan
 from dse.locations import Fault
 from dse.measures import limit, measure, nearest
 from search.conflicts import smallest_conflict
@@ -163,15 +162,14 @@ def _design_faults(file: File) -> Iterable[Fault]:
 
 def _conflicts(file: File) -> Iterable[Fault]:
     """The smallest set of constraints that no design satisfies, as far as area, power and price can tell."""
-    from dse.kinds.hardware.designs import model_of, problem_of, space_of
+    from dse.kinds.hardware.designs import BadPlans, model_of, problem_of, space_of
 
     job = job_of(file)
     try:
         model = model_of(job)
-    except ImpossiblePlan as error:
-        names = [w.name for w in job.workloads]
-        at = next((i for i, name in enumerate(names) if str(error).startswith(f"workload {name}:")), 0)
-        yield Fault(path=("workloads", at), message=str(error).removeprefix(f"workload {names[at]}: "))
+    except BadPlans as error:
+        at = [work.name for work in job.workloads].index(error.workload)
+        yield Fault(path=("workloads", at), message=error.why)
         return
     limits = [Constraint(metric=entry.metric, limit=entry.value, upper=entry.at_most) for entry in file.constraints]
     places = [i for i, entry in enumerate(limits) if entry.metric in _KNOWN]

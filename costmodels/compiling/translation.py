@@ -17,7 +17,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from costmodels.simulation.signatures import NotCompilable, kind_of, symbol_of
+from costmodels.compiling.signatures import NotCompilable, kind_of, symbol_of
 
 WORD, REAL, BIT, NOTHING = ir.IntType(64), ir.DoubleType(), ir.IntType(1), ir.VoidType()
 

@@ -24,8 +24,8 @@ import llvmlite
 import numpy as np
 from llvmlite import binding
 
-from costmodels.simulation import kept_code
-from costmodels.simulation.signatures import kind_of, plain, symbol_of
+from costmodels.compiling import kept_code
+from costmodels.compiling.signatures import kind_of, plain, symbol_of
 
 _CTYPES: Mapping[str, Any] = {
     "IntArray": ctypes.c_void_p,
@@ -73,13 +73,13 @@ def compiled(function: Callable[..., Any], folder: Path | None = None) -> Compil
 
 def _recipe() -> str:
     """What machine code depends on beside the functions and the processor: the lines that make it, and LLVM."""
-    lines = "".join((Path(__file__).parent / file).read_text() for file in ("compiling.py", "translation.py"))
+    lines = "".join((Path(__file__).parent / file).read_text() for file in ("machine_code.py", "translation.py"))
     return f"{lines} {llvmlite.__version__} {binding.llvm_version_info}"
 
 
 def _machine_code(entry: FunctionType, machine: Any) -> bytes:
     """An object file, optimised for this processor; more effort took longer here and made nothing faster."""
-    from costmodels.simulation.translation import Program
+    from costmodels.compiling.translation import Program
 
     program = Program()
     program.of(entry)
