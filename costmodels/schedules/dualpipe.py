@@ -24,7 +24,7 @@ def dualpipe(rows: Profiles) -> FloatArray:
 
 
 @lru_cache(maxsize=128)
-def _walk(p: int, _: int, m: int) -> Walk:
+def _walk(p: int, _: int, m: int, __: int) -> Walk:
     """The passes of the first half of the ranks: the other half does the same with the directions exchanged."""
 
     def place(stage: int) -> int:

@@ -40,13 +40,13 @@ def interleaved(rows: Profiles) -> FloatArray:
 
 
 @lru_cache(maxsize=128)
-def passes(p: int, v: int, m: int) -> Walk:
-    """The passes of `interleaved_order` on all ranks, as arrays.
+def passes(p: int, v: int, m: int, group: int) -> Walk:
+    """The passes of `interleaved_order` on all ranks, as arrays; `group` microbatches go through a chunk in a row, or all.
 
     Slots put them in an order: the k-th forward of rank i in slot i + k, the k-th backward in p − 1 + (v − 1)g + p − 1 − i + k,
     after the forward of that slot. Where g < p a round of forwards takes p slots, as its chunks wait for each other.
     """
-    g = int(group_size(p, m))
+    g = min(group, m)
     wide, count = max(g, p), m * v
     k, rank = np.arange(count), np.arange(p)[:, None]
     chunk = k // g % v

@@ -104,12 +104,12 @@ def longest(walk: Walk, seconds: FloatArray, send: FloatArray) -> FloatArray:
 
 
 def longest_each(
-    rows: Profiles, seconds: FloatArray, walk_of: Callable[[int, int, int], Walk], period: IntArray, slowest: FloatArray
+    rows: Profiles, seconds: FloatArray, walk_of: Callable[[int, int, int, int], Walk], period: IntArray, slowest: FloatArray
 ) -> FloatArray:
-    """Seconds of rows that differ in p, v and m, (n,); `seconds` as for `longest`, `walk_of(p, v, m)` the passes of a row.
+    """Seconds of rows that differ in p, v and m, (n,); `seconds` as for `longest`, `walk_of(p, v, m, period)` a row's passes.
 
-    Past a few pipelines' worth of microbatches a schedule repeats itself: `period` (n,) microbatches more add what the last
-    ones added, and no less than `slowest` (n,) seconds each.
+    Past a few pipelines' worth of microbatches, and a few periods, a schedule repeats itself: `period` (n,) microbatches more
+    add what the last ones added, and no less than `slowest` (n,) seconds each. A walk of fewer microbatches keeps the period.
     """
     total = np.empty(len(rows.p))
     keys, inverse = np.unique(np.stack([rows.p, rows.v, rows.m, period]).astype(np.int64), axis=1, return_inverse=True)
@@ -118,11 +118,11 @@ def longest_each(
         given = np.concatenate([seconds[:, :, chosen].reshape(-1, len(chosen)), rows.send[None, chosen]])
         few, again = np.unique(given, axis=1, return_inverse=True)
         table, send = few[:-1].reshape(*seconds.shape[:2], -1), few[-1]
-        left = max(m - max(_ROUNDS * p, 24), 0) // every * every
-        time = longest(walk_of(p, v, m - left), table, send)
+        left = max(m - max(_ROUNDS * max(p, every), 24), 0) // every * every
+        time = longest(walk_of(p, v, m - left, every), table, send)
         if left:
             step = every * max(p // every, 1)
-            before = longest(walk_of(p, v, m - left - step), table, send)
+            before = longest(walk_of(p, v, m - left - step, every), table, send)
             each = ((time - before) / step)[again.ravel()]
             total[chosen] = time[again.ravel()] + left * np.maximum(each, slowest[chosen])
         else:

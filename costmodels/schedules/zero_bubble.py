@@ -34,7 +34,7 @@ def zero_bubble(rows: Profiles) -> FloatArray:
 
 
 @lru_cache(maxsize=128)
-def _walk(p: int, _: int, m: int) -> Walk:
+def _walk(p: int, _: int, m: int, __: int) -> Walk:
     orders = [zero_bubble_order(rank, p, m) for rank in range(p)]
     places = [[0 if rank == 0 else 2 if rank == p - 1 else 1] for rank in range(p)]
     return walk(orders, places, partial(input_of, pipeline=p, chunks=1))
