@@ -1,9 +1,10 @@
 """Quality of fronts by method, on spaces whose exact front is known, with a budget of 2 % of the points.
 
 `python -m benchmarks.fronts --json` gives a list of `space, method, seed, evaluated_share, hypervolume_share, cpu_s`. The
-spaces are the experiments in benchmarks/spaces (docs/search.md says which of them changed after methods were compared). Hypervolume is taken against the exact
-front's nadir plus 10 % of its range, logarithmic where an objective's ratio exceeds 10. Every evaluation of the model that is
-scored counts; what every method may use for nothing is the model's bound (memory, before any time is computed), and all use it.
+spaces are the experiments in benchmarks/spaces (docs/search.md says which of them changed after methods were compared).
+Hypervolume is taken against the exact front's nadir plus 10 % of its range, logarithmic where an objective's ratio exceeds 10.
+Every evaluation of the model that is scored counts; what every method may use for nothing is the model's bound (memory, before
+any time is computed), and all use it.
 """
 
 from __future__ import annotations
