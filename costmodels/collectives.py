@@ -15,9 +15,9 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
-import yaml
 from numpy.typing import ArrayLike, NDArray
 
+from spaces.facts import facts_in
 from spaces.units import quantity
 
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -281,7 +281,7 @@ def _group(
 def _links() -> Mapping[str, tuple[LinkConstants, LinkConstants]]:
     """links.yaml by generation."""
     text = files("costmodels").joinpath("data", "links.yaml").read_text(encoding="utf-8")
-    return {name: (_constants(tiers["inner"]), _constants(tiers["outer"])) for name, tiers in yaml.safe_load(text).items()}
+    return {name: (_constants(tiers["inner"]), _constants(tiers["outer"])) for name, tiers in facts_in(text).items()}
 
 
 def _constants(entry: Mapping[str, object]) -> LinkConstants:

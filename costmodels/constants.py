@@ -14,10 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from costmodels.collectives import links
 from spaces.blocks import GraphTraits
+from spaces.facts import facts_in
 from spaces.hardware import Device
 from spaces.plan import NAMES, code
 
@@ -136,7 +135,7 @@ def _code(axis: str, value: str | int) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     with path.open(encoding="utf-8") as file:
-        return dict(yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        return dict(facts_in(file.read()))
 
 
 def flat(tree: Mapping[str, Any], prefix: str) -> dict[str, float]:

@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable
+from spaces.facts import facts_in
 
 PARTS = ("static", "compute", "memory", "scale_up", "scale_out")
 """Parts of the energy, in report order."""
@@ -23,7 +23,7 @@ SECONDS_PER_HOUR = 3600.0
 def prices() -> dict[str, float]:
     """Joules per byte by tier, and the share of the dynamic power a matrix unit takes at its peak rate."""
     with (Path(__file__).parent / "data" / "energy.yaml").open(encoding="utf-8") as file:
-        facts = yaml.safe_load(file)
+        facts = facts_in(file.read())
     return {key: float(facts[key]["value"]) for key in ("compute_share", "memory", "scale_up", "scale_out")}
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from costmodels.kernels import matrix_rate, sixteen_bit_rate
 from costmodels.metrics import MAXIMISED, Evidence
 from spaces.columns import Bindings, FloatArray
+from spaces.facts import facts_in
 from spaces.problem import Problem
 
 EXACT = frozenset({"devices"})
@@ -25,7 +25,7 @@ MEMORY = frozenset({"memory", "peak_memory"})
 def table() -> dict[str, Any]:
     """Pairs by stack and generation (costmodels/data/intervals.yaml)."""
     with (Path(__file__).parent / "data" / "intervals.yaml").open(encoding="utf-8") as file:
-        return dict(yaml.safe_load(file))
+        return dict(facts_in(file.read()))
 
 
 def pair(stack: str, generation: str) -> tuple[float, float, Evidence]:

@@ -14,10 +14,10 @@ from importlib.resources import files
 from types import MappingProxyType
 
 import numpy as np
-import yaml
 from numpy.typing import ArrayLike
 
 from spaces.columns import FloatArray
+from spaces.facts import facts_in
 
 ROLES = ("weights", "gradients", "master", "moments")
 
@@ -36,7 +36,7 @@ class StateWidths:
 @cache
 def state_widths() -> Mapping[str, StateWidths]:
     """Every optimizer of the data file by name. Raises `ValueError` on a role that is missing or unknown."""
-    table = yaml.safe_load(files("costmodels").joinpath("data/optimizers.yaml").read_text(encoding="utf-8"))
+    table = facts_in(files("costmodels").joinpath("data/optimizers.yaml").read_text(encoding="utf-8"))
     stages = {role: int(stage) for role, stage in table["sharded_from_stage"].items()}
     widths = {}
     for name, entry in table["optimizers"].items():

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from spaces.facts import facts_in
+
 Path: TypeAlias = tuple[str | int, ...]
 """Keys and list positions from the root: ("space", "tensor", 0)."""
 
@@ -85,7 +87,7 @@ def how_yaml_read(text: str) -> str | None:
         return f"YAML 1.1 reads {text} as {truth}; quote it if the word is meant"
     if _SEXAGESIMAL.fullmatch(text):
         return f"YAML 1.1 reads {text} as a number in base 60; quote it"
-    if _EXPONENT.fullmatch(text) and not isinstance(yaml.safe_load(text), float):
+    if _EXPONENT.fullmatch(text) and not isinstance(facts_in(text), float):
         return f"YAML 1.1 reads {text} as text; write {_plain(float(text.replace('_', '')))}"
     return None
 

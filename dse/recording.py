@@ -22,6 +22,7 @@ from dse import run_folder
 from dse.answers import Run, to_json_text
 from dse.experiment import Experiment, ExperimentError, load
 from dse.run_store import RunStore
+from spaces.facts import facts_in
 
 _WORKERS = ("executor", "workers", "address")
 """Search settings that change who does the work, not the answer."""
@@ -107,7 +108,7 @@ def _difference(then: str, now: str) -> str:
 
 
 def _without_workers(text: str) -> str:
-    held = yaml.safe_load(text)
+    held = facts_in(text)
     held["search"] = {key: value for key, value in held.get("search", {}).items() if key not in _WORKERS}
     return yaml.safe_dump(held, sort_keys=False, allow_unicode=True, width=120)
 

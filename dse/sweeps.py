@@ -28,6 +28,7 @@ from dse.resumption import resume
 from dse.run_store import FILE, lock
 from dse.runner import RUNS, Source, recorded
 from search.front import non_dominated
+from spaces.facts import facts_in
 
 GRID = "sweep.json"
 _SCHEMA = 1
@@ -189,7 +190,7 @@ def _grid(settings: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
     for setting in settings:
         key, _, text = setting.partition("=")
         try:
-            value = yaml.safe_load(text)
+            value = facts_in(text)
         except yaml.YAMLError:
             value = None
         if isinstance(value, list) and value:

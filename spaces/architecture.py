@@ -24,6 +24,8 @@ from typing import Any
 
 import yaml
 
+from spaces.facts import facts_in
+
 PRESETS = Path(__file__).parent / "data" / "models"
 
 ACTIVATIONS = ("silu", "gelu", "relu", "relu2")
@@ -444,10 +446,8 @@ def read(path: str | Path) -> Architecture:
     or whose sizes do not fit together.
     """
     path = Path(path)
-    # The C parser is ten times faster, and absent where PyYAML was built without libyaml.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        given = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        given = facts_in(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadConfig(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

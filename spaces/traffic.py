@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from spaces.columns import FloatArray, IntArray
+from spaces.facts import facts_in
 from spaces.workload import Requests
 
 LENGTHS = Path(__file__).parent / "data" / "lengths"
@@ -207,6 +207,6 @@ def published_lengths(name: str) -> Pairs:
     """The published distribution of that name. Raises KeyError for a name that is not in `length_names()`."""
     if name not in length_names():
         raise KeyError(f"no distribution of lengths is called {name!r}")
-    facts: Mapping[str, Any] = yaml.safe_load((LENGTHS / f"{name}.yaml").read_text(encoding="utf-8"))
+    facts: Mapping[str, Any] = facts_in((LENGTHS / f"{name}.yaml").read_text(encoding="utf-8"))
     pairs = np.array([[int(part) for part in pair.split("/")] for pair in facts["pairs"].split()], np.int64)
     return Pairs(name=name, prompt=pairs[:, 0], output=pairs[:, 1], source=facts["source"])

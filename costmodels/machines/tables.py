@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import yaml
 
 from spaces.columns import FloatArray, Value
+from spaces.facts import facts_in
 from spaces.hardware.accelerators import PROCESSES, memory_kinds
 from spaces.units import quantity
 
@@ -61,4 +61,4 @@ def _number(value: object) -> float:
 
 @cache
 def _read(name: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8")))
+    return dict(facts_in((DATA / f"{name}.yaml").read_text(encoding="utf-8")))

@@ -6,19 +6,19 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from costmodels.constants import DATA
 from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable
+from spaces.facts import facts_in
 from spaces.serving_plan import SERVING_NAMES
 
 
 @cache
 def _facts() -> dict[str, Any]:
     with (DATA / "formats.yaml").open(encoding="utf-8") as file:
-        return dict(yaml.safe_load(file))
+        return dict(facts_in(file.read()))
 
 
 def weight_bytes(precision: Value) -> FloatArray:

@@ -7,12 +7,12 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from costmodels.constants import DATA
 from costmodels.metrics import MAXIMISED, Evidence
 from spaces.columns import Bindings, FloatArray
+from spaces.facts import facts_in
 from spaces.problem import Problem
 
 EXACT = frozenset({"devices", "rated_power", "kv_capacity", "kv_headroom", "running_requests", "request_rate", "highest_rate"})
@@ -23,7 +23,7 @@ _MEMORY = (0.97, 1.05)
 def table() -> dict[str, Any]:
     """Pairs by stack and generation (costmodels/data/serving_intervals.yaml)."""
     with (DATA / "serving_intervals.yaml").open(encoding="utf-8") as file:
-        return dict(yaml.safe_load(file))
+        return dict(facts_in(file.read()))
 
 
 def pairs(stack: str, generation: str) -> dict[str, Any]:

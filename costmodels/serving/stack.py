@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import yaml
-
 from costmodels.constants import DATA, UnknownStack, flat
 from spaces.blocks import GraphTraits
+from spaces.facts import facts_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,4 +76,4 @@ def _streams(entry: str | Mapping[str, Any]) -> Streams:
 @cache
 def _read(name: str) -> dict[str, Any]:
     with (DATA / "stacks" / f"{name}.yaml").open(encoding="utf-8") as file:
-        return dict(yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        return dict(facts_in(file.read()))

@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import yaml
 
 from costmodels.block_table import graphs
 from costmodels.constants import DATA
@@ -24,6 +23,7 @@ from costmodels.serving.formats import cache_bytes, compute_format, dequantised_
 from costmodels.serving.stack import ServingStack
 from spaces.architecture import Architecture
 from spaces.columns import Bindings, Value
+from spaces.facts import facts_in
 from spaces.graph import Graph, Kind, Operator, Placement
 
 PLACEMENT = Placement(
@@ -368,5 +368,5 @@ class _Wide:
 @cache
 def _latent_facts() -> Mapping[str, float]:
     with (DATA / "latent_attention.yaml").open(encoding="utf-8") as file:
-        facts: dict[str, Any] = yaml.safe_load(file)
+        facts: dict[str, Any] = facts_in(file.read())
     return {name: float(entry["value"]) for name, entry in facts.items()}

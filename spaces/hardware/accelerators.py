@@ -15,10 +15,10 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import yaml
 
 from spaces.columns import FloatArray
 from spaces.dimensions import unit
+from spaces.facts import facts_in
 from spaces.hardware.device import TOPOLOGIES
 from spaces.hardware.formulas import Formula, Formulas, check_formulas
 from spaces.hardware.topology import reach
@@ -271,9 +271,9 @@ def _paths() -> tuple[str, ...]:
 
 @cache
 def _read(path: str) -> Mapping[str, Any]:
-    return dict(yaml.safe_load(files("spaces").joinpath("data", "accelerators", path).read_text(encoding="utf-8")))
+    return dict(facts_in(files("spaces").joinpath("data", "accelerators", path).read_text(encoding="utf-8")))
 
 
 @cache
 def _facts() -> Mapping[str, Any]:
-    return dict(yaml.safe_load(files("spaces").joinpath("data", "accelerator.yaml").read_text(encoding="utf-8")))
+    return dict(facts_in(files("spaces").joinpath("data", "accelerator.yaml").read_text(encoding="utf-8")))

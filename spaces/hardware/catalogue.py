@@ -8,8 +8,7 @@ from importlib.resources.abc import Traversable
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
+from spaces.facts import facts_in
 from spaces.hardware.device import FIELDS, PORTS, REQUIRED, UNITS, Device
 from spaces.units import quantity
 
@@ -124,7 +123,7 @@ def _index() -> Mapping[str, tuple[str, str]]:
         if not file.name.endswith(".yaml"):
             continue
         with file.open(encoding="utf-8") as lines:
-            head = yaml.safe_load(lines.readline() + lines.readline())
+            head = facts_in(lines.readline() + lines.readline())
         for name in (head["name"], *head["aliases"]):
             held, _ = known.setdefault(_key(name), (head["name"], file.name))
             if held != head["name"]:
@@ -135,7 +134,7 @@ def _index() -> Mapping[str, tuple[str, str]]:
 @cache
 def _read(file: str) -> Device:
     """The device a catalogue file describes."""
-    return device_from_mapping(yaml.safe_load(_catalogue().joinpath(file).read_text(encoding="utf-8")))
+    return device_from_mapping(facts_in(_catalogue().joinpath(file).read_text(encoding="utf-8")))
 
 
 def _catalogue() -> Traversable:

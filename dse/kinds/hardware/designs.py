@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import yaml
 
 from costmodels.constants import device_symbols, find_stack
 from costmodels.kernel_models.dataflow import Dataflow
@@ -22,6 +21,7 @@ from dse.kinds.hardware.job import HardwareJob, Work
 from search.codesign import CodesignModel, Workload
 from search.screening import Fidelity
 from spaces.columns import Columns
+from spaces.facts import facts_in
 from spaces.hardware import Device, find_device
 from spaces.hardware.accelerators import CATEGORIES, names_of, parameter_value, parameters
 from spaces.problem import Problem
@@ -90,7 +90,7 @@ def _split(text: str) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not equals:
             raise ImpossiblePlan(f"expected parameters like memory_stacks=8,process=N3, got {part!r}")
-        pairs[name.strip()] = value.strip() if name.strip() in CATEGORIES else yaml.safe_load(value)
+        pairs[name.strip()] = value.strip() if name.strip() in CATEGORIES else facts_in(value)
     return pairs
 
 

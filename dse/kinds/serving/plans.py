@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from costmodels.serving.problem import serving_problem, serving_symbols
@@ -17,6 +16,7 @@ from dse.kinds.serving.job import ServingJob
 from dse.kinds.serving.schema import coded
 from dse.measures import nearest
 from spaces.columns import Columns
+from spaces.facts import facts_in
 from spaces.hardware import Device
 from spaces.problem import Problem
 from spaces.serving_plan import SERVING_NAMES, SERVING_PLAN
@@ -260,5 +260,5 @@ def _split(text: str) -> dict[str, Any]:
         if not equals:
             raise ImpossiblePlan(f"expected choices like tensor=8,data=2, got {part!r}")
         plain = name.strip() in (*SERVING_NAMES, "mode", "device", PREFILL + "device")
-        pairs[name.strip()] = value.strip() if plain else yaml.safe_load(value)
+        pairs[name.strip()] = value.strip() if plain else facts_in(value)
     return pairs

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from costmodels.constants import device_symbols, find_stack
@@ -17,6 +16,7 @@ from dse.kinds.training.job import TrainingJob, mesh
 from dse.kinds.training.schema import coded
 from dse.measures import nearest
 from spaces.columns import Columns
+from spaces.facts import facts_in
 from spaces.hardware import Device
 from spaces.plan import DEFAULTS, NAMES, PLAN_SYMBOLS, spell
 from spaces.problem import Problem
@@ -199,7 +199,7 @@ def _split(text: str) -> dict[str, Any]:
         if not equals:
             raise ImpossiblePlan(f"expected choices like tensor=8,pipeline=4, got {part!r}")
         symbol = _SHORT.get(name.strip(), name.strip())
-        pairs[symbol] = value.strip() if symbol in (*NAMES, "device") else yaml.safe_load(value)
+        pairs[symbol] = value.strip() if symbol in (*NAMES, "device") else facts_in(value)
     return pairs
 
 
