@@ -17,6 +17,8 @@ from spaces.facts import facts_in
 PARTS = ("static", "compute", "memory", "scale_up", "scale_out")
 """Parts of the energy, in report order."""
 SECONDS_PER_HOUR = 3600.0
+_LEAST = 1e-30
+"""Joules that a step without work is taken to use."""
 
 
 @cache
@@ -41,9 +43,9 @@ def energy(
         "scale_up": inner_bytes * _own(at, "scale_up", cost["scale_up"]),
         "scale_out": outer_bytes * _own(at, "scale_out", cost["scale_out"]),
     }
-    dynamic = sum(parts[name] for name in PARTS[1:])
-    cap = np.minimum(1.0, np.divide(room * time, dynamic, out=np.ones_like(time), where=dynamic > 0))
-    return {name: part * at["devices"] * (1.0 if name == "static" else cap) for name, part in parts.items()}
+    dynamic = parts["compute"] + parts["memory"] + parts["scale_up"] + parts["scale_out"]
+    cap = np.minimum(1.0, room * time / np.maximum(dynamic, _LEAST)) * at["devices"]
+    return {name: part * (at["devices"] if name == "static" else cap) for name, part in parts.items()}
 
 
 def _own(at: SymbolTable, name: str, usual: Value) -> Value:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spaces.columns import IntArray
 
@@ -14,8 +15,27 @@ Record = TypeVar("Record")
 
 
 def gathered(record: Record, index: IntArray) -> Record:
-    """The same record with every array taken at `index` along its last axis: from combinations to design points."""
-    return _mapped(record, lambda arrays: np.take(arrays[0], index, axis=-1), [record])
+    """The same record with every array taken at `index` along its last axis: from combinations to design points.
+
+    An array whose last axis has one entry (`thinned`) says the same for every combination.
+    """
+    return _mapped(record, lambda arrays: _gathered(arrays[0], index), [record])
+
+
+def _gathered(array: NDArray[Any], index: IntArray) -> NDArray[Any]:
+    if array.shape[-1] == 1:
+        return np.broadcast_to(array, (*array.shape[:-1], len(index)))
+    return array.take(index, axis=-1)
+
+
+def thinned(record: Record) -> Record:
+    """The same record with one entry in place of arrays of equal entries (a dense model's experts take no time)."""
+    return _mapped(record, lambda arrays: _thinned(arrays[0]), [record])
+
+
+def _thinned(array: NDArray[Any]) -> NDArray[Any]:
+    few = array[..., :1]
+    return few.copy() if np.array_equal(array[..., -1:], few) and bool((array == few).all()) else array
 
 
 def joined(records: Sequence[Record]) -> Record:

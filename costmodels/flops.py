@@ -14,9 +14,10 @@ import numpy as np
 from costmodels.block_kernels import attention_pairs, product_shape
 from costmodels.constants import Stack
 from spaces.blocks import Model, placement
-from spaces.columns import FloatArray, Value
+from spaces.columns import FloatArray, IntArray, Value
 from spaces.expressions import SymbolTable
 from spaces.graph import MATRIX_KINDS, Graph, Kind
+from spaces.plan import Recompute
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +27,29 @@ class ConventionFlops:
     full: FloatArray
     causal: FloatArray
     again: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceFlops:
+    """FLOPs of a step on one device by the convention, forward and backward; arrays of shape (n,).
+
+    `model` counts attention over the full s², `causal` over the causal half; `hardware` adds to the first what is recomputed.
+    """
+
+    model: FloatArray
+    hardware: FloatArray
+    causal: FloatArray
+
+
+def device_flops(at: SymbolTable, of: ConventionFlops, place: IntArray, policy: IntArray, first_k: FloatArray) -> DeviceFlops:
+    """FLOPs of n plans whose sequences are at `place` (n,) of the convention's, under their recomputation `policy` (n,).
+
+    first_k: the share of layers that first-k recomputes, read where that is the policy.
+    """
+    again = np.where(np.asarray(at["recompute"]) == Recompute.FIRST_K, first_k * of.again[2, place], of.again[policy, place])
+    sequences = np.asarray(at["global_batch"], np.float64) / at["devices"]
+    full = 3.0 * of.full[place]
+    return DeviceFlops(model=full * sequences, hardware=(full + again) * sequences, causal=3.0 * of.causal[place] * sequences)
 
 
 @dataclass(frozen=True, slots=True)

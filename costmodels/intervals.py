@@ -40,21 +40,34 @@ def pair(stack: str, generation: str) -> tuple[float, float, Evidence]:
 class Around(Mapping[str, FloatArray]):
     """One side of the intervals of every metric, computed when asked for: value · factor.
 
-    `time` (n,) is the factor of times and all that grows with them; a maximised metric is divided by `inverse` (n,).
+    `low`, `high` (n,) are the factors of times and all that grows with them; on the side `above` a time is multiplied by `high`
+    and a maximised metric divided by `low`, on the other it is the other way round. No time is below the shortest that a step
+    can take: with its executed FLOPs, masked attention left out, at the datasheet's rate of the plan's format, `rate` (n,) of
+    the 16-bit one.
     """
 
     value: Mapping[str, FloatArray]
-    time: FloatArray
-    inverse: FloatArray
-    memory: float
+    low: FloatArray
+    high: FloatArray
+    rate: FloatArray
+    above: bool
 
     def __getitem__(self, metric: str) -> FloatArray:
         value = self.value[metric]
         if metric in EXACT:
             return value
         if metric in MEMORY:
-            return value * self.memory
-        return value / self.inverse if metric in MAXIMISED else value * self.time
+            return value * float(table()["memory"]["high" if self.above else "low"])
+        if metric in MAXIMISED:
+            return value / (self._low() if self.above else self.high)
+        return value * (self.high if self.above else self._low())
+
+    def _low(self) -> FloatArray:
+        """The factor below, no less than the shortest time over the predicted."""
+        if "mfu_causal" not in self.value:
+            return self.low
+        shortest = self.value["mfu_causal"] * self.value["hfu"] / self.value["mfu"] / self.rate
+        return np.maximum(self.low, np.minimum(shortest, 1.0))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.value)
@@ -64,25 +77,20 @@ class Around(Mapping[str, FloatArray]):
 
     def take(self, rows: NDArray[Any] | slice, value: Mapping[str, FloatArray]) -> Around:
         """The same side for some rows, whose values are given."""
-        return Around(value, self.time[rows], self.inverse[rows], self.memory)
+        return Around(value, self.low[rows], self.high[rows], self.rate[rows], self.above)
 
 
 def interval(problem: Problem, at: Bindings, value: Mapping[str, FloatArray]) -> tuple[Around, Around, NDArray[np.int8]]:
     """(low, high) sides of the 90 % intervals of every metric, and the evidence code of every point."""
     names = problem.labels.get("generation", ("unknown",))
-    generation = np.broadcast_to(np.asarray(at.get("generation", 0)), (at.n,)).astype(np.int64)
     pairs = [pair(problem.stack, name) for name in names]
-    low = np.array([p[0] for p in pairs])[generation]
-    high = np.array([p[1] for p in pairs])[generation]
-    evidence = np.array([int(p[2]) for p in pairs], np.int8)[generation]
-    around = table()["memory"]
-    if "mfu_causal" in value:
-        low = np.maximum(low, np.minimum(_fastest(at, value), 1.0))
-    return Around(value, low, high, float(around["low"])), Around(value, high, low, float(around["high"])), evidence
+    generation = np.asarray(at.get("generation", 0), np.int64) if len(names) > 1 else 0
+    low, high = (np.broadcast_to(np.array([p[side] for p in pairs])[generation], (at.n,)) for side in (0, 1))
+    evidence = np.broadcast_to(np.array([int(p[2]) for p in pairs], np.int8)[generation], (at.n,))
+    rate = np.broadcast_to(_format_rate(at), (at.n,))
+    return Around(value, low, high, rate, False), Around(value, low, high, rate, True), evidence
 
 
-def _fastest(at: Bindings, value: Mapping[str, FloatArray]) -> FloatArray:
-    """The shortest time a step can take over the predicted: its executed FLOPs, masked attention left out, at the datasheet's
-    rate of the plan's format."""
-    format_rate = matrix_rate(at, True)[0] / sixteen_bit_rate(at)
-    return np.asarray(value["mfu_causal"] * value["hfu"] / value["mfu"] / format_rate, np.float64)
+def _format_rate(at: Bindings) -> FloatArray:
+    """Datasheet FLOP/s of the plan's format over those of the 16-bit ones."""
+    return np.asarray(matrix_rate(at, True)[0] / sixteen_bit_rate(at), np.float64)

@@ -195,27 +195,29 @@ def _peak_beside_gradients(
     live: ActivationMemory, by_live: IntArray, state: StateMemory, by_state: IntArray, copies: Value, parts: bool
 ) -> tuple[FloatArray, dict[str, FloatArray]]:
     """Peak and parts where gradients are always there: the fullest moment of the passes, or the update."""
-    weights = np.take(state.weights, by_state, axis=1) * copies
-    passing = np.take(live.fullest["total"], by_live, axis=1) + np.take(state.beside, by_state, axis=1)
-    updating = np.take(state.update, by_state, axis=1)
-    totals = np.maximum(passing, updating) + weights
-    second = totals[1] > totals[0]
-    peak = np.where(second, totals[1], totals[0])
-    third = totals[2] > peak
-    peak = np.where(third, totals[2], peak)
+    passing = live.fullest["total"].take(by_live, axis=1) + state.beside.take(by_state, axis=1)
+    updating = state.update.take(by_state, axis=1)
+    first, middle, last = np.maximum(passing, updating) + state.weights.take(by_state, axis=1) * copies
+    peak = np.maximum(np.maximum(first, middle), last)
     if not parts:
         return peak, {}
-    stage = np.where(third, 2, np.where(second, 1, 0))
+    in_last = last > np.maximum(first, middle)
+    in_middle = (middle > first) & ~in_last
+    stage = 2 * in_last.astype(np.int64) + in_middle
+    passes = passing >= updating
+    passes = np.where(in_last, passes[LAST], np.where(in_middle, passes[MIDDLE], passes[FIRST]))
     in_live, in_state = stage * live.layers.shape[1] + by_live, stage * state.weights.shape[1] + by_state
-    plan = stage * len(stage) + np.arange(len(stage))
-    passes = passing.ravel()[plan] >= updating.ravel()[plan]
-    named = {part: np.where(passes, live.fullest[part].ravel()[in_live], 0.0) for part in ("activations", "logits", "working")}
+
+    def of_stage(part: FloatArray, place: IntArray) -> FloatArray:
+        return part.ravel().take(place)
+
+    named = {part: of_stage(live.fullest[part], in_live) * passes for part in ("activations", "logits", "working")}
     return peak, {
-        "weights": weights.ravel()[plan],
-        "gradients": state.gradients.ravel()[in_state],
-        "optimizer": state.optimizer.ravel()[in_state],
+        "weights": of_stage(state.weights, in_state) * copies,
+        "gradients": of_stage(state.gradients, in_state),
+        "optimizer": of_stage(state.optimizer, in_state),
         **named,
-        "gathered": np.where(passes, state.gathered.ravel()[in_state], state.updating.ravel()[in_state]),
+        "gathered": np.where(passes, of_stage(state.gathered, in_state), of_stage(state.updating, in_state)),
     }
 
 

@@ -24,15 +24,16 @@ PARTS = (*FAMILIES, "recompute", "pipeline_communication", "bubble")
 class PipelineTime:
     """Seconds per step; arrays of shape (n,). `parts` sum to `total`.
 
-    `backward` is the slowest stage's backward time of one microbatch, `compute` its forward + backward: what communication can
-    hide behind; `layers` the layers of a mean stage, `recomputed_share` the share of them that first-k recomputes. `flops`,
-    `traffic`, `inner_bytes`, `outer_bytes` are per step on a mean device.
+    `forward`, `backward` are the slowest stage's of one of the `microbatches`: what communication can hide behind; `layers` the
+    layers of a mean stage, `recomputed_share` the share of them that first-k recomputes. `flops`, `traffic`, `inner_bytes`,
+    `outer_bytes` are per step on a mean device.
     """
 
     total: FloatArray
     parts: dict[str, FloatArray]
+    microbatches: FloatArray
+    forward: FloatArray
     backward: FloatArray
-    compute: FloatArray
     layers: FloatArray
     recomputed_share: FloatArray
     flops: FloatArray
@@ -90,8 +91,9 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
     return PipelineTime(
         total=timed.total,
         parts=parts,
+        microbatches=np.broadcast_to(np.asarray(microbatches, np.float64), slowest.shape),
+        forward=at_slowest(forward) / microbatches,
         backward=at_slowest(backward) / microbatches,
-        compute=at_slowest(forward + backward) / microbatches,
         layers=np.maximum(layers.mean(axis=0), 1.0),
         recomputed_share=np.zeros(len(place))
         if again is None

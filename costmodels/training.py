@@ -17,8 +17,8 @@ from costmodels.block_table import Known, graphs
 from costmodels.constants import Stack, device_symbols, find_stack
 from costmodels.data_parallel import DataParallelTime, Ends, data_parallel_time, exposed_time
 from costmodels.energy import energy, price
-from costmodels.factors import gathered, joined
-from costmodels.flops import ConventionFlops, convention_flops
+from costmodels.factors import gathered, joined, thinned
+from costmodels.flops import ConventionFlops, DeviceFlops, convention_flops, device_flops
 from costmodels.intervals import Around, interval
 from costmodels.kernel_times import kernel_times
 from costmodels.kernels import sixteen_bit_rate
@@ -38,9 +38,9 @@ from costmodels.reliability import effective_share
 from costmodels.step_moments import ActivationMemory, StateMemory
 from spaces.architecture import Architecture
 from spaces.blocks import scalars
-from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
+from spaces.columns import Bindings, Columns, FloatArray, IntArray, Value, distinct
 from spaces.hardware import Device
-from spaces.plan import DEFAULTS, NAMES, PLAN_SYMBOLS, Recompute
+from spaces.plan import DEFAULTS, NAMES, PLAN_SYMBOLS
 from spaces.problem import Problem
 from spaces.stages import FIRST, LAST, StageTable, stage_table
 
@@ -112,18 +112,17 @@ class TrainingModel:
 class Tables:
     """Every part of the model once per distinct combination of what it reads, and each point's row in it.
 
-    `pipe` and `live` by `by_pipe` (n,): all but what only parameters feel. `data` and `state` by `by_data` (n,): all but what
-    only microbatches feel. `flops` by `by_flops` (n,).
+    `pipe`, `live` and `flops` by `by_pipe` (n,): all but what only parameters feel. `data` and `state` by `by_data` (n,): all
+    but what only microbatches feel.
     """
 
     pipe: PipelineTime | None
+    flops: DeviceFlops | None
     live: ActivationMemory
     by_pipe: IntArray
     data: DataParallelTime | None
     state: StateMemory
     by_data: IntArray
-    flops: ConventionFlops | None
-    by_flops: IntArray
 
 
 PARAMETERS_ONLY = frozenset({"zero_stage", "shard_degree", "offload"})
@@ -175,22 +174,23 @@ def tables_of(problem: Problem, points: Columns, *, with_time: bool, known: Know
                 tied=tied,
             )
             data.append(data_parallel_time(at, own[0], own[1], trained_share(at), ends, times))
-    pipe, live = [], []
+    pipe, live, flops = [], [], []
+    convention = _convention(problem, inner, stack, known) if with_time else None
     for rows in _slices(inner.n):
         at = problem.at(inner.take(rows))
         live.append(activation_memory(at, blocks.memory, blocks.index[rows], stages, place[rows]))
-        if blocks.time is not None:
+        if blocks.time is not None and convention is not None:
             pipe.append(pipeline_of(at, blocks.time, blocks.by_time[rows], stages, place[rows]))
-    flops, by_flops = _convention(problem, points, stack, known) if with_time else (None, np.zeros(points.n, np.int64))
+            of, sequences = convention
+            flops.append(device_flops(at, of, sequences[rows], policy_of(at, at.n), pipe[-1].recomputed_share))
     return Tables(
-        pipe=joined(pipe) if with_time else None,
+        pipe=thinned(joined(pipe)) if with_time else None,
+        flops=thinned(joined(flops)) if with_time else None,
         live=joined(live),
         by_pipe=by_pipe,
-        data=joined(data) if with_time else None,
+        data=thinned(joined(data)) if with_time else None,
         state=joined(state),
         by_data=by_data,
-        flops=flops,
-        by_flops=by_flops,
     )
 
 
@@ -209,7 +209,7 @@ def _slices(n: int) -> list[slice]:
 
 
 def _full(value: Any, n: int) -> FloatArray:
-    return np.broadcast_to(np.asarray(value, np.float64), (n,)).copy()
+    return np.broadcast_to(np.asarray(value, np.float64), (n,))
 
 
 def _join(n: int, pieces: Iterable[tuple[slice, Metrics]]) -> Metrics:
@@ -233,7 +233,7 @@ def _join(n: int, pieces: Iterable[tuple[slice, Metrics]]) -> Metrics:
     value = under("value")
     sides = {}
     for name, side in (("low", piece.low), ("high", piece.high)):
-        sides[name] = Around(value, **under(name), memory=side.memory) if isinstance(side, Around) else {}
+        sides[name] = Around(value, **under(name), above=side.above) if isinstance(side, Around) else {}
     return Metrics(
         n=n,
         value=value,
@@ -256,8 +256,7 @@ def _arrays(metrics: Metrics) -> Iterator[tuple[tuple[str, ...], FloatArray]]:
             yield ("parts", metric, name), array
     for name, side in (("low", metrics.low), ("high", metrics.high)):
         if isinstance(side, Around):
-            yield (name, "time"), side.time
-            yield (name, "inverse"), side.inverse
+            yield from (((name, "low"), side.low), ((name, "high"), side.high), ((name, "rate"), side.rate))
 
 
 def stages_of(problem: Problem, points: Columns, stack: Stack) -> tuple[StageTable, IntArray]:
@@ -301,8 +300,8 @@ def _metrics(problem: Problem, at: Bindings, tables: Tables, rows: slice) -> Met
         pipe.inner_bytes + often * data.inner_bytes,
         pipe.outer_bytes + often * data.outer_bytes,
     )
-    joules = np.asarray(sum(used.values()))
-    value = _rates(at, step, tables.flops, tables.by_flops[rows], pipe.recomputed_share)
+    joules = used["static"] + used["compute"] + used["memory"] + used["scale_up"] + used["scale_out"]
+    value = _rates(at, step, gathered(tables.flops, tables.by_pipe[rows]))
     value |= {
         "step_time": step,
         "memory": use.device,
@@ -328,58 +327,60 @@ def _metrics(problem: Problem, at: Bindings, tables: Tables, rows: slice) -> Met
     )
 
 
-def _step(at: Bindings, pipe: PipelineTime, data: DataParallelTime) -> tuple[FloatArray, dict[str, FloatArray], FloatArray]:
+def _step(at: Bindings, pipe: PipelineTime, data: DataParallelTime) -> tuple[FloatArray, dict[str, FloatArray], Value]:
     """Seconds of a step, its parts, and how often it reduces gradients."""
-    microbatches = np.asarray(at["global_batch"] // (at["data"] * at["micro_batch"]), np.float64)
+    microbatches = pipe.microbatches
     zero = np.asarray(at["zero_stage"])
     overlap, contention = at["stack.overlap.data"], at["stack.contention"]
     # sharded gradients cannot wait for the last microbatch, except where the stack keeps them whole until then
-    often = np.where((zero >= 2) & (at["stack.reduce_every_microbatch"] > 0), microbatches, 1.0)
-    late, early = data.last_reduce, data.first_gather
+    each = at["stack.reduce_every_microbatch"]
+    often = np.where((zero >= 2) & (each > 0), microbatches, 1.0) if np.any(each) else 1.0
+    late = data.last_reduce
     reduce = often * (late + exposed_time(data.reduce - late, pipe.backward, overlap, contention))
-    once = exposed_time(data.gather, pipe.compute - pipe.backward, overlap, contention)
-    shard = at["stack.overlap.shard"]
-    forward = early + exposed_time(data.gather - early, pipe.compute - pipe.backward, shard, contention)
-    again = exposed_time(data.gather - early, np.maximum(pipe.backward - data.reduce * overlap, 0.0), shard, contention)
-    gathers = np.where(
-        zero >= 3,
-        microbatches * (forward + again * at["stack.memory.reshard"]) + data.gather / pipe.layers,
-        np.where(zero >= 1, once, 0.0),
-    )
+    gathers = exposed_time(data.gather, pipe.forward, overlap, contention)
+    whole = zero >= 3
+    if np.any(whole):
+        gathers = np.where(whole, _gathers(at, pipe, data), gathers)
     parts = dict(pipe.parts)
     parts["data_parallel_communication"] = reduce + gathers + often * data.copies
-    parts["accumulation"] = np.where(microbatches > 1, microbatches * data.accumulate, 0.0)
+    parts["accumulation"] = microbatches * data.accumulate * (microbatches > 1)
     parts["optimizer"] = data.optimizer
     parts["step_overhead"] = _full(at["stack.host_per_step"], at.n)
-    step = pipe.total + sum(list(parts.values())[len(pipe.parts) :])
-    # gathers, reductions and kernels queue up on the device while the host prepares the next sharded layer
-    host = np.where(zero >= 3, microbatches * (pipe.layers + 1.0) * at["stack.host_per_unit"], 0.0)
-    late = np.maximum(host - step, 0.0)
-    parts["host"] = parts["host"] + late
-    return step + late, parts, often
+    step = pipe.total + parts["data_parallel_communication"] + parts["accumulation"] + data.optimizer + parts["step_overhead"]
+    unit = at["stack.host_per_unit"]
+    if np.any(whole) and np.any(unit):
+        # gathers, reductions and kernels queue up on the device while the host prepares the next sharded layer
+        host = np.where(whole, microbatches * (pipe.layers + 1.0) * unit, 0.0)
+        waited = np.maximum(host - step, 0.0)
+        parts["host"] = parts["host"] + waited
+        step = step + waited
+    return step, parts, often
 
 
-def _rates(
-    at: Bindings, step: FloatArray, flops: ConventionFlops, place: IntArray, recomputed: FloatArray
-) -> dict[str, FloatArray]:
+def _gathers(at: Bindings, pipe: PipelineTime, data: DataParallelTime) -> FloatArray:
+    """Seconds of gathering parameters for every microbatch, forward and where they were let go again backward."""
+    shard, contention = at["stack.overlap.shard"], at["stack.contention"]
+    early = data.first_gather
+    later = data.gather - early
+    again = np.maximum(pipe.backward - data.reduce * at["stack.overlap.data"], 0.0)
+    forward = early + exposed_time(later, pipe.forward, shard, contention)
+    backward = exposed_time(later, again, shard, contention) * at["stack.memory.reshard"]
+    return np.asarray(pipe.microbatches * (forward + backward) + data.gather / pipe.layers, np.float64)
+
+
+def _rates(at: Bindings, step: FloatArray, flops: DeviceFlops) -> dict[str, FloatArray]:
     """Throughput and utilisation by the published convention."""
-    devices = np.asarray(at["devices"], np.float64)
-    batch = np.asarray(at["global_batch"], np.float64)
-    tokens = batch * at["sequence"] / step
-    per_device = batch / (step * devices)
+    tokens = np.asarray(at["global_batch"] * at["sequence"], np.float64) / step
+    model, hardware = flops.model / step, flops.hardware / step
     peak = sixteen_bit_rate(at)
-    again = flops.again[policy_of(at, at.n), place]
-    again = np.where(np.asarray(at["recompute"]) == Recompute.FIRST_K, recomputed * flops.again[2, place], again)
-    model = 3.0 * flops.full[place] * per_device
-    hardware = (3.0 * flops.full[place] + again) * per_device
     return {
         "tokens_per_second": tokens,
-        "tokens_per_second_per_device": tokens / devices,
+        "tokens_per_second_per_device": tokens / at["devices"],
         "model_flops_per_device": model,
         "hardware_flops_per_device": hardware,
         "mfu": model / peak,
         "hfu": hardware / peak,
-        "mfu_causal": 3.0 * flops.causal[place] * per_device / peak,
+        "mfu_causal": flops.causal / (step * peak),
     }
 
 

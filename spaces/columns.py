@@ -60,9 +60,11 @@ class Columns:
         return symbol in self.levels
 
     def __getitem__(self, symbol: str) -> NDArray[Any]:
-        """Values of a symbol, shape (n,)."""
+        """Values of a symbol, shape (n,); read-only where all are one."""
         axis, values = self.levels[symbol]
-        return values[self.codes[axis]]
+        if len(values) == 1:
+            return np.broadcast_to(values, (self.n,))
+        return values.take(self.codes[axis])
 
     def take(self, rows: NDArray[Any] | slice) -> Columns:
         """The given rows (indices, mask or slice), same levels."""
@@ -145,22 +147,30 @@ def _distinct(codes: Mapping[str, CodeArray], sizes: Mapping[str, int]) -> tuple
     n = len(next(iter(codes.values())))
     changed = np.zeros(n, np.bool_)  # generated points come in runs
     changed[0] = True
-    for code in codes.values():
-        changed[1:] |= code[1:] != code[:-1]
-    starts = np.flatnonzero(changed)
-    key = np.zeros(len(starts), np.int64)
-    span = 1
+    varied = []  # and most axes do not vary within a piece
     for axis, code in codes.items():
         if sizes[axis] > 1:
-            if span * sizes[axis] > _room(len(starts)):  # squeeze what there is before it outgrows a table of flags
-                keys, key = _keys(key, span)
-                span = len(keys)
-            key = key * sizes[axis] + code[starts]
-            span *= sizes[axis]
+            steps = code[1:] != code[:-1]
+            if steps.any():
+                varied.append(axis)
+                changed[1:] |= steps
+    starts = np.flatnonzero(changed)
+    every = 2 * len(starts) > n  # runs so short that rows are as good
+    if every:
+        starts = np.arange(n)
+    key: CodeArray = np.zeros(len(starts), np.int32)
+    span = 1
+    for axis in varied:
+        if span * sizes[axis] > _room(len(starts)):  # squeeze what there is before it outgrows a table of flags
+            keys, key = _keys(key, span)
+            span = len(keys)
+        code = codes[axis] if every else codes[axis][starts]
+        key = key * sizes[axis] + code if span > 1 else code.astype(np.int32)
+        span *= sizes[axis]
     keys, run = _keys(key, span)
     first = np.empty(len(keys), np.int64)
     first[run[::-1]] = starts[::-1]
-    return first, np.repeat(run, np.diff(np.append(starts, n)))
+    return first, run if every else np.repeat(run, np.diff(np.append(starts, n)))
 
 
 def _room(n: int) -> int:
@@ -168,14 +178,15 @@ def _room(n: int) -> int:
     return max(4 * n, 1 << 16)
 
 
-def _keys(code: IntArray, span: int) -> tuple[IntArray, IntArray]:
+def _keys(code: CodeArray, span: int) -> tuple[IntArray, IntArray]:
     """Sorted distinct codes below `span`, and the place of every code among them."""
     if span > _room(len(code)):
         keys, index = np.unique(code, return_inverse=True)
-        return keys, index
+        return keys.astype(np.int64), index
+    code = code.astype(np.intp)
     seen = np.zeros(span, np.bool_)
     seen[code] = True
     keys = np.flatnonzero(seen)
     place = np.empty(span, np.int64)
     place[keys] = np.arange(len(keys))
-    return keys, place[code]
+    return keys, place.take(code)
