@@ -105,8 +105,7 @@ def expected(against: Against, requests: Requests) -> Expected:
         away = 0.0 if name == "tpot" else overhead
         found[name] = outcome.mean(name) + away
         found |= {f"{name}_p{q}": outcome.percentile(name, q) + away for q in PERCENTILES}
-    waits = found["latency"] / (found["latency"] + overhead) if requests.concurrency else 1.0
-    found["throughput"] = outcome.token_throughput() * waits
+    found["throughput"] = outcome.token_throughput()
     generation = problem.labels.get("generation", ("unknown",))[0]
     return Expected(text=against.text, figures={name: _around(problem.stack, generation, name, v) for name, v in found.items()})
 

@@ -88,9 +88,12 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         kv_tokens=tokens,
         block_tokens=int(symbols["stack.block_tokens"]),
         mixed=symbols["stack.mixed_steps"] > 0,
-        chunked=symbols["stack.chunked"] > 0,
+        # where a whole prompt is more than a step may take, the server was told to cut it
+        chunked=symbols["stack.chunked"] > 0 or symbols["input_tokens"] > symbols["token_budget"],
         whole_answer=symbols["stack.reserve_output"] > 0,
+        ahead=symbols["stack.schedules_ahead"] > 0,
         overhead=symbols["stack.request_overhead"],
+        shortest=question.shortest,
         prefix_hit=symbols["prefix_hit"],
         steady=question.steady,
     )

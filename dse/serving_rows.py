@@ -30,7 +30,7 @@ class ServingQuestion:
     """One row: model, stack and machine, the symbols of plan and workload, and how it is driven.
 
     `static`: one batch of `concurrency` requests. `steady` drops the first and last tenth of the requests. `requests` is how
-    many there are in all.
+    many there are in all, their lengths even between `shortest` of those asked for and these.
     """
 
     architecture: Architecture
@@ -40,6 +40,7 @@ class ServingQuestion:
     static: bool
     steady: bool
     requests: int
+    shortest: float
     assumptions: tuple[str, ...]
 
     @property
@@ -79,6 +80,7 @@ def read_serving(row: Row) -> ServingQuestion:
         static=static,
         steady=bool(flag_in(row, "steady")),
         requests=count_in(row, "num_requests", rounds),
+        shortest=_shortest(row),
         assumptions=tuple(assumed),
     )
 
@@ -186,6 +188,12 @@ def _share(row: Row, name: str) -> float:
     if value > 1:
         raise BadRow(f"{name}: expected a share from 0 to 1, got {cell(row, name)}")
     return value
+
+
+def _shortest(row: Row) -> float:
+    """The shortest length over the longest, as `--random-range-ratio` of servers' own benchmarks; 1 where nothing is said."""
+    named = next((name for name in ("length_ratio", "random_range_ratio") if cell(row, name)), "")
+    return _share(row, named) if named else 1.0
 
 
 def _load(row: Row, static: bool, assumed: list[str]) -> tuple[float, float]:

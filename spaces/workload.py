@@ -19,7 +19,8 @@ class Requests:
     """n requests in order of arrival; read-only arrays of shape (n,).
 
     `arrival` seconds; `prompt` and `output` tokens, at least 1 each; `priority`, smaller goes first. `concurrency` > 0 makes a
-    closed loop: so many requests (or sessions) are there at time 0, and each that ends brings the next; `arrival` is then 0.
+    closed loop: so many requests (or sessions) are there at time 0, and each that ends brings the next, `turnaround` seconds
+    later; `arrival` is then 0.
     The first `shared` tokens of a prompt are common to all requests of the group `prefix` (−1: none) and may be found cached;
     one that `keeps` leaves its whole context, answer included, as the group's prefix. A request that `follows` another (−1:
     none) arrives `think` seconds after that one ends, and its `arrival` counts for nothing.
@@ -35,6 +36,7 @@ class Requests:
     follows: IntArray | None = None
     think: FloatArray | None = None
     concurrency: int = 0
+    turnaround: float = 0.0
 
     def __post_init__(self) -> None:
         n = len(self.arrival)
@@ -57,6 +59,8 @@ class Requests:
         _all(later, "arrives at {} s, before the one ahead of it: sort requests by arrival", self.arrival)
         if self.concurrency < 0:
             raise BadRequests(f"concurrency is {self.concurrency}: it cannot be negative (0 is an open loop)")
+        if not self.turnaround >= 0:
+            raise BadRequests(f"turnaround is {self.turnaround} s: it cannot be negative")
         if self.concurrency and np.any(self.arrival > 0):
             raise BadRequests("a closed loop has no arrival times of its own: arrival must be 0 throughout")
         if self.follows is not None:
@@ -74,7 +78,7 @@ class Requests:
             raise BadRequests("turns of a session follow one another: take whole workloads")
         names = ("arrival", "prompt", "output", "priority", "prefix", "shared", "keeps", "think")
         arrays = {name: getattr(self, name)[rows] for name in names if getattr(self, name) is not None}
-        return Requests(**arrays, concurrency=self.concurrency)
+        return Requests(**arrays, concurrency=self.concurrency, turnaround=self.turnaround)
 
     @property
     def rate(self) -> float:

@@ -76,6 +76,7 @@ class Cohort:
     decoding: list[list[Request]] = field(default_factory=list)
     chunks: list[list[Request]] = field(default_factory=list)
     filling: list[bool] = field(default_factory=list)
+    began: float = math.inf
 
 
 class Reference:
@@ -98,6 +99,7 @@ class Reference:
         ]
         follows = [-1] * len(requests) if requests.follows is None else [int(j) for j in requests.follows]
         self.after = {j: i for i, j in enumerate(follows) if j >= 0}
+        self.turnaround = requests.turnaround
         self.think = [0.0] * len(requests) if requests.think is None else [float(t) for t in requests.think]
         heads = sorted((i for i, j in enumerate(follows) if j < 0), key=lambda i: (float(requests.arrival[i]), i))
         known = requests.concurrency or len(heads)
@@ -207,7 +209,7 @@ class Reference:
             successor = self.after[request.number]
             self.coming.append((now + self.think[successor], successor))
         elif self.spare:
-            self.coming.append((now, self.spare.pop(0)))
+            self.coming.append((now + self.turnaround, self.spare.pop(0)))
 
     def wake(self, engine: int, now: float) -> None:
         for cohort in self.cohorts:
@@ -304,8 +306,11 @@ class Reference:
         pool, lanes = self.engines[cohort.engine]
         cohort.decoding, cohort.chunks = [[] for _ in lanes], [[] for _ in lanes]
         seconds = -1.0
-        for rank, lane in enumerate(lanes):
-            seconds = max(seconds, self.schedule(pool, lane, cohort, rank, now))
+        for seen in [cohort.began, now] if pool.limits.ahead else [now]:
+            if seconds < 0:
+                for rank, lane in enumerate(lanes):
+                    seconds = max(seconds, self.schedule(pool, lane, cohort, rank, now, seen))
+        cohort.began = now if seconds >= 0 else math.inf
         cohort.ready, cohort.busy = False, seconds >= 0
         cohort.next = math.inf
         if seconds >= 0:
@@ -315,7 +320,7 @@ class Reference:
             if any(lane.waiting for lane in lanes) and pool.tables.stages[pool.engine] > 1:
                 self.wake(cohort.engine, now)
 
-    def schedule(self, pool: Pool, lane: Lane, cohort: Cohort, rank: int, now: float) -> float:
+    def schedule(self, pool: Pool, lane: Lane, cohort: Cohort, rank: int, now: float, seen: float) -> float:
         limits, cell = pool.limits, cohort.cells[rank]
         step = Step(limits.max_tokens)
         if not cell:
@@ -324,7 +329,7 @@ class Reference:
         if not mixed:
             self.continue_prefill(limits, cell, step)
             if limits.policy != "static" or cohort.filling[rank]:
-                self.admit(pool, lane, cohort, rank, step, now, prefills=True, decodes=False, gain=0)
+                self.admit(pool, lane, cohort, rank, step, now, seen, prefills=True, decodes=False, gain=0)
         decoding: list[Request] = []
         if mixed or not step.queries:
             gain = self.gain(limits, cohort, rank)
@@ -333,7 +338,7 @@ class Reference:
             if mixed:
                 self.continue_prefill(limits, cell, step)
             if not gave_way:
-                self.admit(pool, lane, cohort, rank, step, now, prefills=mixed, decodes=True, gain=gain)
+                self.admit(pool, lane, cohort, rank, step, now, seen, prefills=mixed, decodes=True, gain=gain)
             decoding = [one for one in cell if one.state == "decoding"]
             if decoding:
                 cohort.filling[rank] = False
@@ -408,6 +413,7 @@ class Reference:
         rank: int,
         step: Step,
         now: float,
+        seen: float,
         *,
         prefills: bool,
         decodes: bool,
@@ -419,6 +425,8 @@ class Reference:
         most = math.ceil(together / stages) if stages > 1 else limits.max_batch
         while step.budget > 0 and lane.waiting and len(lane.running) < limits.max_batch and len(cell) < most:
             request = lane.waiting[0]
+            if request.arrival > seen:
+                return
             kept = math.ceil(limits.watermark * limits.kv_blocks) if lane.running else 0
             if request.state == "waiting":
                 hit = self.found(lane, request)

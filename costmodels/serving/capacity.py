@@ -59,10 +59,12 @@ def capacity(architecture: Architecture, stack: ServingStack, at: Bindings) -> C
     held, apart = _weights(architecture, stack, local)
     weights = rows(held.reshape(-1) if n else 0.0)
     activations = rows(_activations(architecture, at))
-    fixed = weights + activations + rows(at["stack.graph_bytes"]) * rows(at["cuda_graphs"]) + rows(at["stack.reserve"])
+    captured = rows(at["stack.graph_bytes"]) * rows(at["cuda_graphs"])
+    fixed = weights + activations + captured + rows(at["stack.reserve"])
     memory, fraction = rows(at["device.memory_capacity"]), rows(at["kv_fraction"])
     of_free = rows(at["stack.kv_fraction_of_free"]) > 0
-    room = np.where(of_free, fixed + (memory - fixed) * fraction, memory * fraction)
+    limited = np.minimum(memory * fraction + captured * rows(at["stack.graphs_beside"]), memory)
+    room = np.where(of_free, fixed + (memory - fixed) * fraction, limited)
     whole = layers * rows(_token_bytes(architecture, stack, local))
     offloaded = rows(at["kv_offload"])
     # beside what stays, room for two layers of what does not: the one attended to and the one that is fetched
@@ -127,7 +129,8 @@ def _activations(architecture: Architecture, at: Bindings) -> Value:
     hidden, tensor = np.asarray(at["hidden"], np.float64), np.asarray(at["tensor"], np.float64)
     wide = at["ffn"] / (tensor * at["attention_data"])
     if architecture.experts:
-        experts = at["moe_ffn"] / np.asarray(at["expert_tensor"], np.float64) + 2.0 * hidden
+        # of each copy: gate and up, their product, and the layer's input and output (a third of them, for the three below)
+        experts = at["moe_ffn"] / np.asarray(at["expert_tensor"], np.float64) + 2.0 / 3.0 * hidden
         copies = np.asarray(at["experts_per_token"]) * np.asarray(at["attention_data"], np.float64)
         wide = np.maximum(wide, experts * np.maximum(copies / at["expert"], 1.0))
     sampled = np.minimum(np.asarray(at["max_batch"], np.float64), 1024.0)

@@ -38,6 +38,16 @@ def native_precision(model: str) -> str:
     return str(_facts()["native"].get(model, "bf16"))
 
 
+def block_scaled(model: str) -> bool:
+    """Whether a model's fp8 checkpoint has a scale for every block of weights."""
+    return model in _facts()["block_scaled"]["models"]
+
+
+def block_scaled_time() -> float:
+    """Time of compute-bound fp8 products with a scale a block, over those with one a tensor or row."""
+    return float(_facts()["block_scaled"]["slower"]["value"])
+
+
 def dequantised_share() -> float:
     """Share of the 16-bit rate that products with narrow weights and 16-bit activations reach."""
     return float(_facts()["dequantise"]["value"])

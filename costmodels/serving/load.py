@@ -29,7 +29,7 @@ class Work:
     `prompt` tokens to prefill, which see `pairs` keys (`found` tokens more are cached already); `cached` mean tokens of a
     decoding request's cache; `output` tokens; `budget` new tokens a step; `mixed` whether prompts share steps with decoding;
     `drafted`, `acceptance`, `draft_share` of speculation; `overhead` seconds between a client and the scheduler;
-    `groups` attention groups that step together.
+    `ahead` whether a step is planned while the one before it runs; `groups` attention groups that step together.
     """
 
     engine: IntArray
@@ -44,6 +44,7 @@ class Work:
     acceptance: FloatArray
     draft_share: FloatArray
     overhead: FloatArray
+    ahead: FloatArray
     groups: FloatArray
 
 

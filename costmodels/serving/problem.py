@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from costmodels.kernel_models.symbols import kernel_symbols
+from costmodels.serving.formats import block_scaled
 from costmodels.serving.stack import find_serving_stack
 from spaces.architecture import Architecture
 from spaces.blocks import scalars
@@ -27,11 +28,11 @@ def serving_problem(
     """
     chosen = find_serving_stack(stack)
     bound: dict[str, float] = {**SERVING_DEFAULTS, **scalars(architecture)}
-    bound |= {
-        symbol: value for symbol, value in chosen.default.items() if symbol in ("max_batch", "token_budget", "kv_fraction")
-    }
-    bound |= {f"stack.{symbol}": value for symbol, value in chosen.default.items() if f"stack.{symbol}" not in bound}
+    usual = chosen.default if device is None else chosen.default_on(device.generation, device.memory_capacity)
+    bound |= {symbol: value for symbol, value in usual.items() if symbol in ("max_batch", "token_budget", "kv_fraction")}
+    bound |= {f"stack.{symbol}": value for symbol, value in usual.items() if f"stack.{symbol}" not in bound}
     bound |= dict(chosen.numbers)
+    bound["block_scaled"] = float(block_scaled(architecture.name))
     labels: dict[str, tuple[str, ...]] = {**SERVING_NAMES}
     if device is not None:
         bound |= serving_symbols(device)

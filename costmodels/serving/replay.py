@@ -9,6 +9,7 @@ import numpy as np
 
 from costmodels.simulation import Limits, Outcome, simulate
 from costmodels.step_tables import StepTables
+from spaces.columns import IntArray
 from spaces.workload import Requests
 
 
@@ -18,8 +19,9 @@ class Replay:
 
     `requests` of `prompt` and `output` tokens: `concurrency` in flight, all started at time 0, or Poisson arrivals at `rate` a
     second. `max_batch`, `token_budget` and `kv_tokens` bound one of the `attention_data` groups of a replica. `mixed`: prompts
-    share steps with decoding; `whole_answer`: a request is admitted only where all of its answer fits; `overhead` seconds
-    between client and scheduler, part of the time to first token; `steady` drops the first and last tenth.
+    share steps with decoding; `whole_answer`: a request is admitted only where all of its answer fits; `ahead`: a step is
+    planned while the one before it runs; `overhead` seconds between client and scheduler, part of the time to first token;
+    `steady` drops the first and last tenth. Lengths are even between `shortest` of the full ones and these.
     """
 
     prompt: int
@@ -36,7 +38,9 @@ class Replay:
     mixed: bool = True
     chunked: bool = True
     whole_answer: bool = False
+    ahead: bool = False
     overhead: float = 0.0
+    shortest: float = 1.0
     prefix_hit: float = 0.0
     steady: bool = False
     seed: int = 0
@@ -72,6 +76,7 @@ def limits_of(run: Replay) -> Limits:
         block_size=run.block_tokens,
         reserve="whole" if run.whole_answer else "prompt",
         attention_dp=run.attention_data,
+        ahead=run.ahead,
     )
 
 
@@ -86,9 +91,7 @@ class TooLong(ValueError):
 
 
 def replay(tables: StepTables, engine: int, run: Replay) -> Replayed:
-    """Simulate the run. A client waits `overhead` before its next request too, which slows a closed loop a little.
-
-    Raises TooLong.
+    """Simulate the run. In a closed loop the next request reaches the scheduler `overhead` after one ends. Raises TooLong.
     """
     width = _width(run, int(tables.stages[engine]))
     count = max(run.requests, 1)
@@ -131,12 +134,14 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
         fewer = int(count * MOST / steps)
         hint = f"num_requests of {fewer:,} or fewer would do" if fewer >= max(run.concurrency, 1) else "shorten osl"
         raise TooLong(f"the run takes some {steps:,.0f} steps, and {MOST:,} are simulated at most; {hint}")
-    prompt = np.full(count, max(round(run.prompt * (1.0 - run.prefix_hit)), 1))
-    output = np.full(count, run.output)
+    random = np.random.default_rng(run.seed)
+    prompt, output = _lengths(run, count, random)
     if run.concurrency:
-        requests = Requests(arrival=np.zeros(count), prompt=prompt, output=output, concurrency=run.concurrency)
+        requests = Requests(
+            arrival=np.zeros(count), prompt=prompt, output=output, concurrency=run.concurrency, turnaround=run.overhead
+        )
     else:
-        gaps = np.random.default_rng(run.seed).exponential(1.0 / run.rate, count)
+        gaps = random.exponential(1.0 / run.rate, count)
         requests = Requests(arrival=np.cumsum(gaps), prompt=prompt, output=output)
     outcome: Outcome = simulate(tables, engine, requests, limits_of(run), replicas=run.replicas, log=False)
     # requests that all end at once leave no middle to look at: then all of them count
@@ -144,6 +149,18 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
     first, latency = outcome.mean("ttft", steady=steady), outcome.mean("latency", steady=steady)
     token = outcome.mean("tpot", steady=steady) if run.output > 1 else 0.0
     return _Totals(count, first * count, token * count, latency * count, outcome.token_throughput(steady=steady))
+
+
+def _lengths(run: Replay, count: int, random: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """(prompts to compute, answers) in tokens, (count,) each."""
+
+    def each(longest: int) -> IntArray:
+        if run.shortest >= 1.0:
+            return np.full(count, longest)
+        return random.integers(max(int(longest * run.shortest), 1), longest, count, endpoint=True)
+
+    prompt, output = each(run.prompt), each(run.output)
+    return np.maximum(np.round(prompt * (1.0 - run.prefix_hit)), 1).astype(np.int64), output
 
 
 def _continued(tables: StepTables, engine: int, run: Replay, few: int, more: int, width: int) -> Replayed:
@@ -166,10 +183,9 @@ def _continued(tables: StepTables, engine: int, run: Replay, few: int, more: int
 
 def _told(run: Replay, sums: _Totals) -> Replayed:
     """Means as a client sees them."""
-    latency = sums.latency / sums.count + run.overhead
-    rate = sums.rate
-    if run.concurrency:
-        rate *= latency / (latency + run.overhead) if latency > 0 else 1.0
     return Replayed(
-        ttft=sums.first / sums.count + run.overhead, tpot=sums.token / sums.count, latency=latency, tokens_per_second=rate
+        ttft=sums.first / sums.count + run.overhead,
+        tpot=sums.token / sums.count,
+        latency=sums.latency / sums.count + run.overhead,
+        tokens_per_second=sums.rate,
     )

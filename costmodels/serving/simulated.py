@@ -242,6 +242,8 @@ class _Servers:
         from costmodels.simulation.simulator import simulate, simulate_disaggregated
 
         pools = self.pools[row]
+        if asked.concurrency:  # a client's next request is as far from the scheduler as its last answer
+            asked = dataclasses.replace(asked, turnaround=self.overhead)
         if len(pools) == 2:
             return simulate_disaggregated(pools[0], pools[1], asked, self.links[row])
         pool = pools[0]
@@ -271,11 +273,12 @@ def _pools(problem: Problem, points: Columns, context: int) -> list[Any]:
             max_batch=int(batch[i]),
             max_tokens=int(max(rows("token_budget")[i], batch[i] * (1 + drafted[i]))),
             policy="mixed" if mixed[i] else "prefill-first",
-            chunked=bool(rows("stack.chunked", 1)[i]),
+            chunked=bool(rows("stack.chunked", 1)[i] or rows("input_tokens")[i] > rows("token_budget")[i]),
             kv_blocks=max(int(held.tokens[i] // block[i]), 1),
             block_size=int(block[i]),
             reserve="whole" if whole[i] else "prompt",
             context=context,
+            ahead=bool(rows("stack.schedules_ahead")[i]),
             attention_dp=int(rows("attention_data")[i]),
             verified_tokens=1 + int(drafted[i]),
             accepted_tokens=float(np.clip(accepted[i], 1, 1 + drafted[i])),

@@ -27,7 +27,8 @@ class ServingStack:
 
     `streams` maps a class of pointwise operators (norm, activation, multiply, add, rotary, cache, route, permute, embedding,
     sample) to the kernel that runs it. `attention` names the kernels of prefill and decode. `default` holds the choices a
-    person leaves out.
+    person leaves out; `lesser` those of them that differ on devices of less than `lesser_below` bytes or of the generations
+    `lesser_on`.
     """
 
     name: str
@@ -36,7 +37,15 @@ class ServingStack:
     attention: Mapping[str, str]
     numbers: Mapping[str, float]
     default: Mapping[str, float]
+    lesser: Mapping[str, float]
+    lesser_below: float
+    lesser_on: frozenset[str]
     source: str
+
+    def default_on(self, generation: str, memory: float) -> Mapping[str, float]:
+        """The choices a person leaves out, on a device of that generation and so many bytes."""
+        less = memory < self.lesser_below or generation in self.lesser_on
+        return {**self.default, **self.lesser} if less else self.default
 
 
 @cache
@@ -58,6 +67,8 @@ def find_serving_stack(name: str) -> ServingStack:
         near = difflib.get_close_matches(word, known, n=3, cutoff=0.4) or known
         raise UnknownStack(f"serving stack '{name}' does not exist; did you mean {', '.join(near)}?")
     facts = _read(word)
+    lesser = dict(facts.get("lesser", {}))
+    below, on = float(lesser.pop("below", 0.0)), frozenset(lesser.pop("generations", ()))
     return ServingStack(
         name=word,
         traits=GraphTraits(**facts["traits"]),
@@ -65,6 +76,9 @@ def find_serving_stack(name: str) -> ServingStack:
         attention=facts["attention"],
         numbers=flat(facts["numbers"], "stack"),
         default={symbol: float(value) for symbol, value in facts["default"].items()},
+        lesser={symbol: float(value) for symbol, value in lesser.items()},
+        lesser_below=below,
+        lesser_on=on,
         source=facts["source"],
     )
 

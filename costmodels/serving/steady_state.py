@@ -137,6 +137,7 @@ def work_of(at: Bindings, engine: IntArray) -> load.Work:
         acceptance=_rows(at["acceptance"], k),
         draft_share=_rows(at["draft_share"], k),
         overhead=_rows(at["stack.request_overhead"], k),
+        ahead=_rows(at["stack.schedules_ahead"], k),
         groups=_rows(at["attention_data"], k),
     )
 
@@ -246,6 +247,7 @@ def _open(states: States, row: IntArray, rate: FloatArray, most: FloatArray, une
     share_loaded = np.where(groups > 1, load.loaded_share(carried, v["decode"], long, chunks, groups), v["loaded"] * few)
     together = waiting.lockstep(carried, v["decode"], share_loaded, long - v["decode"], v["service"], fits)
     first = np.where(groups > 1, together, first) + work.overhead[row]
+    first = first + work.ahead[row] * few * v["step"]  # the step planned before it came
     lonely = few * (v["step"] - v["decode"])
     step = v["decode"] + np.where((groups > 1) & (few < 1), share_loaded * (long - v["decode"]), lonely)
     token = step * v["token"] / v["step"] * uneven
@@ -269,6 +271,11 @@ def _closed(states: States, row: IntArray, together: FloatArray, most: FloatArra
     others = np.where(mixed > 0, (cohorts - 1.0) * v["added"] * v["shared"], 0.0)
     lives = np.maximum(work.output[row] - 1.0, load.LEAST)
     round_ = (steady + (work.output[row] - 1.0) * v["decode"] * v["token"] / v["step"] + others) * uneven
+    # others run while a client comes back: the rest of their step, with their prompts but for the first cohort to return
+    with_prompts = np.where(mixed > 0, 1.0 - 1.0 / cohorts, 0.0)
+    each = with_prompts * v["service"] + (1.0 - with_prompts) * v["decode"]
+    wait = np.maximum(each - work.overhead[row], 0.0) + work.ahead[row] * each
+    steady = steady + np.minimum(cohorts - 1.0, 1.0) * wait
     rate = inside / (round_ + work.overhead[row])
     queued = np.maximum(together - inside, 0.0) / rate
     token = np.where(work.output[row] > 1, (round_ - steady * uneven) / lives, v["token"] * uneven)

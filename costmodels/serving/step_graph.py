@@ -19,7 +19,7 @@ from costmodels.block_table import graphs
 from costmodels.constants import DATA
 from costmodels.serving.calls import Call
 from costmodels.serving.exchanges import expert_exchange, reduction, send
-from costmodels.serving.formats import cache_bytes, compute_format, dequantised_share, weight_bytes
+from costmodels.serving.formats import block_scaled_time, cache_bytes, compute_format, dequantised_share, weight_bytes
 from costmodels.serving.stack import ServingStack
 from spaces.architecture import Architecture
 from spaces.columns import Bindings, Value
@@ -40,6 +40,7 @@ PLACEMENT = Placement(
 """Which mesh axes shard a dimension of a served model."""
 _SMALL = 2.0e-6  # s of a kernel that does next to nothing (costmodels/data/measurements: the smallest pointwise operands)
 _ROWS = 8  # rows of the smallest tile of a product on the matrix units
+_COLLECTIVES = frozenset({"all_reduce", "all_gather", "reduce_scatter"})
 _DENSE_WIDTHS = frozenset({"ffn", "shared_ffn"})
 _FIXED = {
     "micro_batch": 1,
@@ -108,11 +109,18 @@ def _gaps(layer: Sequence[Call], local: Local, parts: Mapping[str, bool]) -> Cal
     """What passes between the end of one kernel of a layer and the start of the next that waits for it, attention included.
 
     `parts` says whether the layer has latent attention and experts: both start small kernels of their own (splits, rotations
-    and absorptions; counting, sorting and scattering tokens) that cost their start alone.
+    and absorptions; counting, sorting and scattering tokens) that cost their start alone. Ranks wait for the slowest at every
+    collective.
     """
     started = sum((np.where(np.asarray(call.times) > 0, kernels_of(call), 0.0) for call in layer), np.asarray(1.0))
+    met = sum((np.where(np.asarray(call.times) > 0, 1.0, 0.0) for call in layer if call.op in _COLLECTIVES), np.asarray(0.0))
     small = sum(local[f"stack.small_kernels.{part}"] for part, there in parts.items() if there)
-    return Call(op="", floor=started * local["stack.kernel_gap"] + small * (local["stack.kernel_gap"] + _SMALL))
+    waited: Value = met * local["stack.rank_wait"]
+    if parts["experts"]:
+        words, _ = compute_format(local["precision"], local)
+        shared = (words == "fp8") & (np.asarray(local["block_scaled"]) > 0) & (np.asarray(local["expert"]) == 1)
+        waited = waited + np.where(shared & (np.asarray(local["expert_tensor"]) > 1), local["stack.split_experts"], 0.0)
+    return Call(op="", floor=started * local["stack.kernel_gap"] + small * (local["stack.kernel_gap"] + _SMALL) + waited)
 
 
 def kernels_of(call: Call) -> float:
@@ -171,7 +179,16 @@ def product(local: Local, m: Value, n: Value, k: Value, *, quantised: bool) -> I
             yield Call(op="gemm", shape={"m": m, "n": n, "k": thin, "cache": "cold"}, times=np.where(rank > 0, 1.0, 0.0))
 
 
-def _product(local: Local, m: Value, n: Value, k: Value, groups: Value, quantised: bool, slower: Value = 1.0) -> Call:
+def _product(
+    local: Local,
+    m: Value,
+    n: Value,
+    k: Value,
+    groups: Value,
+    quantised: bool,
+    slower: Value = 1.0,
+    experts: bool = False,
+) -> Call:
     """A (grouped) product; narrow weights with 16-bit activations move fewer bytes and pay to be widened.
 
     Such a product is as slow as the cubic norm of one whose contraction is shortened to the narrow weights' bytes and of its
@@ -186,7 +203,20 @@ def _product(local: Local, m: Value, n: Value, k: Value, groups: Value, quantise
     memory = groups * n * k * weight_bytes(precision) / local["device.memory_bandwidth"]
     compute = 2.0 * m * n * k * groups / rate
     hot = compute**3 / (compute**3 + memory**3)  # how far the product is bound by the matrix units, and so by power
-    return Call(op="gemm", shape=shape, times=slower * (1.0 + (local["stack.sustained"] - 1.0) * hot), floor=floor)
+    times = slower * (1.0 + (local["stack.sustained"] - 1.0) * hot)
+    if np.any((words == "fp8") & (np.asarray(local["block_scaled"]) > 0)):
+        narrow_hot = compute**3 / (compute**3 + (2.0 * memory) ** 3)  # fp8 products are twice as quick
+        times = times * (1.0 + np.where(words == "fp8", _block_scaled(local, experts) - 1.0, 0.0) * narrow_hot)
+    return Call(op="gemm", shape=shape, times=times, floor=floor)
+
+
+def _block_scaled(local: Local, experts: bool) -> Value:
+    """Time of a compute-bound fp8 product of the model's checkpoint over one with a scale a tensor."""
+    own: Value = local["stack.block_scaled.dense"]
+    if experts:
+        whole = np.asarray(local["expert"]) > 1
+        own = np.where(whole, local["stack.block_scaled.whole_experts"], local["stack.block_scaled.split_experts"])
+    return np.where(np.asarray(local["block_scaled"]) > 0, block_scaled_time() * own, 1.0)
 
 
 def assignments(local: Local) -> Value:
@@ -203,10 +233,17 @@ def assignments(local: Local) -> Value:
 
 
 def experts_touched(local: Local) -> Value:
-    """Experts of one device that a step's tokens reach: E·(1 − (1 − k/E)^B), of E on all devices; (c, T), at least 1."""
-    experts = np.asarray(local["experts"], np.float64)
+    """Experts of one device that a step's tokens reach: E·(1 − (1 − k/E)^B), of E on all devices; (c, T), at least 1.
+
+    Where some experts are more popular than others, as a gamma distribution of shape a (`stack.popularity`), a token after the
+    first finds one untouched with chance (1 + λ/a)^−a in place of exp(−λ), λ = −(B − 1)·ln(1 − k/E).
+    """
+    experts, chosen = (np.asarray(local[name], np.float64) for name in ("experts", "experts_per_token"))
     tokens = local.tokens * local["attention_data"]
-    touched = experts * -np.expm1(tokens * np.log1p(-np.minimum(local["experts_per_token"] / experts, 1.0 - 1e-12)))
+    further = np.maximum(tokens - 1.0, 0.0) * -np.log1p(-np.minimum(chosen / experts, 1.0 - 1e-12))
+    shape = local["stack.popularity"]
+    missed = np.exp(-shape * np.log1p(further / shape))
+    touched = np.where(tokens < 1.0, tokens * chosen, experts - (experts - chosen) * missed)
     return np.maximum(touched / local["expert"], np.minimum(1.0, touched))
 
 
@@ -218,7 +255,7 @@ def _grouped(op: Operator, graph: Graph, local: Local) -> Iterator[Call]:
     # whole groups, and rows filled up to what the smallest tile takes in
     groups = np.maximum(np.round(experts_touched(local)), 1.0)
     rows = np.ceil(np.maximum(assignments(local) / groups, 1.0) / _ROWS) * _ROWS
-    yield _product(local, rows, n, k, groups, quantised=True, slower=local["stack.expert_time"])
+    yield _product(local, rows, n, k, groups, quantised=True, slower=local["stack.expert_time"], experts=True)
 
 
 def _stream(stack: ServingStack, named: str, rows: Value, width: Value) -> Iterator[Call]:

@@ -128,7 +128,7 @@ def layout(pools: Sequence[Pool], requests: Requests, link: KvLink, router: str,
         *((w.STINTS, at_stints), (w.STINT_ROOM, stint_room)),
     ):
         m[field] = value
-    f[w.HORIZON] = horizon
+    f[w.HORIZON], f[w.TURNAROUND] = horizon, requests.turnaround
     _put_requests(block, requests, level, too_long(pools, requests))
     f[at_turns:at_heads] = np.ravel(turns)
     m[at_turns:at_heads].reshape(-1, w.TURN_WORDS)[:, : w.THINK] = turns[:, : w.THINK]
@@ -143,7 +143,7 @@ def layout(pools: Sequence[Pool], requests: Requests, link: KvLink, router: str,
             m[engine + w.E_POOL], m[engine + w.E_COHORT] = p, cohort
             for _ in range(stage):
                 m[cohort + w.C_ENGINE], m[cohort + w.C_CELL] = engine, cell
-                f[cohort + w.C_NEXT] = math.inf
+                f[cohort + w.C_NEXT] = f[cohort + w.C_BEGAN] = math.inf
                 cohort += w.COHORT_WORDS
                 for rank in range(ranks):
                     lists = at_lists + (cell - at_cells) // w.CELL_WORDS * (ring + most + levels)
@@ -247,7 +247,7 @@ def _put_pool(block: Block, p: int, pool: Pool, stages: int, role: int, link: Kv
         *((w.P_SWAP, limits.preemption == "swap"), (w.P_HOST_BLOCKS, limits.host_blocks), (w.P_BLOCK, limits.block_size)),
         *((w.P_RESERVE, math.ceil(limits.watermark * limits.kv_blocks)), (w.P_VERIFIED, limits.verified_tokens)),
         *((w.P_STAGES, stages), (w.P_RANKS, limits.attention_dp), (w.P_ROLE, role)),
-        *((w.P_REPLICAS, pool.replicas), (w.P_FIRST_LANE, lane)),
+        *((w.P_REPLICAS, pool.replicas), (w.P_FIRST_LANE, lane), (w.P_AHEAD, limits.ahead)),
     ):
         m[p + field] = count
     return table

@@ -30,6 +30,7 @@ class Limits:
       never preempted). `preemption`: the last request admitted is recomputed, or swapped to `host_blocks` of host memory at
       `swap_time_per_token` seconds a token and way (recomputed when they are full).
     - `context` is the longest prompt plus answer (0: no limit); longer requests are rejected and counted.
+    - `ahead`: a step is planned while the one before it runs, so that it takes in only what had come when that one began.
     - `attention_dp` ranks step together. Under speculation each request verifies `verified_tokens` a step, of which
       `accepted_tokens` (≥ 1) are new on average; requests of a batch advance alike.
     """
@@ -48,6 +49,7 @@ class Limits:
     swap_time_per_token: float = 0.0
     context: int = 0
     attention_dp: int = 1
+    ahead: bool = False
     verified_tokens: int = 1
     accepted_tokens: float = 1.0
 

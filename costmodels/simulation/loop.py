@@ -112,7 +112,7 @@ def follow(m: IntArray, f: FloatArray, r: int, now: float) -> None:
     if turn != 0 and m[turn + w.SUCCESSOR] >= 0:
         push_pending(m, f, now + f[turn + w.THINK], m[w.REQUESTS] + m[turn + w.SUCCESSOR] * w.REQUEST_WORDS)
     elif m[w.CLOSED] and m[w.SPARE] < m[w.N_HEADS]:
-        push_pending(m, f, now, m[m[w.HEADS] + m[w.SPARE]])
+        push_pending(m, f, now + f[w.TURNAROUND], m[m[w.HEADS] + m[w.SPARE]])
         m[w.SPARE] += 1
 
 

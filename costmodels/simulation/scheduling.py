@@ -20,18 +20,19 @@ def start(m: IntArray, f: FloatArray, u: int, now: float) -> None:
     """Schedule a cohort's next step on all ranks of its engine, or leave it idle."""
     e = m[u + w.C_ENGINE]
     p = m[e + w.E_POOL]
-    seconds = -1.0
+    seconds = plan(m, f, p, u, f[u + w.C_BEGAN] if m[p + w.P_AHEAD] else now)
+    if seconds < 0 and m[p + w.P_AHEAD]:  # with nothing under way, what came since begins at once
+        seconds = plan(m, f, p, u, now)
+    if seconds < 0:
+        m[u + w.C_STATE] = w.IDLE
+        f[u + w.C_NEXT] = f[u + w.C_BEGAN] = math.inf
+        return
     batch = 0
     for rank in range(m[p + w.P_RANKS]):
         c = m[u + w.C_CELL] + rank * w.CELL_WORDS
-        schedule(m, f, p, c)
         if m[c + w.GAIN] > 0 or m[c + w.QUERIES] > 0:
-            seconds = max(seconds, batch_time(m, f, p, c) + f[c + w.DELAY])
             batch += m[c + w.ACTIVE]
-    if seconds < 0:
-        m[u + w.C_STATE] = w.IDLE
-        f[u + w.C_NEXT] = math.inf
-        return
+    f[u + w.C_BEGAN] = now
     m[u + w.C_STATE] = w.RUNNING
     f[u + w.C_NEXT] = now + seconds
     f[u + w.C_BUSY] += seconds
@@ -48,6 +49,18 @@ def start(m: IntArray, f: FloatArray, u: int, now: float) -> None:
         waiting += m[lane + w.L_WAITING]
     if waiting > 0 and m[p + w.P_STAGES] > 1:
         wake(m, f, e, now)
+
+
+def plan(m: IntArray, f: FloatArray, p: int, u: int, seen: float) -> float:
+    """Choose what a cohort's cells do among what had arrived by `seen`: seconds of the slowest; negative: nothing to do."""
+    seconds = -1.0
+    for rank in range(m[p + w.P_RANKS]):
+        c = m[u + w.C_CELL] + rank * w.CELL_WORDS
+        f[c + w.SEEN] = seen
+        schedule(m, f, p, c)
+        if m[c + w.GAIN] > 0 or m[c + w.QUERIES] > 0:
+            seconds = max(seconds, batch_time(m, f, p, c) + f[c + w.DELAY])
+    return seconds
 
 
 def wake(m: IntArray, f: FloatArray, e: int, now: float) -> None:
@@ -124,7 +137,7 @@ def admit(m: IntArray, f: FloatArray, p: int, c: int, gain: int, prefills: int, 
         most = (together + m[p + w.P_STAGES] - 1) // m[p + w.P_STAGES]
     while m[c + w.BUDGET] > 0 and m[lane + w.L_RUNNING] < m[p + w.P_MAX_BATCH] and m[c + w.ACTIVE] < most:
         r = first_waiting(m, lane)
-        if r == 0:
+        if r == 0 or f[r + w.ARRIVAL] > f[c + w.SEEN]:
             return
         if m[r + w.STATE] == w.WAITING:
             if not prefills or not admit_prompt(m, f, p, c, r):

@@ -58,7 +58,8 @@ REQUEST_WORDS = 20
 PREFIX, SHARED, KEEPS, SUCCESSOR, THINK = range(5)
 TURN_WORDS = 5
 
-# The run's totals and where everything is. HEAD of LIMIT arrivals known beforehand; SPARE, the next of a closed loop.
+# The run's totals and where everything is. HEAD of LIMIT arrivals known beforehand; SPARE, the next of a closed loop, which
+# comes TURNAROUND seconds after one ends.
 (
     NOW,
     HORIZON,
@@ -90,7 +91,8 @@ TURN_WORDS = 5
     STINTS,
     N_STINTS,
     STINT_ROOM,
-) = range(30)
+    TURNAROUND,
+) = range(31)
 RUN_WORDS = 32
 
 # An engine's step-time tables (first words) with the lengths of their grids, its limits, and the pool's place.
@@ -140,20 +142,23 @@ RUN_WORDS = 32
     P_TURN,
     P_FETCH,
     P_FETCH_OVERLAP,
-) = range(45)
-POOL_WORDS = 45
+    P_AHEAD,
+) = range(46)
+POOL_WORDS = 46
 
 # An engine: when its first pipeline stage is free, when its link is; its pool and first cohort.
 E_ENTRY, E_LINK, E_POOL, E_COHORT = range(4)
 ENGINE_WORDS = 4
 
-# A cohort: time of its next event, seconds spent in steps, its state, engine and first cell.
-C_NEXT, C_BUSY, C_STATE, C_ENGINE, C_CELL = range(5)
-COHORT_WORDS = 5
+# A cohort: time of its next event, seconds spent in steps, its state, engine and first cell; when the step BEGAN that ends as
+# the next begins (infinite: none does).
+C_NEXT, C_BUSY, C_STATE, C_ENGINE, C_CELL, C_BEGAN = range(6)
+COHORT_WORDS = 6
 
 # A cell: counters of tokens and steps, time of the last decode step; requests running and decoding, their cached tokens; the
 # GAIN of tokens a request in the step in flight (0: no decode in it), its prompt QUERIES, query-key PAIRS, tokens FOUND cached,
-# prompts FINISHED, seconds of swapping; budget left; whether a static batch still fills; where the tables were last read;
+# prompts FINISHED, seconds of swapping; budget left; whether a static batch still fills; the last arrival that the scheduler
+# has SEEN; where the tables were last read;
 # first words of its lists: ending by counter, KV blocks by residue, last admitted by priority.
 (
     TOKENS,
@@ -182,8 +187,9 @@ COHORT_WORDS = 5
     ENDING,
     PHASES,
     TAILS,
-) = range(26)
-CELL_WORDS = 26
+    SEEN,
+) = range(27)
+CELL_WORDS = 27
 
 # A lane: KV blocks free (those evictable among them) and in all, blocks swapped to the host; requests waiting and running; most
 # blocks used, and their integral over time; ends of the list of evictable prefixes; first words of queues and prefixes.

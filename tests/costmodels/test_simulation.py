@@ -27,6 +27,17 @@ def test_a_lone_request_takes_the_tables_times(prompt: int, output: int) -> None
     assert outcome.counts["completed"] == 1
 
 
+def test_a_client_that_comes_back_late_misses_the_step_under_way() -> None:
+    """Of two in flight, steps of 10 ms: who ends with a step, and asks again 4 ms later, waits for the end of the next."""
+    output = np.array([2, 9, 1, 1])
+    requests = Requests(arrival=np.zeros(4), prompt=np.full(4, 7), output=output, concurrency=2, turnaround=4e-3)
+    outcome = simulate(constant_tables(0.01), 0, requests, Limits())
+    assert outcome.arrival[2] == pytest.approx(0.024)
+    assert outcome.ttft[2] == pytest.approx(0.016)
+    planned = simulate(constant_tables(0.01), 0, requests, Limits(ahead=True))
+    assert planned.ttft[2] == pytest.approx(0.026), "the step after next was planned before it came"
+
+
 def test_the_wait_for_a_server_of_one_fixed_step_is_that_of_m_d_1() -> None:
     """Mean wait ρ·D / 2(1 − ρ) (Pollaczek–Khinchine for a fixed service time D)."""
     step, load, n = 0.01, 0.7, 400_000

@@ -57,6 +57,7 @@ def pools(draw: st.DrawFn) -> Pool:
         swap_time_per_token=1e-4,
         context=draw(st.sampled_from([0, 60])),
         attention_dp=draw(st.integers(1, 2)),
+        ahead=draw(st.booleans()),
         verified_tokens=verified,
         accepted_tokens=draw(st.floats(1.0, float(verified))),
     )
@@ -99,6 +100,7 @@ def requests(draw: st.DrawFn) -> Requests:
         prompt=prompt,
         output=generator.integers(1, 30, n),
         concurrency=draw(st.integers(1, 8)) if closed else 0,
+        turnaround=draw(st.sampled_from([0.0, 4e-3])),
         **optional,  # type: ignore[arg-type]
     )
 

@@ -157,6 +157,11 @@ def test_more_requests_at_once_make_no_token_quicker_and_no_device_slower() -> N
     assert all(later >= 0.99 * earlier for earlier, later in itertools.pairwise(rate))
 
 
+def test_lengths_that_vary_spread_a_closed_loop_over_time() -> None:
+    equal, spread = (answer(concurrency="32", osl="256", steady="true", length_ratio=ratio) for ratio in ("", "0.8"))
+    assert number(spread, "ttft_s") < 0.7 * number(equal, "ttft_s")
+
+
 def test_longer_prompts_and_answers_take_longer() -> None:
     prompts = predict_rows([{**ROW, "isl": str(2**k), "concurrency": "4"} for k in range(0, 15, 2)], "serving")
     answers = predict_rows([{**ROW, "osl": str(2**k), "concurrency": "4"} for k in range(0, 12, 2)], "serving")

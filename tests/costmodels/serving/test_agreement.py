@@ -67,6 +67,7 @@ def test_steady_state_is_what_simulation_finds(case: str, lengths: tuple[int, in
         mixed=bound["stack.mixed_steps"] > 0,
         chunked=bound["stack.chunked"] > 0,
         whole_answer=bound["stack.reserve_output"] > 0,
+        ahead=bound["stack.schedules_ahead"] > 0,
         overhead=bound["stack.request_overhead"],
         steady=True,
     )

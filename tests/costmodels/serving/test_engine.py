@@ -11,6 +11,7 @@ from costmodels.kernel_models.registry import find_kernel_model
 from costmodels.serving.engine import CACHED, OUTSIDE, TOKENS, engines, kv_capacity
 from costmodels.serving.problem import serving_problem, serving_symbols
 from costmodels.serving.stack import find_serving_stack, serving_stack_names
+from costmodels.serving.step_graph import Local, experts_touched
 from costmodels.step_tables import Batch, StepTables, step_time
 from spaces.architecture import find
 from spaces.columns import Columns
@@ -106,6 +107,31 @@ def test_every_stack_fills_tables_for_every_kind_of_model() -> None:
             tables, _ = engines(problem_of(model, stack), columns_of(tensor=[1]))
             assert np.all(np.isfinite(tables.token_time))
             assert np.all(np.isfinite(tables.prefill_time))
+
+
+def test_popular_experts_are_met_again() -> None:
+    """One token reaches all it chose; alike popular, E·(1 − (1 − k/E)^B); less where some are more popular; never over E."""
+    tokens = np.array([[1.0, 2.0, 16.0, 64.0, 4096.0]])
+
+    def touched(shape: float) -> np.ndarray:
+        fixed = {"devices": 1, "stack.popularity": shape}
+        at = serving_problem(find("gpt-oss-120b"), "vllm", find_device("H100"), fixed).at(Columns(n=1, codes={}, levels={}))
+        return np.asarray(experts_touched(Local(at, tokens)))[0]
+
+    alike, skewed = touched(1e9), touched(2.0)
+    np.testing.assert_allclose(alike, 128 * (1 - (1 - 4 / 128) ** tokens[0]), rtol=1e-6)
+    assert skewed[0] == pytest.approx(4.0)
+    assert np.all(skewed[1:] < alike[1:])
+    assert np.all(np.diff(skewed) > 0)
+    assert skewed[-1] < 128
+
+
+def test_devices_have_their_own_defaults() -> None:
+    budgets = {name: serving_problem(find("qwen3-8b"), "vllm", find_device(name)).scalars["token_budget"] for name in DEFAULTS}
+    assert budgets == DEFAULTS
+
+
+DEFAULTS = {"H100": 8192, "H200": 8192, "A100-80GB": 2048, "L40S": 2048}
 
 
 def test_an_unknown_stack_is_answered_with_the_nearest() -> None:

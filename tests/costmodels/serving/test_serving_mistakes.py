@@ -141,9 +141,9 @@ def experts_of_one_token(patch: pytest.MonkeyPatch) -> None:
 def experts_as_wide_as_dense(patch: pytest.MonkeyPatch) -> None:
     original = step_graph._product
 
-    def wide(local: Any, m: Any, n: Any, k: Any, groups: Any, quantised: bool, slower: Any = 1.0) -> Call:
+    def wide(local: Any, m: Any, n: Any, k: Any, groups: Any, quantised: bool, **rest: Any) -> Call:
         factor = local["ffn"] / local["moe_ffn"] if np.any(np.asarray(groups) > 1) else 1.0
-        return original(local, m, n * factor, k, groups, quantised, slower)
+        return original(local, m, n * factor, k, groups, quantised, **rest)
 
     patch.setattr(step_graph, "_product", wide)
 

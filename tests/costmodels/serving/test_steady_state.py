@@ -90,10 +90,11 @@ def test_hardware_and_workload_may_be_columns() -> None:
     names = [name for name in devices[0] if name in devices[1] and name not in ("device", "generation")]
     lengths = np.array([500, 2000])
     columns = {name: np.array([d[name] for d in devices]) for name in names} | {"input_tokens": lengths}
-    problem = serving_problem(find("llama-3.1-8b"), "vllm", None, {**WORK, "request_rate": 1.0})
+    given = {**WORK, "request_rate": 1.0, "max_batch": 256, "token_budget": 8192}  # else each device has its own
+    problem = serving_problem(find("llama-3.1-8b"), "vllm", None, given)
     both = ServingModel().evaluate(problem, Columns.from_values(columns))
     for i, name in enumerate(("H100", "A100-80GB")):
-        fixed = {**WORK, "request_rate": 1.0, "input_tokens": float(lengths[i])}
+        fixed = {**given, "input_tokens": float(lengths[i])}
         own = serving_problem(find("llama-3.1-8b"), "vllm", find_device(name), fixed)
         alone = ServingModel().evaluate(own, Columns(n=1, codes={}, levels={}))
         for metric in ("ttft", "tpot", "memory", "tokens_per_second"):
