@@ -64,12 +64,16 @@ class Located:
     def _place(self, fault: Fault) -> str:
         if fault.setting is not None:
             return f"{self.name}: from --set {fault.setting}"
+        within = [text for path, text in self.overridden.items() if path[: len(fault.path)] == fault.path != path]
+        also = f", with --set {within[-1]}" if within and fault.path else ""
         for stop in range(len(fault.path), -1, -1):
             prefix = fault.path[:stop]
             if prefix in self.overridden:
                 return f"{self.name}: from --set {self.overridden[prefix]}"
+            if also and fault.path not in self.lines:  # nothing but settings put something there
+                return f"{self.name}: from --set {within[-1]}"
             if fault.line is None and prefix in self.lines:
-                return f"{self.name}:{self.lines[prefix]}"
+                return f"{self.name}:{self.lines[prefix]}{also}"
         return self.name if fault.line is None else f"{self.name}:{fault.line}"
 
     def _trap(self, fault: Fault) -> str:
@@ -189,15 +193,17 @@ class _Reader:
 def override(document: Located, settings: tuple[str, ...]) -> Located:
     """The document with `KEY=VALUE` settings put in; VALUE is YAML and KEY a dotted path; places of lists count from 0.
 
-    A setting that cannot be applied becomes a fault that says it came from --set.
+    A key that has dots of its own is found where the file has it, and may be quoted: `formulas."device.power".unit=W`. A
+    setting that cannot be applied becomes a fault that says it came from --set.
     """
     value = _copied(document.value)
     overridden = dict(document.overridden)
     written = dict(document.written)
+    lines = dict(document.lines)
     faults = list(document.faults)
     for setting in settings:
         key, equals, text = setting.partition("=")
-        path = _placed(value, tuple(part for part in key.strip().split(".") if part))
+        path = _placed(value, _parts(key))
         overridden[path] = setting
         inner = locate(text, "--set")
         if not equals or not path:
@@ -207,12 +213,13 @@ def override(document: Located, settings: tuple[str, ...]) -> Located:
         elif wrong := _put(value, path, inner.value):
             faults.append(Fault(path=path, message=wrong, setting=setting))
         written = {place: typed for place, typed in written.items() if place[: len(path)] != path}
+        lines = {place: line for place, line in lines.items() if len(place) <= len(path) or place[: len(path)] != path}
         written |= {(*path, *place): typed for place, typed in inner.written.items()}
     overridden.pop((), None)
     return Located(
         name=document.name,
         value=value,
-        lines=document.lines,
+        lines=lines,
         columns=document.columns,
         written=written,
         overridden=overridden,
@@ -227,17 +234,32 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _placed(root: Any, path: Path) -> Path:
-    """The path with the places of lists as numbers, as far as it leads."""
+_PART = re.compile(r'"([^"]+)"|\'([^\']+)\'|([^.]+)')
+
+
+def _parts(key: str) -> tuple[str, ...]:
+    """A dotted path in parts; a quoted part keeps its dots."""
+    return tuple(next(filter(None, found)) for found in _PART.findall(key.strip()))
+
+
+def _placed(root: Any, path: tuple[str, ...]) -> Path:
+    """The path with the places of lists as numbers and keys that have dots as one part, as far as it leads."""
     here = root
     placed: list[str | int] = []
-    for part in path:
-        if isinstance(here, list) and str(part).isdecimal():
-            placed.append(int(part))
-            here = here[int(part)] if int(part) < len(here) else None
+    while path:
+        taken = 1
+        part: str | int = path[0]
+        if isinstance(here, list) and path[0].isdecimal():
+            part = int(path[0])
+            here = here[part] if part < len(here) else None
         else:
-            placed.append(part)
+            if isinstance(here, Mapping):  # the longest key that the file has
+                lengths = range(len(path), 0, -1)
+                taken = next((n for n in lengths if ".".join(path[:n]) in here), 1)
+                part = ".".join(path[:taken])
             here = here.get(part) if isinstance(here, Mapping) else None
+        placed.append(part)
+        path = path[taken:]
     return tuple(placed)
 
 

@@ -2,18 +2,21 @@
 
 A design binds symbols (`device.memory_bandwidth`, …), a plan binds others; a point is one of each. Where less time is what is
 wanted, a group of like designs is bounded by an ideal one that has the best of each of their symbols: no plan is slower on
-the ideal than on any of them, so a plan whose ideal time is beyond a design's best so far is never evaluated there.
+the ideal than on any of them, so a plan whose ideal time is beyond a design's best so far is never evaluated there. Designs
+share an ideal only where they have the same of what moves times either way (arrays and buffers, a domain's size).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.machines.relative import ON_CHIP
 from costmodels.metrics import MAXIMISED, CostModel, Metrics
 from spaces.columns import Columns, FloatArray, IntArray
 from spaces.problem import Problem
@@ -30,8 +33,12 @@ RISING = ("device.matrix_flops.", "device.vector_flops", "device.memory_", "devi
           "device.peer_bandwidth", "device.package_bandwidth", "device.nic_bandwidth", "device.host_link_bandwidth",
           "device.cache_bytes", "kernel.gemm.share", "kernel.attention")  # fmt: skip
 FALLING = ("device.scale_up_latency", "device.nic_latency")
-APART = ("device.power", "device.idle_power", "device.price_per_hour", "device.compute_units", "energy.")
-"""Symbols that times do not read."""
+APART = ("device.power", "device.idle_power", "device.price_per_hour", "device.compute_units", "energy.", "chip.", "base.")
+"""Symbols that times do not read, but for those of ON_CHIPS."""
+ON_CHIPS = tuple(f"chip.{name}" for name in ON_CHIP)
+"""Symbols of how a chip is made that times do read."""
+WORTH = 4
+"""Designs an ideal must speak for, in the mean, to be worth its own evaluation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +80,7 @@ def best_plans(
     fits = asked.fitting()
     table = _Table.empty(asked)
     rows, columns = np.nonzero(fits)
-    if metric in TIMES and not limits and asked.ordered() and asked.n > 1:
+    if metric in TIMES and not limits and asked.n > 1 and asked.n >= WORTH * len(asked.alike):
         ideal = asked.ideal(fits)
         order = np.argsort(np.where(fits, ideal, np.inf), axis=1, kind="stable")[:, :FIRST]
         first = np.repeat(np.arange(asked.n), order.shape[1]), order.ravel()
@@ -103,7 +110,7 @@ class _Table:
         return np.asarray(self.cost.min(axis=1))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # a cached property needs a dictionary
 class _Asked:
     """The question, and points of it."""
 
@@ -116,10 +123,18 @@ class _Asked:
     limits: Mapping[str, float]
 
     def points(self, rows: IntArray, plans: IntArray, designs: Mapping[str, NDArray[Any]] | None = None) -> Columns:
-        """Columns of the given designs on the given plans."""
-        chosen = self.designs if designs is None else designs
-        codes = {axis: code[plans] for axis, code in self.plans.codes.items()} | {"design": rows.astype(np.int32)}
-        return Columns(n=len(rows), codes=codes, levels={**self.plans.levels, **{s: ("design", v) for s, v in chosen.items()}})
+        """Columns of the given designs on the given plans; `rows` numbers the designs."""
+        codes = {axis: code[plans] for axis, code in self.plans.codes.items()}
+        levels = dict(self.plans.levels)
+        for axis, (code, values) in (self.axes if designs is None else _axes(designs)).items():
+            codes[axis] = code[rows]
+            levels |= {symbol: (axis, found) for symbol, found in values.items()}
+        return Columns(n=len(rows), codes=codes, levels=levels)
+
+    @cached_property
+    def axes(self) -> Mapping[str, _Axis]:
+        """The designs' symbols by axis."""
+        return _axes(self.designs)
 
     def fitting(self) -> NDArray[np.bool_]:
         """Which plans the model's bound does not rule out on which design, (n, plans).
@@ -141,16 +156,23 @@ class _Asked:
     def _bound_to(self, symbol: str) -> object:
         return self.designs[symbol] if symbol in self.designs else self.problem.scalars[symbol]
 
-    def ordered(self) -> bool:
-        """Whether every symbol of the designs says by its name which way is faster."""
-        return all(name.startswith((*RISING, *FALLING, *APART)) or np.all(v == v[0]) for name, v in self.designs.items())
+    @cached_property
+    def alike(self) -> list[IntArray]:
+        """The designs apart by every symbol whose name does not say which way is faster: a domain, what a chip is made of."""
+        told = (*RISING, *FALLING, *APART)
+        either = [v for name, v in self.designs.items() if name in ON_CHIPS or not name.startswith(told)]
+        if not either:
+            return [np.arange(self.n)]
+        _, kind = np.unique(np.stack([np.asarray(v, np.float64) for v in either], axis=1), axis=0, return_inverse=True)
+        return [np.flatnonzero(kind == one) for one in range(int(kind.max()) + 1)]
 
     def ideal(self, fits: NDArray[np.bool_]) -> FloatArray:
         """A time that no design beats on each plan, (n, plans): of the best of each symbol among GROUP like designs."""
-        like = self._alike(fits)
-        groups = np.empty(self.n, np.int64)
-        groups[like] = np.arange(self.n) // GROUP
-        count = int(groups.max()) + 1
+        groups, count = np.empty(self.n, np.int64), 0
+        for rows in self.alike:
+            like = rows[self._nearest(rows, fits)]
+            groups[like] = count + np.arange(len(like)) // GROUP
+            count = int(groups[like].max()) + 1
         best: dict[str, NDArray[Any]] = {}
         for name, values in self.designs.items():
             extreme = np.full(count, np.inf if name.startswith(FALLING) else -np.inf)
@@ -163,27 +185,28 @@ class _Asked:
         time[rows, plans] = self._time(best, rows, plans)
         return np.asarray(time[groups] * (1.0 - 1e-9))
 
-    def _alike(self, fits: NDArray[np.bool_]) -> IntArray:
-        """The designs in an order in which neighbours take like times: cut in halves along whatever moves the time most.
+    def _nearest(self, rows: IntArray, fits: NDArray[np.bool_]) -> IntArray:
+        """Some designs in an order in which neighbours take like times: cut in halves along whatever moves the time most.
 
         How much a symbol moves it is looked up on one plan: its time with the symbol at either end, all else at its best.
         """
-        names = [name for name, v in self.designs.items() if not name.startswith(APART) and np.any(v != v[0])]
-        if not names:
-            return np.arange(self.n)
-        best = {n: np.array([v.min() if n.startswith(FALLING) else v.max()]) for n, v in self.designs.items()}
-        some = np.flatnonzero(fits.any(axis=0))
-        fastest = some[np.argmin(self._time(best, np.zeros(len(some), np.int64), some))] if len(some) else 0
-        rows = np.arange(len(names) + 1)
-        worse = {name: np.repeat(value, len(rows)) for name, value in best.items()}
+        designs = {name: values[rows] for name, values in self.designs.items()}
+        names = [name for name, v in designs.items() if not name.startswith(APART) and np.any(v != v[0])]
+        some = np.flatnonzero(fits[rows].any(axis=0))
+        if not names or len(rows) <= GROUP or not len(some):
+            return np.arange(len(rows))
+        best = {n: np.array([v.min() if n.startswith(FALLING) else v.max()]) for n, v in designs.items()}
+        fastest = some[np.argmin(self._time(best, np.zeros(len(some), np.int64), some))]
+        tried = np.arange(len(names) + 1)
+        worse = {name: np.repeat(value, len(tried)) for name, value in best.items()}
         for row, name in enumerate(names):
-            values = self.designs[name]
+            values = designs[name]
             worse[name][row] = values.max() if name.startswith(FALLING) else values.min()
-        time = np.log(self._time(worse, rows, np.full(len(rows), fastest)))
+        time = np.log(self._time(worse, tried, np.full(len(tried), fastest)))
         effect = np.abs(time[:-1] - time[-1])
-        logs = np.stack([np.log(np.maximum(np.asarray(self.designs[n], np.float64), 1e-30)) for n in names], axis=1)
+        logs = np.stack([np.log(np.maximum(np.asarray(designs[n], np.float64), 1e-30)) for n in names], axis=1)
         span = np.maximum(np.ptp(logs, axis=0), 1e-30)
-        return _halved((logs - logs.min(axis=0)) / span * effect, np.arange(self.n))
+        return _halved((logs - logs.min(axis=0)) / span * effect, np.arange(len(rows)))
 
     def _time(self, designs: Mapping[str, NDArray[Any]], rows: IntArray, plans: IntArray) -> FloatArray:
         """The metric of some points of other designs."""
@@ -228,6 +251,24 @@ class _Asked:
         alone = self.model.bound(self.problem, self.points(np.zeros(self.plans.n, np.int64), np.arange(self.plans.n)))
         leanest = int(np.argmin(_worst(alone.violation, self.plans.n)))
         return np.where(fits.any(axis=1), np.argmin(table.violation, axis=1), leanest)
+
+
+_Axis: TypeAlias = tuple[NDArray[np.int32], Mapping[str, NDArray[Any]]]
+"""The level of each of n designs, and the values of every symbol of the axis by level."""
+
+
+def _axes(designs: Mapping[str, NDArray[Any]]) -> dict[str, _Axis]:
+    """Axes of designs: symbols that tell the same designs apart share one, so that what reads few symbols is found for few."""
+    axes: dict[bytes, tuple[NDArray[np.int32], dict[str, NDArray[Any]]]] = {}
+    for name, given in designs.items():
+        values = np.asarray(given)
+        _, first, kind = np.unique(values, return_index=True, return_inverse=True)
+        order = np.argsort(first)  # levels in the order in which designs show them
+        place = np.empty(len(order), np.int32)
+        place[order] = np.arange(len(order), dtype=np.int32)
+        code = place[kind.reshape(-1)]
+        axes.setdefault(code.tobytes(), (code, {}))[1][name] = values[first[order]]
+    return {f"design {i}": axis for i, axis in enumerate(axes.values())}
 
 
 def _halved(places: FloatArray, rows: IntArray) -> IntArray:

@@ -6,6 +6,9 @@ with its base's sustained shares times the factors of `costmodels.machines.relat
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from costmodels.kernel_models.operations import (
@@ -18,10 +21,10 @@ from costmodels.kernel_models.operations import (
     traffic_and_work,
 )
 from costmodels.kernel_models.protocol import KernelTime, interval
-from costmodels.kernel_models.roofline import Roofline
+from costmodels.kernel_models.roofline import Roofline, roofline_time
 from costmodels.kernels import smooth_max
 from costmodels.machines.relative import attention_factors, changed, product_factors
-from spaces.columns import FloatArray
+from spaces.columns import FloatArray, IntArray
 
 
 class Dataflow:
@@ -41,19 +44,41 @@ class Dataflow:
         share = np.minimum(near / main.value, 1.0)
         return KernelTime(value=main.value * share, low=main.low * share, high=main.high * share, evidence=main.evidence)
 
+    def seconds_on(self, op: str, shapes: Shapes, devices: Sequence[DeviceSymbols], device: IntArray) -> FloatArray:
+        """As `ManyDevices` says; devices with fp8 and those without take different kernels, and are asked apart."""
+        narrow = np.array([one.get("device.matrix_flops.fp8", 0.0) > 0 for one in devices])[device]
+        seconds = np.empty(len(device))
+        for kind in np.unique(narrow).tolist():
+            rows = np.flatnonzero(narrow == kind)
+            own = {name: np.asarray(values)[rows] for name, values in shapes.items()}
+            at = _a_row_each(devices, device[rows])
+            main = roofline_time(op, own, at)
+            if _moved(op, at):
+                main = np.maximum(main * _factor(op, own, at), datasheet_bound(op, own, at))
+            near = near_memory_time(op, own, at)
+            seconds[rows] = main if near is None else np.minimum(near, main)
+        return seconds
+
     def _main(self, op: str, shapes: Shapes, device: DeviceSymbols) -> KernelTime:
         plain = Roofline().predict(op, shapes, device)
-        if family_of(op) not in ("gemm", "attention") or not changed(device):
+        if not _moved(op, device):
             return plain
-        compute, traffic = _factors(op, shapes, device)
-        work = traffic_and_work(op, shapes, device)
-        on_chip = work.flops / work.rate
-        moved = work.traffic / device["device.memory_bandwidth"]
-        bound = np.maximum(on_chip, moved)
-        factor = np.cbrt((on_chip * compute) ** 3 + (moved * traffic) ** 3) / np.cbrt(on_chip**3 + moved**3)
-        spread = np.log(plain.high / plain.value)
-        floor = np.maximum(datasheet_bound(op, shapes, device), np.zeros_like(bound))
-        return interval(plain.value * factor, spread, plain.evidence, floor)
+        value = plain.value * _factor(op, shapes, device)
+        return interval(value, np.log(plain.high / plain.value), plain.evidence, datasheet_bound(op, shapes, device))
+
+
+def _moved(op: str, device: DeviceSymbols) -> bool:
+    """Whether arrays and buffers make the operator's time another than the roofline's."""
+    return family_of(op) in ("gemm", "attention") and changed(device)
+
+
+def _factor(op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray:
+    """How much longer each row takes than the roofline says, (n,): the cubic norm of both limits, moved and as they were."""
+    compute, traffic = _factors(op, shapes, device)
+    work = traffic_and_work(op, shapes, device)
+    on_chip = work.flops / work.rate
+    moved = work.traffic / device["device.memory_bandwidth"]
+    return np.asarray(np.cbrt((on_chip * compute) ** 3 + (moved * traffic) ** 3) / np.cbrt(on_chip**3 + moved**3))
 
 
 def near_memory_time(op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray | None:
@@ -63,14 +88,22 @@ def near_memory_time(op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArr
     at the bandwidth that they see and the shares of it that kernels sustain.
     """
     rate = device.get("device.near_memory_flops", 0.0)
-    if not rate or op not in ("attention_decode", "gemm"):
+    if not np.any(rate) or op not in ("attention_decode", "gemm"):
         return None
     work = traffic_and_work(op, shapes, device)
     sustained = device["kernel.gemm.bandwidth" if op == "gemm" else "kernel.pointwise.bandwidth"]
     bandwidth = device["device.near_memory_bandwidth"] * sustained
-    time = device["kernel.gemm.overhead"] + smooth_max(work.flops / rate, work.traffic / bandwidth)
+    with np.errstate(divide="ignore"):  # a design without such units takes for ever on them
+        computed = work.flops / rate
+    time = device["kernel.gemm.overhead"] + smooth_max(computed, work.traffic / bandwidth)
     runs = complete(op, shapes)["groups"] > 1 if op == "gemm" else True
     return np.asarray(np.where(runs, time, np.inf), np.float64)
+
+
+def _a_row_each(devices: Sequence[DeviceSymbols], device: IntArray) -> Mapping[str, Any]:
+    """Symbols of devices for rows on `devices[device]`: a number where all devices agree, else one a row, (n,)."""
+    columns = {name: np.array([one[name] for one in devices]) for name in devices[0]}
+    return {name: float(v[0]) if np.all(v == v[0]) else v[device] for name, v in columns.items()}
 
 
 def _factors(op: str, shapes: Shapes, device: DeviceSymbols) -> tuple[FloatArray, FloatArray]:

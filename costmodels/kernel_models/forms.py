@@ -21,6 +21,7 @@ from costmodels.kernel_models.operations import (
     complete,
     family_of,
     format_rate,
+    words_in,
     work_of,
 )
 from costmodels.kernels import smooth_max
@@ -249,7 +250,7 @@ def kernel_name(implementation: str, device: DeviceSymbols) -> str:
     flash2 is PyTorch's `flash` backend, flash3 cuDNN's kernel (of the same generation), flash1 the memory-efficient one.
     """
     if implementation == "default":
-        return "cudnn" if device.get("device.matrix_flops.fp8", 0.0) > 0 else "flash"
+        return "cudnn" if np.all(device.get("device.matrix_flops.fp8", 0.0)) else "flash"
     return _KERNELS.get(implementation, implementation)
 
 
@@ -266,7 +267,7 @@ def variant(op: str, at: Shapes, device: DeviceSymbols) -> NDArray[Any]:
             kinds = np.char.add(kinds, np.where(at["direction"] == "forward", kernel, ""))
         return np.asarray(kinds)
     kernels = at["implementation"]
-    names = {word: f"{op}.{kernel_name(word, device)}" for word in np.unique(kernels).tolist()}
+    names = {word: f"{op}.{kernel_name(word, device)}" for word in words_in(kernels)}
     result = np.full(n, "", dtype="<U64")
     for word, name in names.items():
         result[kernels == word] = name
@@ -291,7 +292,7 @@ def prior_time(op: str, at: Shapes, device: DeviceSymbols, variants: Mapping[str
     """Seconds by the family's form and each row's own parameters, shape (n,). Raises KeyError for an unknown variant."""
     form, kinds = FORMS[family_of(op)], variant(op, at, device)
     result = np.zeros(len(kinds))
-    for kind in np.unique(kinds).tolist():
+    for kind in words_in(kinds):
         rows = np.flatnonzero(kinds == kind)
         some = {name: values[rows] for name, values in at.items()}
         result[rows] = form.time(op, some, device, variants[kind])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from costmodels.kernel_models.fitted import Fit
 from costmodels.kernel_models.forms import variant
-from costmodels.kernel_models.operations import DeviceSymbols, Shapes, family_of
+from costmodels.kernel_models.operations import DeviceSymbols, Shapes, family_of, words_in
 from spaces.columns import FloatArray
 
 COVERAGE = 0.9
@@ -55,6 +55,6 @@ def spread_of(fit: Fit, model: str, op: str, at: Shapes, device: DeviceSymbols) 
     usual = known.get("", _UNKNOWN)
     groups = group_of(op, at, device)
     half = np.full(len(groups), usual)
-    for name in np.unique(groups).tolist():
+    for name in words_in(groups):
         half[groups == name] = known.get(name, usual)
     return half

@@ -5,7 +5,7 @@ Shapes are a struct of arrays (n,): numbers as float64, words (dtype, implementa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.collectives import collective_bytes
-from spaces.columns import FloatArray
+from spaces.columns import FloatArray, Value
 
 Shapes: TypeAlias = Mapping[str, NDArray[Any]]
 DeviceSymbols: TypeAlias = Mapping[str, float]
@@ -125,18 +125,25 @@ class Work:
 
 def element_bytes(dtype: NDArray[Any]) -> FloatArray:
     """Bytes an element of each format, shape (n,); an unknown format counts as 16-bit."""
-    return _by_word(dtype, {word: ELEMENT.get(word, 2.0) for word in np.unique(dtype).tolist()})
+    return by_word(dtype, lambda word: ELEMENT.get(word, 2.0))
 
 
 def format_rate(dtype: NDArray[Any], device: DeviceSymbols) -> FloatArray:
     """Datasheet FLOP/s of each format, shape (n,); a format the device lacks runs at the 16-bit rate, fp32 at half of it."""
-    sixteen = device["device.matrix_flops.bf16"] or device["device.matrix_flops.fp16"]
+    sixteen: Value = device["device.matrix_flops.bf16"]
+    if not np.all(sixteen):
+        sixteen = _either(sixteen, device["device.matrix_flops.fp16"])
 
-    def rate(word: str) -> float:
+    def rate(word: str) -> Value:
         native = device.get(f"device.matrix_flops.{_RATES.get(word, word)}", 0.0)
-        return native or (sixteen / 2 if word in ("fp32", "tf32") else sixteen)
+        return _either(native, sixteen / 2 if word in ("fp32", "tf32") else sixteen)
 
-    return _by_word(dtype, {word: rate(word) for word in np.unique(dtype).tolist()})
+    return by_word(dtype, rate)
+
+
+def _either(rate: Value, other: Value) -> Value:
+    """`rate` where there is one, else `other`; of one device, or of as many as there are rows."""
+    return (rate or other) if np.ndim(rate) == 0 else np.where(rate > 0, rate, other)
 
 
 def traffic_and_work(op: str, shapes: Shapes, device: DeviceSymbols) -> Work:
@@ -189,9 +196,20 @@ def bound_of(op: str, at: Shapes, device: DeviceSymbols) -> FloatArray:
     return np.asarray(np.maximum(work.flops / work.rate, moved / device["device.memory_bandwidth"]))
 
 
-def _by_word(words: NDArray[Any], values: Mapping[str, float]) -> FloatArray:
-    """One number for each word, shape (n,)."""
+def words_in(words: NDArray[Any]) -> list[str]:
+    """The distinct words of an array, in order; for few words among many rows, which sorting or hashing text is slow for."""
+    found, left = [], words.ravel()
+    while len(left):
+        found.append(str(left[0]))
+        left = left[left != left[0]]
+    return sorted(found)
+
+
+def by_word(words: NDArray[Any], value: Callable[[str], Value]) -> FloatArray:
+    """What `value` says of each word, one number or one for each row, shape (n,)."""
     result = np.zeros(words.shape)
-    for word, value in values.items():
-        result[words == word] = value
+    for word in words_in(words):
+        own = words == word
+        found = np.asarray(value(word), np.float64)
+        result[own] = found if found.ndim == 0 else found[own]
     return result

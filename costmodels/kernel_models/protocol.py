@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.kernel_models.operations import DeviceSymbols, Shapes
-from spaces.columns import FloatArray
+from spaces.columns import FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,6 +46,15 @@ class KernelModel(Protocol):
         `shapes` maps the operator's dimensions to arrays (n,), and words (`dtype`, `implementation`, `cache`, `launch`, …) to
         text arrays (n,); a word left out is its default. Raises ValueError for an unknown operator or a missing dimension.
         """
+        ...
+
+
+@runtime_checkable
+class ManyDevices(KernelModel, Protocol):
+    """A kernel model that answers for rows on devices of their own at once, as quickly as for rows on one."""
+
+    def seconds_on(self, op: str, shapes: Shapes, devices: Sequence[DeviceSymbols], device: IntArray) -> FloatArray:
+        """The seconds of `predict`, (n,), row i on `devices[device[i]]`; all devices bind the same symbols."""
         ...
 
 

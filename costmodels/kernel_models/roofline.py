@@ -11,6 +11,7 @@ from costmodels.kernel_models.groups import spread_of
 from costmodels.kernel_models.operations import (
     DeviceSymbols,
     Shapes,
+    by_word,
     complete,
     datasheet_bound,
     family_of,
@@ -19,7 +20,7 @@ from costmodels.kernel_models.operations import (
 from costmodels.kernel_models.protocol import KernelTime, interval
 from costmodels.kernels import smooth_max
 from costmodels.metrics import Evidence
-from spaces.columns import FloatArray
+from spaces.columns import FloatArray, Value
 
 _DOUBLED = 2.0  # intervals of a device without a measurement, against errors on measured ones
 _UNKNOWN = 0.5  # log error assumed where nothing was ever measured
@@ -61,9 +62,7 @@ def roofline_time(op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray:
 
 def _gemm(op: str, at: Shapes, device: DeviceSymbols) -> FloatArray:
     work = traffic_and_work(op, at, device)
-    share = np.array(
-        [device.get(f"kernel.gemm.share.{word}", device["kernel.gemm.share.bf16"]) for word in at["dtype"].tolist()]
-    )
+    share = by_word(at["dtype"], lambda word: device.get(f"kernel.gemm.share.{word}", device["kernel.gemm.share.bf16"]))
     ramp = work.flops / (work.flops + device["kernel.gemm.half_flops"])
     compute = work.flops / (work.rate * share * np.maximum(ramp, 0.02))
     memory = work.traffic / (device["device.memory_bandwidth"] * device["kernel.gemm.bandwidth"])
@@ -74,10 +73,11 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols) -> FloatArray:
     work = traffic_and_work(op, at, device)
     phase = "backward" if op == "attention_backward" else "forward"
     usual = device[f"kernel.attention.{phase}"]
-    words = at["implementation"].tolist()
-    share = np.array(
-        [device.get(f"kernel.attention.{_STEM.get(kernel_name(word, device), word)}.{phase}", usual) for word in words]
-    )
+
+    def sustained(word: str) -> Value:
+        return device.get(f"kernel.attention.{_STEM.get(kernel_name(word, device), word)}.{phase}", usual)
+
+    share = by_word(at["implementation"], sustained)
     unfused = at["implementation"] == "unfused"
     scores = at["batch"] * at["heads"] * at["q_len"] * at["kv_len"] * _SCORE_BYTES[phase]
     flops = work.flops * np.where(unfused & (at["causal"] == "true"), 2.0, 1.0)  # masked products are computed all the same

@@ -14,7 +14,7 @@ import numpy as np
 
 from costmodels.machines.power import energy_per_byte, energy_per_flop, static_power, sustained_share
 from costmodels.machines.price import cluster_capital, device_price, ownership_per_hour
-from costmodels.machines.relative import base_symbols, changed
+from costmodels.machines.relative import ON_CHIP, base_symbols, changed
 from spaces.columns import FloatArray
 from spaces.hardware.accelerators import Accelerator
 
@@ -35,6 +35,7 @@ def design_symbols(
     for name, value in own.items():
         if name.startswith(("kernel.gemm.share", "kernel.attention")):
             symbols[name] = np.minimum(value * ratio, HIGHEST_SHARE)
+    symbols["device.domain"] = np.minimum(symbols["device.domain"], devices)  # a domain larger than all of them is no larger
     symbols["device.idle_power"] = np.minimum(static_power(at), symbols["device.power"])
     symbols["device.price_per_hour"] = hourly_price(at, devices)
     symbols["energy.flop"] = energy_per_flop(at)
@@ -44,7 +45,8 @@ def design_symbols(
         symbols = {name: values for name, values in symbols.items() if not name.startswith("device.near_memory_")}
     described: dict[str, Any] = {**at, **base_symbols(base)}
     if changed(described):
-        symbols |= {n: np.broadcast_to(v, ratio.shape) for n, v in described.items() if n.startswith(("chip.", "base."))}
+        read = {*(f"chip.{n}" for n in (*ON_CHIP, "clock")), *base_symbols(base)}
+        symbols |= {n: np.broadcast_to(v, ratio.shape) for n, v in described.items() if n in read}
     return {name: values for name, values in symbols.items() if not np.all(values == own.get(name, np.nan))}
 
 

@@ -43,10 +43,13 @@ def dynamic_power(at: SymbolTable, flops: Mapping[str, Value], traffic: Mapping[
     return parts | {tier: np.asarray(energy_per_byte(at, tier) * rate, np.float64) for tier, rate in traffic.items()}
 
 
-def design_power(at: SymbolTable) -> dict[str, FloatArray]:
-    """Watts by part that the package would draw at its design activity if nothing capped it; they sum to the total."""
+def design_power(at: SymbolTable, rate: Value | None = None) -> dict[str, FloatArray]:
+    """Watts by part that the package would draw if nothing capped it; they sum to the total.
+
+    At `rate` FLOP/s of 16-bit products, or at the share of its peak that a part is designed for.
+    """
     cost = constants("power")
-    flops = {"bf16": cost["activity"] * at["device.matrix_flops.bf16"]}
+    flops = {"bf16": cost["activity"] * at["device.matrix_flops.bf16"] if rate is None else rate}
     share = cost["memory_activity"]
     traffic = {
         "memory": share * at["device.memory_bandwidth"],

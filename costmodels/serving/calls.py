@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.kernel_models.operations import TEXT
-from costmodels.kernel_models.protocol import KernelModel
+from costmodels.kernel_models.protocol import KernelModel, ManyDevices
 from costmodels.kernels import smooth_max
 from spaces.columns import FloatArray, IntArray, Value
 
@@ -68,18 +68,26 @@ def _answers(
     keys = np.stack([np.stack([np.broadcast_to(one, whole) for one in column]).ravel()[wanted] for column in coded])
     _, first, index = np.unique(_hashed(keys), return_index=True, return_inverse=True)
     rows = keys[:, first]
-    seconds = np.empty(rows.shape[1])
-    for number, symbols in enumerate(devices):
-        own = np.flatnonzero(rows[-1] == number)
-        if len(own):
-            shapes: dict[str, NDArray[Any]] = {
-                name: words[name][rows[i, own].astype(np.int64)] if name in words else rows[i, own]
-                for i, name in enumerate(names)
-            }
-            seconds[own] = model.predict(op, shapes, symbols).value
+    shapes: dict[str, NDArray[Any]] = {
+        name: words[name][rows[i].astype(np.int64)] if name in words else rows[i] for i, name in enumerate(names)
+    }
+    seconds = _seconds(op, shapes, devices, rows[-1].astype(np.int64), model)
     answer = np.zeros(len(group) * int(np.prod(whole)))
     answer[wanted] = seconds[index]
     return list(answer.reshape((len(group), *whole)))
+
+
+def _seconds(
+    op: str, shapes: Mapping[str, NDArray[Any]], devices: Sequence[Mapping[str, float]], device: IntArray, model: KernelModel
+) -> FloatArray:
+    """The model's seconds of rows on `devices[device]`, all at once where it can, else a device at a time."""
+    if len(devices) > 1 and isinstance(model, ManyDevices):
+        return model.seconds_on(op, shapes, devices, device)
+    seconds = np.empty(len(device))
+    for number in np.unique(device).tolist():
+        own = np.flatnonzero(device == number)
+        seconds[own] = model.predict(op, {name: values[own] for name, values in shapes.items()}, devices[number]).value
+    return seconds
 
 
 def _hashed(keys: FloatArray) -> NDArray[np.uint64]:

@@ -43,6 +43,12 @@ OUTSIDE = frozenset(
         "mode",
         "link_bandwidth",
         "link_latency",
+        "device.price_per_hour",
+        "device.idle_power",
+        "energy.flop",
+        "energy.memory",
+        "energy.scale_up",
+        "energy.scale_out",
     }
 )
 """Symbols that no step table depends on; whatever else is a column does matter."""

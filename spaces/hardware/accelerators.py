@@ -24,7 +24,7 @@ from spaces.hardware.formulas import Formula, Formulas, check_formulas
 from spaces.hardware.topology import reach
 from spaces.units import measured_in, quantity
 
-PROCESSES = ("N16", "N12", "N7", "N6", "N5", "N4", "N3", "N2")
+PROCESSES = ("N16", "N12", "N7", "N6", "N5", "N4", "N4P", "N3", "N2")
 """Process nodes; `chip.process` and `chip.io_process` are positions in it."""
 CATEGORIES = ("process", "io_process", "memory_kind", "scale_up_topology")
 """Parameters that are names; their symbols hold positions."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import dse
 from dse.experiment import ExperimentError, load
@@ -164,6 +165,32 @@ def test_a_setting_reaches_into_lists_by_place() -> None:
     assert held.job.workloads[0].architecture.name == "llama-3.1-8b"
     assert held.job.workloads[0].fixed["sequence"] == 4096
     assert [objective.metric for objective in held.objectives] == ["performance_per_dollar", "performance_per_watt", "die_area"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("design.clock.0=3", "from --set design.clock.0=3: design.clock.0: clock .*must be a number from"),
+        ("design.clock.1=fast", "from --set design.clock.1=fast: design.clock.1: clock"),
+        ("design.clocks=3", "from --set design.clocks=3: design.clocks: an accelerator has no parameter 'clocks'"),
+        ("model.x.y=3", "from --set model.x.y=3: model: a hardware experiment has no model of its own"),
+        ("workloads.0.devices=7", "with --set workloads.0.devices=7: workloads.0: no legal plan"),
+        ("formulas.device.power.formula=clock", "with --set formulas.device.power.formula=clock: formulas.device.power: is declared in W"),
+        ('formulas."device.new".formula=clock', r"from --set formulas.\"device.new\".formula=clock: formulas.device.new: .*no unit"),
+    ],
+)  # fmt: skip
+def test_a_fault_that_a_setting_brought_names_the_setting(setting: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "asked.yaml"
+    power = {"device.power": {"formula": "power", "unit": "W"}}
+    file.write_text(yaml.safe_dump(asked(design={"clock": ["1.4 GHz", "1.8 GHz"]}, formulas=power)))
+    with pytest.raises(ExperimentError, match=told):
+        load(file, [setting])
+
+
+def test_a_setting_finds_a_key_that_has_dots() -> None:
+    power = {"device.power": {"formula": "power", "unit": "W"}}
+    halved = load(asked(formulas=power), ["formulas.device.power.formula=power / 2"]).job
+    assert halved.base.columns({}, halved.formulas)["device.power"] == halved.base.values["power"] / 2
 
 
 @pytest.mark.parametrize("key", ["workloads.1.devices", "workloads.train.devices", "workloads.-1.devices"])

@@ -60,6 +60,8 @@ def test_bounds_change_no_answer(seed: int, n: int) -> None:
         clock=rng.uniform(1e9, 2.2e9, n),
         nic_bandwidth=rng.choice([1e10, 5e10, 2e11], n),
         nic_latency=rng.uniform(2e-6, 1e-5, n),
+        scale_up_domain=rng.choice([8.0, 32.0], n),
+        cores=rng.choice([100.0, 132.0], n),
     )
     pruned = best_plans(TrainingModel(), PROBLEM, PLANS, symbols, "step_time", {})
     with pytest.MonkeyPatch.context() as patch:
@@ -68,6 +70,24 @@ def test_bounds_change_no_answer(seed: int, n: int) -> None:
     np.testing.assert_array_equal(pruned.value, whole.value)
     np.testing.assert_array_equal(pruned.violation <= 0, whole.violation <= 0)
     assert pruned.evaluated <= whole.evaluated + n
+
+
+def test_designs_share_what_they_agree_in() -> None:
+    """Symbols that tell the same designs apart are one axis, and every design keeps its own values."""
+    chosen = {"a": np.array([3.0, 1.0, 3.0]), "b": np.array([5.0, 9.0, 5.0]), "c": np.array([1.0, 2.0, 3.0])}
+    axes = search.inner._axes(chosen)
+    assert sorted(sorted(values) for _, values in axes.values()) == [["a", "b"], ["c"]]
+    for code, values in axes.values():
+        for name, levels in values.items():
+            np.testing.assert_array_equal(levels[code], chosen[name])
+
+
+def test_designs_that_agree_in_little_are_looked_at_one_by_one() -> None:
+    """An ideal that speaks for hardly more than one design costs more than it spares; answers stay what they are."""
+    symbols = designs(cores=np.arange(100.0, 106.0))
+    found = best_plans(TrainingModel(), PROBLEM, PLANS, symbols, "step_time", {})
+    alone = [best_plans(TrainingModel(), PROBLEM, PLANS, {n: v[[i]] for n, v in symbols.items()}, "step_time", {}) for i in (0, 5)]
+    np.testing.assert_array_equal(found.value[[0, 5]], [one.value[0] for one in alone])
 
 
 @settings(max_examples=6)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import BeforeValidator, Field, InstanceOf
+from pydantic import BeforeValidator, Field, InstanceOf, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from costmodels.constants import stack_names
 from costmodels.serving.stack import serving_stack_names
@@ -26,6 +27,10 @@ EXAMPLES: Mapping[tuple[str, ...], str] = {
 """What to write for a key that is missing."""
 
 
+def _every_workload_names_its_own(_: object) -> None:
+    raise ValueError("a hardware experiment has no model of its own: every workload names one, workloads.0.model")
+
+
 def read_base(value: object) -> Accelerator:
     """A described part's name."""
     if not isinstance(value, str):
@@ -39,13 +44,25 @@ def read_design(value: object) -> dict[str, tuple[float, ...]]:
         raise ValueError(f"expected parameters with their values, got {said(value)}")
     design, wrong = {}, []
     for name, given in value.items():
-        try:
+        faults = [*_level_faults(str(name), given)]
+        wrong += faults
+        if not faults:
             design[str(name)] = read_axis(str(name), given)
-        except ValueError as error:
-            wrong.append(str(error))
     if wrong:
-        raise ValueError("; ".join(wrong))
+        raise ValidationError.from_exception_data("design", wrong)
     return design
+
+
+def _level_faults(name: str, given: object) -> Iterator[InitErrorDetails]:
+    """What is wrong with one parameter, each level of a list at its own place in the file."""
+    levels: list[tuple[tuple[str | int, ...], object]] = [((name,), given)]
+    if isinstance(given, list) and len(given) > 1 and name in (*parameters(), *CATEGORIES):
+        levels = [((name, i), [level]) for i, level in enumerate(given)]
+    for place, level in levels:
+        try:
+            read_axis(name, level)
+        except ValueError as error:
+            yield InitErrorDetails(type=PydanticCustomError("level", "{said}", {"said": str(error)}), loc=place, input=level)
 
 
 def read_axis(name: str, given: object) -> tuple[float, ...]:
@@ -125,7 +142,7 @@ AnyWorkload: TypeAlias = Annotated[TrainingWorkload | ServingWorkload, Field(dis
 class File(Question):
     """A hardware experiment."""
 
-    model: Any = None  # every workload names its own
+    model: Annotated[None, BeforeValidator(_every_workload_names_its_own)] = None
     base: Annotated[InstanceOf[Accelerator], BeforeValidator(read_base)]
     design: Annotated[dict[str, tuple[float, ...]], BeforeValidator(read_design)]
     formulas: dict[str, FormulaSection] = Field(default_factory=dict)

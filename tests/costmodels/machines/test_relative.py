@@ -92,3 +92,17 @@ def test_units_beside_the_memory_help_what_reads_much_and_computes_little(op: st
     assert np.any(ladder[-1] < plain)
     if op == "gemm":
         assert ladder[-1][0] == plain[0]  # one dense product stays on the matrix units
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes"), [("gemm", EXPERTS), ("gemm", SHAPES), ("attention_decode", DECODE), ("attention_prefill", ATTENTION)]
+)
+def test_rows_on_devices_of_their_own_are_those_of_each_alone(op: str, shapes: dict[str, np.ndarray]) -> None:
+    """Also where some have units beside the memory, arrays of their own, or no fp8 (and so another attention kernel)."""
+    changes = [{}, {"near_memory_flops": 2e13}, {"cores": 200, "clock": 1.2e9}, {"fp8_ratio": 0}, {"memory_stacks": 9}]
+    devices = [design(**change) for change in changes]
+    n = len(next(iter(shapes.values())))
+    rows, device = np.tile(np.arange(n), len(devices)), np.repeat(np.arange(len(devices)), n)
+    found = Dataflow().seconds_on(op, {name: values[rows] for name, values in shapes.items()}, devices, device)
+    alone = np.concatenate([Dataflow().predict(op, shapes, one).value for one in devices])
+    np.testing.assert_allclose(found, alone, rtol=1e-12)
