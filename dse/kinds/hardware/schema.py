@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BeforeValidator, Field, InstanceOf, ValidationError
@@ -142,7 +142,7 @@ AnyWorkload: TypeAlias = Annotated[TrainingWorkload | ServingWorkload, Field(dis
 class File(Question):
     """A hardware experiment."""
 
-    model: Annotated[None, BeforeValidator(_every_workload_names_its_own)] = None
+    model: Annotated[Any, BeforeValidator(_every_workload_names_its_own)] = None
     base: Annotated[InstanceOf[Accelerator], BeforeValidator(read_base)]
     design: Annotated[dict[str, tuple[float, ...]], BeforeValidator(read_design)]
     formulas: dict[str, FormulaSection] = Field(default_factory=dict)
