@@ -40,6 +40,7 @@ class CacheFormat(IntEnum):
 SERVING_NAMES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4", "int8", "int4", "w4a8"),
     "kv_precision": ("bf16", "fp8", "int8", "int4", "fp4", "int2"),
+    "preemption": ("recompute", "swap"),
 }
 """Names behind the codes, by symbol; the position is the code."""
 
@@ -70,6 +71,7 @@ _ALIASES: dict[str, dict[str, str]] = {
         "fp8_e5m2": "fp8",
         "nvfp4": "fp4",
     },
+    "preemption": {},
 }
 
 SERVING_PLAN: tuple[str, ...] = (
@@ -89,6 +91,7 @@ SERVING_PLAN: tuple[str, ...] = (
     "speculation",
     "expert_offload",
     "kv_offload",
+    "preemption",
 )
 """Every symbol a serving plan binds, in the order people read them.
 
@@ -96,7 +99,8 @@ SERVING_PLAN: tuple[str, ...] = (
 of one step (the chunk of chunked prefill); `kv_fraction` is the share of the device's memory that weights, activations and
 cache may use together; `speculation` is the number of tokens drafted a step (0: none); with
 `expert_offload` the routed experts' weights stay in host memory and cross the host link when they are needed; `kv_offload` is
-the share of every request's cache that stays there and crosses the link in each step that attends to it.
+the share of every request's cache that stays there and crosses the link in each step that attends to it. `preemption` is what
+becomes of a request that gives way when the cache is full: computed again, or swapped to host memory and back over the link.
 """
 
 SERVING_WORKLOAD: tuple[str, ...] = (
@@ -126,6 +130,7 @@ SERVING_DEFAULTS: dict[str, float] = {
     "speculation": 0,
     "expert_offload": 0,
     "kv_offload": 0,
+    "preemption": 0,
     "input_tokens": 1024,
     "output_tokens": 256,
     "request_rate": 0.0,

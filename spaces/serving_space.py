@@ -35,6 +35,7 @@ _CLOSED = {
     "speculation": 0.0,
     "expert_offload": 0.0,
     "kv_offload": 0.0,
+    "preemption": 0.0,
 }
 """Choices that rest unless opened by name."""
 
@@ -89,7 +90,7 @@ def serving_space(
     """All legal serving plans on `count` devices, or with `at_most` on any number up to it.
 
     `modes` are codes of `MODES`. `options[name]` restricts an axis of the (decode) engines to some values, `prefill[name]`
-    one of the prefill pool; absent means all, except that formats, graphs, speculation and offload rest. `defaults` are the
+    one of the prefill pool; absent means all, except that formats, graphs, speculation, offload and preemption rest. `defaults` are the
     stack's own `max_batch`, `token_budget` and `kv_fraction`. `hardware` are axes that come first. With `pools`, each mode's
     pool runs on devices of its own and `count` is their sum. Raises ValueError, every fault in one message, for unknown
     options.
@@ -297,6 +298,7 @@ def _limits(scope: _Scope) -> list[Axis]:
         plain("cuda_graphs", (1,)),
         _axis("expert_offload", scope.levels("", "expert_offload", (0,)), ("the model has no experts", experts)),
         plain("kv_offload", (0,)),
+        plain("preemption", (0,)),
         plain("precision", (2,)),
         plain("kv_precision", (0,)),
     ]

@@ -33,6 +33,7 @@ OUTSIDE = frozenset(
         "max_batch",
         "token_budget",
         "kv_fraction",
+        "preemption",
         "speculation",
         "acceptance",
         "input_tokens",

@@ -252,7 +252,7 @@ class _Servers:
 
 def _pools(problem: Problem, points: Columns, context: int) -> list[Any]:
     """Each plan's engines under the stack's scheduler."""
-    from costmodels.simulation.limits import Limits, Pool
+    from costmodels.simulation.limits import UNBOUNDED_BLOCKS, Limits, Pool
 
     tables, engine = engines(problem, points)
     stack = find_serving_stack(problem.stack)
@@ -267,6 +267,10 @@ def _pools(problem: Problem, points: Columns, context: int) -> list[Any]:
     drafted = rows("speculation").astype(int)
     accepted = accepted_tokens(rows("speculation"), rows("acceptance"))
     mixed, whole = rows("stack.mixed_steps", 1) > 0, rows("stack.reserve_output") > 0
+    swaps = rows("preemption") > 0
+    spare = np.maximum(held.host_memory - held.on_host - rows("kv_offload") * held.whole * held.tokens, 0.0)
+    on_host = np.minimum(spare / np.maximum(held.token, 1e-3) / block, UNBOUNDED_BLOCKS).astype(int)
+    each = held.token / rows("device.host_link_bandwidth")  # every device moves its own part of a token over its own link
     found = []
     for i in range(points.n):
         limits = Limits(
@@ -279,6 +283,9 @@ def _pools(problem: Problem, points: Columns, context: int) -> list[Any]:
             reserve="whole" if whole[i] else "prompt",
             context=context,
             ahead=bool(rows("stack.schedules_ahead")[i]),
+            preemption="swap" if swaps[i] else "recompute",
+            host_blocks=int(on_host[i]),
+            swap_time_per_token=float(each[i]),
             attention_dp=int(rows("attention_data")[i]),
             verified_tokens=1 + int(drafted[i]),
             accepted_tokens=float(np.clip(accepted[i], 1, 1 + drafted[i])),

@@ -23,7 +23,7 @@ class Server:
 
 
 def servers(plan: Mapping[str, Any], framework: str, caches: Mapping[str, Any]) -> tuple[Server, ...]:
-    """The servers a plan is made of. Raises CannotLaunch for a cache that the framework cannot keep."""
+    """The servers a plan is made of. Raises CannotLaunch for what the framework cannot do with its cache."""
     split = plan.get("mode") == "disaggregated"
     found = tuple(_server(plan, role) for role in (ROLES if split else ("",)))
     for server in found:
@@ -31,6 +31,8 @@ def servers(plan: Mapping[str, Any], framework: str, caches: Mapping[str, Any]) 
             raise CannotLaunch(f"{framework} keeps no {server.plan['kv_precision']} cache; it has {', '.join(caches)}")
         if server.plan.get("kv_offload"):
             raise CannotLaunch(f"{framework} fetches no running request's cache from the host: take a plan without kv_offload")
+        if server.plan.get("preemption") == "swap":
+            raise CannotLaunch(f"{framework} computes preempted requests again: take a plan with preemption: recompute")
     return found
 
 

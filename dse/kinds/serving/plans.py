@@ -166,7 +166,7 @@ def _filled(job: ServingJob, given: Mapping[str, float], start: str) -> dict[str
         return full | {"token_budget": own.get("token_budget", default["token_budget"])}
     resting = {name: default[name] for name in ("max_batch", "token_budget", "kv_fraction")}
     resting |= {name: job.options[name][0] for name in ("precision", "kv_precision")}
-    return {**resting, "cuda_graphs": 1, "speculation": 0, "expert_offload": 0, "kv_offload": 0, **full}
+    return {**resting, "cuda_graphs": 1, "speculation": 0, "expert_offload": 0, "kv_offload": 0, "preemption": 0, **full}
 
 
 def _devices(job: ServingJob, given: Mapping[str, float], apart: bool) -> int:

@@ -30,6 +30,7 @@ _SPELLING: Mapping[str, str] = {
     "speculation": "draft{}",
     "expert_offload": "experts-on-host",
     "kv_offload": "kv-on-host{}",
+    "preemption": "preempt-{}",
     "domain": "domain{}",
 }
 _RESTING: Mapping[str, Any] = {
@@ -43,6 +44,7 @@ _RESTING: Mapping[str, Any] = {
     "speculation": 0,
     "expert_offload": 0,
     "kv_offload": 0,
+    "preemption": "recompute",
     "kv_fraction": 0.9,
 }
 _HIDDEN = frozenset({"devices", "device", "mode"})

@@ -133,3 +133,27 @@ def test_both_fidelities_fetch() -> None:
     assert np.all(np.diff(simulated.value["tpot"]) >= 0)
     assert simulated.value["tpot"] == pytest.approx(closed.value["tpot"], rel=0.1)
     assert simulated.value["ttft"] == pytest.approx(closed.value["ttft"], rel=0.1)
+
+
+def preempted(link: float = 64e9, host: float = 256e9, batch: float = 64) -> tuple[float, float]:
+    """Mean seconds a request of Llama-3.1-70B on two H100s whose cache is far too small: recomputed, swapped."""
+    asked = {"devices": 2, "tensor": 2, "request_rate": 1.0, "input_tokens": 1500, "output_tokens": 1500}
+    asked |= {"max_batch": batch, "token_budget": 8192, "kv_fraction": 0.95}
+    asked |= {"device.host_link_bandwidth": link, "device.host_memory": host}
+    problem = serving_problem(find("llama-3.1-70b"), "vllm", find_device("H100"), asked)
+    lengths = (Lengths(shape="fixed", mean=1500), Lengths(shape="fixed", mean=1500))
+    traffic = Traffic(lengths=lengths, rate=1.0, count=60)
+    model = SimulatedServing(closed=ServingModel(), traffic=traffic, asked=Statistics())
+    found = model.evaluate(problem, Columns.from_values({"preemption": np.array([0, 1])})).value["request_latency"]
+    return float(found[0]), float(found[1])
+
+
+def test_swapping_moves_what_recomputing_computes_again() -> None:
+    """A fast link beats computing again, a slow one loses to it; without host memory, or with room enough, they are one."""
+    recomputed, swapped = preempted()
+    assert swapped < recomputed
+    slow = preempted(link=1e8)
+    assert slow[0] == recomputed < slow[1]
+    assert preempted(host=1.0) == (recomputed, recomputed)
+    alone = preempted(batch=1)
+    assert alone[0] == alone[1]
