@@ -90,10 +90,10 @@ def serving_space(
     """All legal serving plans on `count` devices, or with `at_most` on any number up to it.
 
     `modes` are codes of `MODES`. `options[name]` restricts an axis of the (decode) engines to some values, `prefill[name]`
-    one of the prefill pool; absent means all, except that formats, graphs, speculation, offload and preemption rest. `defaults` are the
-    stack's own `max_batch`, `token_budget` and `kv_fraction`. `hardware` are axes that come first. With `pools`, each mode's
-    pool runs on devices of its own and `count` is their sum. Raises ValueError, every fault in one message, for unknown
-    options.
+    one of the prefill pool; absent means all, except that formats, graphs, speculation, offload and preemption rest.
+    `defaults` are the stack's own `max_batch`, `token_budget` and `kv_fraction`. `hardware` are axes that come first.
+    With `pools`, each mode's pool runs on devices of its own and `count` is their sum. Raises ValueError, every fault in
+    one message, for unknown options.
     """
     asked, asked_prefill = dict(options or {}), dict(prefill or {})
     unknown = [name for name in (*asked, *asked_prefill) if name not in SERVING_PLAN or name == "devices"]
