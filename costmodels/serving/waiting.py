@@ -27,7 +27,7 @@ def open_loop(
     ρ = rate · added and a mean step T, the next step's variance is added² · rate · T / (1 − ρ²)). Where they do not, prompts
     are served one by one between steps of decode (M/D/1 with vacations, Takagi 1991: λS² / 2(1 − λS) + V/2). A pipeline starts
     a batch `stages` times as often as one batch steps; the next batch takes a request unless it holds its share already, which
-    costs `_PASSED` of a step besides.
+    costs `_PASSED` of a step besides (of two mean steps at most: long ones are rare, and other batches go on meanwhile).
     """
     load = np.clip(rate * added, 0.0, _FULL)
     mean = decode / (1.0 - load)
@@ -38,7 +38,8 @@ def open_loop(
     alone = np.clip(rate * added, 0.0, _FULL)
     first = (rate * added**2 / (2.0 * (1.0 - alone)) + decode / 2.0) / stages + added
     together = np.clip(fits - 1.0, 0.0, 1.0)
-    passed = np.where(stages > 1, _PASSED * (together * second + (1.0 - together) * decode), 0.0)
+    turn = np.minimum(second, 2.0 * mean)
+    passed = np.where(stages > 1, _PASSED * (together * turn + (1.0 - together) * decode), 0.0)
     return np.asarray(np.where(mixed > 0, together * gated + (1.0 - together) * serial, first) + passed)
 
 
