@@ -60,13 +60,13 @@ def measure(points: int) -> dict[str, float]:
     """Evaluate the first `points` plans of the space; CPU seconds, plans per CPU-second and peak bytes."""
     problem, space = setting()
     model = TrainingModel()
+    generator = np.random.default_rng(0)
     started = time.process_time()
     done = 0
     worst = 0.0
     sample: list[tuple[Columns, dict[str, float]]] = []
-    generator = np.random.default_rng(0)
     checking = 0.0
-    for batch in space.batches(BATCH):
+    for batch in space.batches(min(BATCH, points)):
         part = batch.take(slice(0, min(batch.n, points - done)))
         wanted = np.sort(generator.integers(0, part.n, max(1, CHECKED * part.n // points)))
         for rows, metrics in model.stream(problem, part):

@@ -34,6 +34,8 @@ def thinned(record: Record) -> Record:
 
 
 def _thinned(array: NDArray[Any]) -> NDArray[Any]:
+    if array.shape[-1] < 2:
+        return array
     few = array[..., :1]
     return few.copy() if np.array_equal(array[..., -1:], few) and bool((array == few).all()) else array
 

@@ -114,7 +114,7 @@ class KernelTimes:
         """Measured devices and the rows they stand for: of the same generation, the nearest by its figures."""
         codes = np.broadcast_to(np.asarray(at["generation"], np.int64), (n,)) if self._measured else np.zeros(0, np.int64)
         found: list[tuple[Device, IntArray]] = []
-        for code in np.unique(codes).tolist():
+        for code in sorted(set(codes.tolist())):
             many = [device for device in self._measured if device.generation == self._generations[code]]
             if not many:
                 continue
@@ -145,7 +145,7 @@ class KernelTimes:
                 continue
             applies = np.broadcast_to(np.asarray(call.applies, np.bool_), (n,))[rows]
             precision = np.broadcast_to(np.asarray(call.dtype), (n,))[rows]
-            for code in np.unique(precision).tolist():
+            for code in sorted(set(precision.tolist())):
                 chosen = rows[applies & (precision == code)]
                 if not len(chosen) or code not in FORMATS:
                     continue

@@ -92,7 +92,8 @@ def _count_straddling(size: int, stride: int, domain: int) -> tuple[int, int]:
     [j·domain − phase, (j+1)·domain − phase).
     """
     common = int(np.gcd(size * stride, domain))
-    phases = np.unique((np.arange(0, domain, common)[:, None] + np.arange(min(stride, common))) % domain)
+    starts = (np.arange(0, domain, common)[:, None] + np.arange(min(stride, common))) % domain
+    phases = np.flatnonzero(np.bincount(starts.ravel()))
     spans = (phases + (size - 1) * stride) // domain + 1
     first = np.minimum(size, -(-(domain - phases) // stride))
     last = size - np.maximum(0, -(-((spans - 1) * domain - phases) // stride))

@@ -27,23 +27,38 @@ class _Rank:
 
     def forwards(self, start: FloatArray | float, stop: FloatArray | float, rows: Profiles, g: FloatArray) -> FloatArray:
         """Seconds of the rank's forwards start, …, stop − 1 in its own order, (n,)."""
-        ends = _ends(stop, self.early, rows, g) - _ends(start, self.early, rows, g)
-        return np.asarray((stop - start) * self.f + ends * (self.end.f - self.f))
+        return _run(start, stop, self.early, rows, g, self.f, self.end.f)
 
     def backwards(self, start: FloatArray | float, stop: FloatArray | float, rows: Profiles, g: FloatArray) -> FloatArray:
         """Seconds of the rank's backwards start, …, stop − 1 in its own order, (n,)."""
-        ends = _ends(stop, not self.early, rows, g) - _ends(start, not self.early, rows, g)
-        return np.asarray((stop - start) * self.b + ends * (self.end.b - self.b))
+        return _run(start, stop, not self.early, rows, g, self.b, self.end.b)
 
     def reversed_in_time(self) -> _Rank:
         return _Rank(self.index, self.b, self.f, Chunk(self.end.b, self.end.f), self.early)
 
 
+def _run(
+    start: FloatArray | float,
+    stop: FloatArray | float,
+    early: bool,
+    rows: Profiles,
+    g: FloatArray,
+    ordinary: FloatArray,
+    end: FloatArray,
+) -> FloatArray:
+    """Seconds of a rank's ops start, …, stop − 1 of one kind, (n,): `ordinary` each, `end` those of its end chunk."""
+    ends = _ends(stop, early, rows, g)
+    if isinstance(start, np.ndarray) or start:
+        ends = ends - _ends(start, early, rows, g)
+    return np.asarray((stop - start) * ordinary + ends * (end - ordinary))
+
+
 def _ends(count: FloatArray | float, early: bool, rows: Profiles, g: FloatArray) -> FloatArray:
     """How many of a rank's first `count` ops of one kind are its end chunk's: rounds of v chunks, g microbatches each."""
-    rounds = np.floor(count / (g * rows.v))
-    left = count - rounds * g * rows.v
-    ends = np.minimum(left, g) if early else np.maximum(left - (rows.v - 1) * g, 0)
+    whole = g * rows.v
+    rounds = np.floor(count / whole)
+    left = count - rounds * whole
+    ends = np.minimum(left, g) if early else np.maximum(left - (whole - g), 0)
     return np.asarray(rounds * g + ends)
 
 
