@@ -88,14 +88,30 @@ def step_time(tables: StepTables, engine: IntArray | int, batch: Batch) -> Float
     new_tokens = np.asarray(decoding, np.float64) + batch.prefill_queries
     sampled = np.asarray(decoding, np.float64) + batch.prompts_finished
     engine, new_tokens, sampled = np.broadcast_arrays(np.asarray(engine), new_tokens, sampled)
-    device = read_1d(tables.tokens, tables.token_time, engine, new_tokens)
-    device = device + read_1d(tables.sequences, tables.sequence_time, engine, sampled)
-    device = device + read_2d(
-        tables.requests, tables.decode_kv, tables.decode_time, engine, batch.decode_requests, batch.decode_kv
-    )
-    device = device + read_2d(
-        tables.queries, tables.pairs, tables.prefill_time, engine, batch.prefill_queries, batch.prefill_pairs
-    )
+    kernels = _kernels(tables, engine, batch, new_tokens, sampled)
+    return _step_time(tables, engine, batch, new_tokens, sampled, np.asarray(sum(kernels.values())))
+
+
+def _kernels(
+    tables: StepTables, engine: IntArray, batch: Batch, new_tokens: FloatArray, sampled: FloatArray
+) -> dict[str, FloatArray]:
+    """Seconds of the kernels of n steps by what grows them; their sum is the device's own time."""
+    return {
+        "tokens": read_1d(tables.tokens, tables.token_time, engine, new_tokens),
+        "head": read_1d(tables.sequences, tables.sequence_time, engine, sampled),
+        "decode_attention": read_2d(
+            tables.requests, tables.decode_kv, tables.decode_time, engine, batch.decode_requests, batch.decode_kv
+        ),
+        "prefill_attention": read_2d(
+            tables.queries, tables.pairs, tables.prefill_time, engine, batch.prefill_queries, batch.prefill_pairs
+        ),
+    }
+
+
+def _step_time(
+    tables: StepTables, engine: IntArray, batch: Batch, new_tokens: FloatArray, sampled: FloatArray, device: FloatArray
+) -> FloatArray:
+    """Seconds of n steps whose kernels take `device` together, started one by one or as a graph, and the host's beside them."""
     graphed = (np.asarray(batch.prefill_queries) == 0) & (sampled <= tables.graph_sequences[engine])
     device = np.where(graphed, device, np.maximum(device, tables.launch[engine]))
     host = tables.host[engine] + tables.host_per_sequence[engine] * sampled
@@ -117,20 +133,11 @@ def _exposed_fetch(
 def parts_of(tables: StepTables, engine: IntArray, batch: Batch) -> dict[str, FloatArray]:
     """The step of n engines (n,) split into tokens, head, both kinds of attention, fetched caches and what the host exposes."""
     decoding = np.asarray(batch.decode_requests if batch.decode_tokens is None else batch.decode_tokens, np.float64)
-    sampled = decoding + batch.prompts_finished
-    parts = {
-        "tokens": read_1d(tables.tokens, tables.token_time, engine, decoding + batch.prefill_queries),
-        "head": read_1d(tables.sequences, tables.sequence_time, engine, sampled),
-        "decode_attention": read_2d(
-            tables.requests, tables.decode_kv, tables.decode_time, engine, batch.decode_requests, batch.decode_kv
-        ),
-        "prefill_attention": read_2d(
-            tables.queries, tables.pairs, tables.prefill_time, engine, batch.prefill_queries, batch.prefill_pairs
-        ),
-    }
+    new_tokens, sampled = decoding + batch.prefill_queries, decoding + batch.prompts_finished
+    parts = _kernels(tables, engine, batch, new_tokens, sampled)
     device = np.asarray(sum(parts.values()))
-    whole = step_time(tables, engine, batch)
-    fetched = np.minimum(_exposed_fetch(tables, engine, batch, decoding + batch.prefill_queries, device), whole - device)
+    whole = _step_time(tables, engine, batch, new_tokens, sampled, device)
+    fetched = np.minimum(_exposed_fetch(tables, engine, batch, new_tokens, device), whole - device)
     return parts | {"cache_fetch": np.broadcast_to(fetched, whole.shape).copy(), "host": whole - device - fetched}
 
 
@@ -147,6 +154,8 @@ def read_2d(
 ) -> FloatArray:
     """Bilinear interpolation in `table[row]` (c, F, S); 0 where the first coordinate is 0; (n,)."""
     x, y = np.asarray(at_first, np.float64), np.asarray(at_second, np.float64)
+    if not np.any(x):  # no prompts in steps that only decode
+        return np.zeros(np.broadcast_shapes(np.shape(row), x.shape, y.shape))
     i, u = _cell(first, x)
     j, v = _cell(second, y)
     above, right = np.minimum(i + 1, len(first) - 1), np.minimum(j + 1, len(second) - 1)
@@ -159,6 +168,6 @@ def _cell(grid: FloatArray, at: FloatArray) -> tuple[IntArray, FloatArray]:
     """Index of the cell's left edge and the position in it: clamped at 0 below the grid, above 1 beyond its end."""
     if len(grid) == 1:
         return np.zeros(np.shape(at), np.int64), np.zeros(np.shape(at))
-    left = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, len(grid) - 2)
+    left = np.minimum(np.maximum(grid.searchsorted(at, side="right") - 1, 0), len(grid) - 2)
     share = (at - grid[left]) / (grid[left + 1] - grid[left])
     return left, np.maximum(share, 0.0)

@@ -213,12 +213,13 @@ def _joined(
         "energy_per_token": per_second("energy_per_token") / np.maximum(tokens, 1e-12),
     }
     parts = {name: part[j] for name, part in then.parts["tpot"].items()} | {"transfer": cross / gaps, "admission": wait / gaps}
-    low, high = {}, {}
+    low: dict[str, FloatArray] = {}
+    high: dict[str, FloatArray] = {}
     for name, array in value.items():
         source, k = (first, i) if name == "ttft" else (then, j)
-        own = np.where(source.value[name][k] == 0, 1.0, source.value[name][k])
-        low[name] = array * np.where(source.value[name][k] == 0, 1.0, source.low[name][k] / own)
-        high[name] = array * np.where(source.value[name][k] == 0, 1.0, source.high[name][k] / own)
+        own = source.value[name]
+        for sides, factor in ((low, source.low[name]), (high, source.high[name])):
+            sides[name] = array * np.divide(factor, own, out=np.ones_like(own), where=own != 0)[k]
     names = tuple(dict.fromkeys((*first.violation, *then.violation)))
     violation = {name: np.maximum(first.violation[name][i], then.violation[name][j]) for name in names}
     evidence = None
@@ -260,16 +261,21 @@ _Pool = tuple[FloatArray, FloatArray, IntArray]
 def _meeting(prefill: _Pool, decode: _Pool, gaps: FloatArray, cross: FloatArray, together: FloatArray) -> FloatArray:
     """The rate, at most what both pools carry, at which rate · (cross + prefill + gaps · decode) is `together`, (n,)."""
 
-    def few(rate: FloatArray) -> NDArray[np.bool_]:
-        return np.asarray(rate * (cross + _read(prefill, rate) + gaps * _read(decode, rate)) <= together)
+    def few(here: _Pool, point: IntArray) -> NDArray[np.bool_]:
+        """Whether the requests in flight are too few at a point of one pool's curve."""
+        rate = here[0] * _SHARES[point]
+        own, other = here[1][here[2], point], _read(decode if here is prefill else prefill, rate)
+        seconds = own + gaps * other if here is prefill else other + gaps * own
+        return np.asarray(rate * (cross + seconds) <= together)
 
     places = []
-    for most, _, _ in (prefill, decode):
+    for here in (prefill, decode):
+        most = here[0]
         left, right = np.full(len(most), -1), np.full(len(most), RATES)  # few at the left point, many at the right
         for _ in range(5):  # halves of 25 intervals
             middle = (left + right) // 2
             inside = right - left > 1
-            below = few(most * _SHARES[np.clip(middle, 0, RATES - 1)])
+            below = few(here, np.clip(middle, 0, RATES - 1))
             left, right = np.where(inside & below, middle, left), np.where(inside & ~below, middle, right)
         places.append(left)
     square = np.zeros(len(cross))
@@ -296,14 +302,13 @@ def _latencies(
     base = Columns(n=combinations.n, codes={axis: combinations.codes[axis] for axis, _ in levels.values()}, levels=levels)
     open_ = dataclasses.replace(problem, scalars={**problem.scalars, "concurrency": 0.0, "request_rate": 1e12})
     states = states_of(open_, base, model.kernel_model)
-    most = np.maximum(np.concatenate([m.value["request_rate"] for _, m in model.under(states, open_, base)]), 1e-9)
+    most = np.maximum(model.latencies(states, open_, base)[2], 1e-9)
     shares = _SHARES
     each = np.repeat(np.arange(base.n), RATES)
     repeated, states = base.take(each), states.take(each)
     rates = (most[:, None] * shares[None, :]).reshape(-1)
-    name = "ttft" if prefill else "tpot"
-    found = model.under(states, open_, _with_column(repeated, "request_rate", rates))
-    times = np.concatenate([metrics.value[name] for _, metrics in found])
+    first, token, _ = model.latencies(states, open_, _with_column(repeated, "request_rate", rates))
+    times = first if prefill else token
     return most, times.reshape(base.n, RATES), index
 
 

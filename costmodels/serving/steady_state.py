@@ -69,6 +69,18 @@ class ServingModel:
             rows = slice(start, min(start + ROWS, points.n))
             yield rows, _metrics(problem, problem.at(points.take(rows)), states, rows)
 
+    def latencies(self, states: States, problem: Problem, points: Columns) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """(seconds to the first token, seconds a token, requests a second) alone, of the same points, (n,) each."""
+        found = []
+        for start in range(0, max(points.n, 1), ROWS):
+            rows = slice(start, min(start + ROWS, points.n))
+            at = problem.at(points.take(rows))
+            groups = _groups(at, states, rows)
+            s = _served(at, states, rows, groups)
+            found.append((s.first, s.token, s.rate * groups))
+        first, token, rate = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        return first, token, rate
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class States:
@@ -175,11 +187,17 @@ class _Served:
     excess: FloatArray
 
 
-def _metrics(problem: Problem, at: Bindings, states: States, rows: slice) -> Metrics:
+def _groups(at: Bindings, states: States, rows: slice) -> FloatArray:
+    """Batches that the replicas, attention groups and stages of every plan keep in flight, (n,)."""
+    engine = states.work.engine[states.index[rows]]
+    return np.asarray(_rows(at["data"], at.n) * _rows(at["attention_data"], at.n) * states.tables.stages[engine])
+
+
+def _served(at: Bindings, states: States, rows: slice, groups: FloatArray) -> _Served:
+    """What the plans deliver under the load that each is asked for."""
     n, place, held = at.n, states.index[rows], states.held[rows]
     work, tables = states.work, states.tables
     engine = work.engine[place]
-    groups = _rows(at["data"], n) * _rows(at["attention_data"], n) * tables.stages[engine]
     uneven = np.maximum(tables.stages[engine] * tables.slowest_share[engine], 1.0)
     asked, together = _rows(at["request_rate"], n), _rows(at["concurrency"], n)
     closed = together > 0
@@ -192,7 +210,15 @@ def _metrics(problem: Problem, at: Bindings, states: States, rows: slice) -> Met
             found = answer(states, place[some], wanted, most, uneven[some])
             for name, array in served.items():
                 array[some] = getattr(found, name)
-    s = _Served(**served)
+    return _Served(**served)
+
+
+def _metrics(problem: Problem, at: Bindings, states: States, rows: slice) -> Metrics:
+    n, place, held = at.n, states.index[rows], states.held[rows]
+    work, tables = states.work, states.tables
+    engine = work.engine[place]
+    groups = _groups(at, states, rows)
+    s = _served(at, states, rows, groups)
     output = work.output[place]
     rate = s.rate * groups
     devices = _rows(at["devices"], n)
