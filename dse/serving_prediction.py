@@ -20,8 +20,10 @@ from costmodels.serving.static_batch import static_batch
 from costmodels.step_tables import StepTables
 from dse.serving_rows import ServingQuestion
 from spaces.columns import Columns
+from spaces.serving_plan import SERVING_NAMES
 
 RATE = "tokens_per_s_per_gpu"
+PRECISIONS = SERVING_NAMES["precision"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,7 @@ def answer_serving(questions: Sequence[ServingQuestion]) -> list[dict[str, Any]]
 def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float) -> Replay:
     """The run that a row describes."""
     symbols = {**usual, **question.symbols}
+    budget, chunked = _steps(question, symbols)
     return Replay(
         prompt=int(symbols["input_tokens"]),
         output=int(symbols["output_tokens"]),
@@ -84,19 +87,35 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         replicas=int(symbols["data"]),
         attention_data=int(symbols["attention_data"]),
         max_batch=int(symbols["max_batch"]),
-        token_budget=int(symbols["token_budget"]),
+        token_budget=budget,
         kv_tokens=tokens,
         block_tokens=int(symbols["stack.block_tokens"]),
         mixed=symbols["stack.mixed_steps"] > 0,
-        # where a whole prompt is more than a step may take, the server was told to cut it
-        chunked=symbols["stack.chunked"] > 0 or symbols["input_tokens"] > symbols["token_budget"],
+        chunked=chunked,
         whole_answer=symbols["stack.reserve_output"] > 0,
         ahead=symbols["stack.schedules_ahead"] > 0,
         overhead=symbols["stack.request_overhead"],
         shortest=question.shortest,
+        compiling=symbols["stack.compile_blocks"] * symbols["block_scaled"] * (PRECISIONS[int(symbols["precision"])] == "fp8"),
         prefix_hit=symbols["prefix_hit"],
         steady=question.steady,
     )
+
+
+def _steps(question: ServingQuestion, symbols: Mapping[str, float]) -> tuple[int, bool]:
+    """(new tokens that a step may take, whether prompts are cut over several).
+
+    A server that cuts none must hold a prompt beside what decodes: where nobody says how many tokens a step takes, it takes
+    that many (as `--max_num_tokens` of published runs: prompt and concurrency), and where it cannot it was told to cut.
+    """
+    budget, prompt = int(symbols["token_budget"]), int(symbols["input_tokens"])
+    if symbols["stack.chunked"] > 0:
+        return budget, True
+    each = symbols["concurrency"] / (symbols["data"] * symbols["attention_data"])
+    beside = math.ceil(min(each or symbols["max_batch"], symbols["max_batch"]))
+    if "token_budget" not in question.symbols and prompt <= budget:
+        return max(budget, prompt + beside), False
+    return budget, prompt + beside > budget
 
 
 def _run(tables: StepTables, engine: int, run: Replay, tokens: float) -> _Served:

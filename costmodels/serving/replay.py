@@ -21,7 +21,8 @@ class Replay:
     second. `max_batch`, `token_budget` and `kv_tokens` bound one of the `attention_data` groups of a replica. `mixed`: prompts
     share steps with decoding; `whole_answer`: a request is admitted only where all of its answer fits; `ahead`: a step is
     planned while the one before it runs; `overhead` seconds between client and scheduler, part of the time to first token;
-    `steady` drops the first and last tenth. Lengths are even between `shortest` of the full ones and these.
+    `steady` drops the first and last tenth. Lengths are even between `shortest` of the full ones and these. Those that
+    start a closed loop wait `compiling` seconds for kernels of their shapes.
     """
 
     prompt: int
@@ -41,6 +42,7 @@ class Replay:
     ahead: bool = False
     overhead: float = 0.0
     shortest: float = 1.0
+    compiling: float = 0.0
     prefix_hit: float = 0.0
     steady: bool = False
     seed: int = 0
@@ -148,7 +150,12 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
     steady = run.steady and math.isfinite(outcome.token_throughput(steady=True))
     first, latency = outcome.mean("ttft", steady=steady), outcome.mean("latency", steady=steady)
     token = outcome.mean("tpot", steady=steady) if run.output > 1 else 0.0
-    return _Totals(count, first * count, token * count, latency * count, outcome.token_throughput(steady=steady))
+    rate = outcome.token_throughput(steady=steady)
+    stalled = min(run.concurrency, count) * run.compiling if not run.steady else 0.0
+    if stalled and rate > 0 and math.isfinite(rate):
+        tokens = float(np.sum(output))
+        rate = tokens / (tokens / rate + run.compiling)
+    return _Totals(count, first * count + stalled, token * count, latency * count + stalled, rate)
 
 
 def _lengths(run: Replay, count: int, random: np.random.Generator) -> tuple[IntArray, IntArray]:

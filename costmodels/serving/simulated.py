@@ -277,7 +277,8 @@ def _pools(problem: Problem, points: Columns, context: int) -> list[Any]:
             max_batch=int(batch[i]),
             max_tokens=int(max(rows("token_budget")[i], batch[i] * (1 + drafted[i]))),
             policy="mixed" if mixed[i] else "prefill-first",
-            chunked=bool(rows("stack.chunked", 1)[i] or rows("input_tokens")[i] > rows("token_budget")[i]),
+            # a server that cuts no prompt holds the longest beside what decodes, else it was told to cut
+            chunked=bool(rows("stack.chunked", 1)[i] or rows("input_tokens")[i] + batch[i] > rows("token_budget")[i]),
             kv_blocks=max(int(held.tokens[i] // block[i]), 1),
             block_size=int(block[i]),
             reserve="whole" if whole[i] else "prompt",
