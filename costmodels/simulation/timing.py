@@ -73,4 +73,10 @@ def batch_time(m: IntArray, f: FloatArray, p: int, c: int) -> float:
         fetch = f[p + w.P_FETCH] * float(max(kv + m[c + w.FOUND], new))
         fetch -= min(fetch * f[p + w.P_FETCH_OVERLAP], device)
     host = f[p + w.P_HOST] + f[p + w.P_HOST_PER_SEQUENCE] * sampled
-    return device + fetch + host - min(host * f[p + w.P_HOST_OVERLAP], device)
+    beside = host * f[p + w.P_HOST_OVERLAP]
+    longer, shorter = max(device, beside), min(device, beside)
+    if longer > 0.0:  # as costmodels.step_tables.together
+        share = shorter / longer
+        cube = share * share * share
+        longer = longer * (1.0 + cube / (3.0 + 0.847 * cube))
+    return longer + fetch + host - beside
