@@ -15,6 +15,8 @@ from spaces.hardware import Device
 from spaces.serving_plan import SERVING_NAMES, serving_code
 
 DEFAULT_STACK = "vllm"
+SPREAD = 0.1
+"""Share by which lengths of a closed loop vary where the row does not say: exactly equal ones would return in step for ever."""
 ROUNDS = 10
 """Requests of a closed loop, over its concurrency, where the row does not say."""
 
@@ -30,7 +32,7 @@ class ServingQuestion:
     """One row: model, stack and machine, the symbols of plan and workload, and how it is driven.
 
     `static`: one batch of `concurrency` requests. `steady` drops the first and last tenth of the requests. `requests` is how
-    many there are in all, their lengths even between `shortest` of those asked for and these.
+    many there are in all, their lengths even between the shares `lengths` of those asked for.
     """
 
     architecture: Architecture
@@ -40,7 +42,7 @@ class ServingQuestion:
     static: bool
     steady: bool
     requests: int
-    shortest: float
+    lengths: tuple[float, float]
     assumptions: tuple[str, ...]
 
     @property
@@ -72,6 +74,8 @@ def read_serving(row: Row) -> ServingQuestion:
     rate, together = _load(row, static, assumed)
     symbols |= {"request_rate": rate, "concurrency": together, "prefix_hit": _share(row, "prefix_hit")}
     rounds = max(int(ROUNDS * together), 1) if together else 1000
+    count = count_in(row, "num_requests", rounds)
+    again = not static and 0 < together < count
     return ServingQuestion(
         architecture=architecture,
         stack=stack.name,
@@ -79,8 +83,8 @@ def read_serving(row: Row) -> ServingQuestion:
         symbols=symbols,
         static=static,
         steady=bool(flag_in(row, "steady")),
-        requests=count_in(row, "num_requests", rounds),
-        shortest=_shortest(row),
+        requests=count,
+        lengths=_lengths(row, again, assumed),
         assumptions=tuple(assumed),
     )
 
@@ -190,10 +194,16 @@ def _share(row: Row, name: str) -> float:
     return value
 
 
-def _shortest(row: Row) -> float:
-    """The shortest length over the longest, as `--random-range-ratio` of servers' own benchmarks; 1 where nothing is said."""
+def _lengths(row: Row, again: bool, assumed: list[str]) -> tuple[float, float]:
+    """(shortest, longest) prompt and answer as shares of those asked for: `length_ratio` to 1, as `--random-range-ratio` of
+    servers' own benchmarks; where nothing is said and slots are filled `again`, a little to either side."""
     named = next((name for name in ("length_ratio", "random_range_ratio") if cell(row, name)), "")
-    return _share(row, named) if named else 1.0
+    if named:
+        return _share(row, named), 1.0
+    if not again:
+        return 1.0, 1.0
+    assumed.append(f"lengths within {100 * SPREAD:.0f} % of isl and osl")
+    return 1.0 - SPREAD, 1.0 + SPREAD
 
 
 def _load(row: Row, static: bool, assumed: list[str]) -> tuple[float, float]:

@@ -24,6 +24,7 @@ class Requests:
     The first `shared` tokens of a prompt are common to all requests of the group `prefix` (−1: none) and may be found cached;
     one that `keeps` leaves its whole context, answer included, as the group's prefix. A request that `follows` another (−1:
     none) arrives `think` seconds after that one ends, and its `arrival` counts for nothing.
+    `known` tokens of a prompt are cached from before the run.
     """
 
     arrival: FloatArray
@@ -35,12 +36,13 @@ class Requests:
     keeps: NDArray[np.bool_] | None = None
     follows: IntArray | None = None
     think: FloatArray | None = None
+    known: IntArray | None = None
     concurrency: int = 0
     turnaround: float = 0.0
 
     def __post_init__(self) -> None:
         n = len(self.arrival)
-        for name in ("arrival", "prompt", "output", "priority", "prefix", "shared", "keeps", "follows", "think"):
+        for name in ("arrival", "prompt", "output", "priority", "prefix", "shared", "keeps", "follows", "think", "known"):
             array = getattr(self, name)
             if array is None:
                 continue
@@ -76,7 +78,7 @@ class Requests:
         """Some of the requests, in order; not where one follows another. Raises BadRequests."""
         if self.follows is not None and np.any(self.follows >= 0):
             raise BadRequests("turns of a session follow one another: take whole workloads")
-        names = ("arrival", "prompt", "output", "priority", "prefix", "shared", "keeps", "think")
+        names = ("arrival", "prompt", "output", "priority", "prefix", "shared", "keeps", "think", "known")
         arrays = {name: getattr(self, name)[rows] for name in names if getattr(self, name) is not None}
         return Requests(**arrays, concurrency=self.concurrency, turnaround=self.turnaround)
 

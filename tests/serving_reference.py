@@ -24,6 +24,7 @@ class Request:
     prefix: int
     shared: int
     keeps: bool
+    known: int
     times: list[float] = field(default_factory=list)
     state: str = "new"
     cached: int = 0
@@ -94,6 +95,7 @@ class Reference:
                 -1 if requests.prefix is None else int(requests.prefix[i]),
                 0 if requests.shared is None else min(int(requests.shared[i]), int(requests.prompt[i])),
                 requests.keeps is not None and bool(requests.keeps[i]),
+                0 if requests.known is None else min(int(requests.known[i]), int(requests.prompt[i]) - 1),
             )
             for i in range(len(requests))
         ]
@@ -430,7 +432,8 @@ class Reference:
             kept = math.ceil(limits.watermark * limits.kv_blocks) if lane.running else 0
             if request.state == "waiting":
                 hit = self.found(lane, request)
-                rest = request.target - hit
+                filled = max(hit, request.known)
+                rest = request.target - filled
                 if not prefills or (not limits.chunked and rest > step.budget and step.budget < limits.max_tokens):
                     return
                 own = self.blocks(limits, request, request.target) - hit // limits.block_size
@@ -443,7 +446,7 @@ class Reference:
                         lane.free.append(lane.prefixes[request.prefix].pop())
                 if hit:
                     lane.users[request.prefix] = lane.users.get(request.prefix, 0) + 1
-                request.own, request.hit, request.cached = lane.take(own), hit, hit
+                request.own, request.hit, request.cached = lane.take(own), hit, filled
                 request.state = "prefill"
                 self.begin(lane, cell, request, now)
                 self.chunk(limits, request, step)

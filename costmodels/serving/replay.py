@@ -21,8 +21,8 @@ class Replay:
     second. `max_batch`, `token_budget` and `kv_tokens` bound one of the `attention_data` groups of a replica. `mixed`: prompts
     share steps with decoding; `whole_answer`: a request is admitted only where all of its answer fits; `ahead`: a step is
     planned while the one before it runs; `overhead` seconds between client and scheduler, part of the time to first token;
-    `steady` drops the first and last tenth. Lengths are even between `shortest` of the full ones and these. Those that
-    start a closed loop wait `compiling` seconds for kernels of their shapes.
+    `steady` drops the first and last tenth. Lengths are even between the shares `shortest` and `longest` of those
+    given. Those that start a closed loop wait `compiling` seconds for kernels of their shapes.
     """
 
     prompt: int
@@ -42,6 +42,7 @@ class Replay:
     ahead: bool = False
     overhead: float = 0.0
     shortest: float = 1.0
+    longest: float = 1.0
     compiling: float = 0.0
     prefix_hit: float = 0.0
     steady: bool = False
@@ -64,7 +65,7 @@ _BOUNDLESS = 1 << 29  # blocks
 
 def limits_of(run: Replay) -> Limits:
     """The scheduler's limits; a plan without room for one request is given a boundless cache."""
-    roomy = run.kv_tokens >= run.prompt + run.output
+    roomy = run.kv_tokens >= math.ceil((run.prompt + run.output) * run.longest)
     blocks = int(run.kv_tokens // run.block_tokens) if roomy and math.isfinite(run.kv_tokens) else _BOUNDLESS
     budget = max(run.token_budget, 1)
     # a prompt that may not be cut needs a step that holds it
@@ -138,13 +139,19 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
         raise TooLong(f"the run takes some {steps:,.0f} steps, and {MOST:,} are simulated at most; {hint}")
     random = np.random.default_rng(run.seed)
     prompt, output = _lengths(run, count, random)
+    known = np.floor(prompt * run.prefix_hit).astype(np.int64) if run.prefix_hit > 0 else None
     if run.concurrency:
         requests = Requests(
-            arrival=np.zeros(count), prompt=prompt, output=output, concurrency=run.concurrency, turnaround=run.overhead
+            arrival=np.zeros(count),
+            prompt=prompt,
+            output=output,
+            known=known,
+            concurrency=run.concurrency,
+            turnaround=run.overhead,
         )
     else:
         gaps = random.exponential(1.0 / run.rate, count)
-        requests = Requests(arrival=np.cumsum(gaps), prompt=prompt, output=output)
+        requests = Requests(arrival=np.cumsum(gaps), prompt=prompt, output=output, known=known)
     outcome: Outcome = simulate(tables, engine, requests, limits_of(run), replicas=run.replicas, log=False)
     # requests that all end at once leave no middle to look at: then all of them count
     steady = run.steady and math.isfinite(outcome.token_throughput(steady=True))
@@ -159,15 +166,15 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
 
 
 def _lengths(run: Replay, count: int, random: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """(prompts to compute, answers) in tokens, (count,) each."""
+    """(prompts, answers) in tokens, (count,) each: every length of the range as often, in random order."""
+    if run.shortest >= run.longest:
+        return np.full(count, run.prompt), np.full(count, run.output)
+    shares = run.shortest + (run.longest - run.shortest) * (np.arange(count) + 0.5) / count
 
-    def each(longest: int) -> IntArray:
-        if run.shortest >= 1.0:
-            return np.full(count, longest)
-        return random.integers(max(int(longest * run.shortest), 1), longest, count, endpoint=True)
+    def each(length: int) -> IntArray:
+        return np.maximum(np.round(length * random.permutation(shares)), 1).astype(np.int64)
 
-    prompt, output = each(run.prompt), each(run.output)
-    return np.maximum(np.round(prompt * (1.0 - run.prefix_hit)), 1).astype(np.int64), output
+    return each(run.prompt), each(run.output)
 
 
 def _continued(tables: StepTables, engine: int, run: Replay, few: int, more: int, width: int) -> Replayed:

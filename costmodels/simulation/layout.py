@@ -211,6 +211,7 @@ def _put_requests(block: Block, requests: Requests, level: IntArray | int, why: 
         block.request_time(field)[:] = -1.0
     block.request(w.PROMPT)[:], block.request(w.OUTPUT)[:] = requests.prompt, requests.output
     block.request(w.LEVEL)[:] = level
+    block.request(w.KNOWN)[:] = 0 if requests.known is None else np.minimum(requests.known, requests.prompt - 1)
     block.request(w.STATE)[why > 0] = w.REJECTED
 
 

@@ -157,7 +157,8 @@ def admit_prompt(m: IntArray, f: FloatArray, p: int, c: int, r: int) -> bool:
     lane = m[c + w.LANE]
     target = m[r + w.PROMPT] + m[r + w.PRODUCED]
     hit = cached_tokens(m, lane, r)
-    if not m[p + w.P_CHUNKED] and target - hit > m[c + w.BUDGET] and m[c + w.BUDGET] < m[p + w.P_MAX_TOKENS]:
+    filled = max(hit, m[r + w.KNOWN])
+    if not m[p + w.P_CHUNKED] and target - filled > m[c + w.BUDGET] and m[c + w.BUDGET] < m[p + w.P_MAX_TOKENS]:
         return False
     own = blocks_for(m, p, r, target) - hit // m[p + w.P_BLOCK]
     if not room(m, p, lane, own + pinned_blocks(m, lane, r, hit)):
@@ -167,7 +168,7 @@ def admit_prompt(m: IntArray, f: FloatArray, p: int, c: int, r: int) -> bool:
         use(m, lane, r, hit)
     take(m, lane, own)
     m[r + w.HIT] = hit
-    m[r + w.FILLED] = hit
+    m[r + w.FILLED] = filled
     begin(m, f, c, r)
     m[r + w.STATE] = w.PREFILLING
     push_prefill(m, c, r)

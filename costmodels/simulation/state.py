@@ -27,7 +27,8 @@ BOTH, PREFILL, DECODE = range(3)
 ENDED, PAUSED, LOG_FULL, STINTS_FULL = range(4)
 
 # A request. KEY: the token counter it ends at; BEGIN: the decode step it joined at, plus 1 (0: in no decode); JOINED: time of
-# its last token before that; FILLED tokens are cached in prefill, of prompt and PRODUCED; HIT tokens lie in shared blocks.
+# its last token before that; FILLED tokens are cached in prefill, of prompt and PRODUCED; HIT tokens lie in shared blocks;
+# KNOWN tokens of the prompt need no prefill, though they take blocks of its own.
 # NEXT and PREV chain the waiting or the running of a LEVEL of priority; AFTER and BEFORE those in prefill or of one KEY.
 (
     ARRIVAL,
@@ -50,8 +51,9 @@ ENDED, PAUSED, LOG_FULL, STINTS_FULL = range(4)
     PREEMPTED,
     LEVEL,
     STATE,
-) = range(20)
-REQUEST_WORDS = 20
+    KNOWN,
+) = range(21)
+REQUEST_WORDS = 21
 
 # What joins a request to others: its PREFIX group (−1: none), the tokens SHARED with it, whether its context KEEPS as an
 # extension; the request that follows (its number, −1: none), and how much later.

@@ -95,6 +95,8 @@ def requests(draw: st.DrawFn) -> Requests:
                 follows[i] = generator.choice(free)
         optional["follows"] = follows
         optional["think"] = generator.exponential(0.02, n)
+    if draw(st.booleans()):
+        optional["known"] = generator.integers(0, 40, n)
     return Requests(
         arrival=np.zeros(n) if closed else np.cumsum(gaps),
         prompt=prompt,
