@@ -30,7 +30,8 @@ class StepTables:
     - `queries` (Q,), `pairs` (P,), `prefill_time` (c, Q, P): prefill attention by Σq of prompt chunks and Σ q·kv executed pairs
       (causal halves already taken).
     - Host, (c,): `host` and `host_per_sequence` seconds of scheduler and sampling a step, of which the share
-      `host_overlap` (0..1) runs beside the device (the cubic norm of both); `launch` seconds to launch a step eagerly, paid instead of the device time
+      `host_overlap` (0..1) runs beside the device (the cubic norm of both); `launch` seconds to launch a step eagerly, paid
+      instead of the device time
       where it is larger and the step is not in a CUDA graph; a step of decode tokens alone is in one up to
       `graph_sequences` sequences (0: never).
     - `fetch` (c,): seconds that a token of cache takes over the host link, one way, all layers, where a share of it stays in
@@ -116,7 +117,8 @@ def _step_time(
     device = np.where(graphed, device, np.maximum(device, tables.launch[engine]))
     host = tables.host[engine] + tables.host_per_sequence[engine] * sampled
     beside = host * tables.host_overlap[engine]
-    return np.asarray(together(device, beside) + _exposed_fetch(tables, engine, batch, new_tokens, device) + host - beside, np.float64)
+    fetch = _exposed_fetch(tables, engine, batch, new_tokens, device)
+    return np.asarray(together(device, beside) + fetch + host - beside, np.float64)
 
 
 def together(one: FloatArray, other: FloatArray) -> FloatArray:

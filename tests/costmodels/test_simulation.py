@@ -38,6 +38,17 @@ def test_a_client_that_comes_back_late_misses_the_step_under_way() -> None:
     assert planned.ttft[2] == pytest.approx(0.026), "the step after next was planned before it came"
 
 
+def test_tokens_known_from_before_are_attended_to_though_not_computed() -> None:
+    tables, prompt, known = imagined_tables(), 700, 600
+    asked = Requests(arrival=np.zeros(1), prompt=np.array([prompt]), output=np.array([3]), known=np.array([known]))
+    outcome = simulate(tables, 1, asked, Limits())
+    new = prompt - known
+    pairs = new * known + new * (new + 1) / 2
+    first = step_time(tables, 1, Batch(prefill_queries=new, prefill_pairs=pairs, prefill_cached=known, prompts_finished=1))
+    steps = step_time(tables, 1, Batch(decode_requests=np.ones(2), decode_kv=prompt + np.arange(2)))
+    np.testing.assert_allclose(outcome.tokens.times(0), np.cumsum([*np.atleast_1d(first), *steps]), rtol=1e-12)
+
+
 def test_the_wait_for_a_server_of_one_fixed_step_is_that_of_m_d_1() -> None:
     """Mean wait ρ·D / 2(1 − ρ) (Pollaczek–Khinchine for a fixed service time D)."""
     step, load, n = 0.01, 0.7, 400_000
