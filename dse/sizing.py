@@ -1,7 +1,8 @@
 """`size`: the fewest accelerators (or dollars, or watts) that carry a rate under the limits of an experiment.
 
 Every plan on at most so many devices is judged in closed form; those that may carry the rate are simulated from the least
-upwards until one does. Where none does, the highest rate that some plan carries is found, and what stops it.
+upwards until one does. Then what the closed form passed over is proven not to (`dse.proof`), or found to be less after all.
+Where none does, the highest rate that some plan carries is found, and what stops it.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from dse.answers import PlanAnswer, answers
+from dse.answers import PlanAnswer
 from dse.asking import models_of, problem_of, space_of
 from dse.experiment import Experiment, load
 from dse.kinds.registry import find
 from dse.measures import measure, nearest
+from dse.proof import Proof, judged, proven
 from dse.tables import breakdown, interval, lacking, place
 from search.constraint import Constraint
 from search.exact import search
 from search.front import Objective, Points
 from search.screening import RELAXED, Fidelity
-from spaces.problem import Problem
 
 SIZES: Mapping[str, str] = {
     "devices": "devices",
@@ -54,7 +55,8 @@ class Sizing:
     """The least plan that carries the rate, or None with the highest `reachable` rate (1/s) and the plan that comes closest.
 
     `beyond` says what stops the plan that is nearest just above the reachable rate. `looked` plans were judged in closed
-    form, `simulated` by simulation, and `left` more that may carry the rate were not, for want of `search.simulate`.
+    form, `simulated` by simulation, and `left` more that may carry the rate were not, for want of `search.simulate`. `proof`
+    says what of the plans with less than the answer was ruled out, and how.
     """
 
     title: str
@@ -67,6 +69,7 @@ class Sizing:
     looked: int
     simulated: int
     left: int
+    proof: Proof | None = None
 
     @property
     def exit_code(self) -> int:
@@ -85,13 +88,14 @@ class Sizing:
             "looked": self.looked,
             "simulated": self.simulated,
             "left": self.left,
+            "proof": None if self.proof is None else self.proof.to_json(),
         }
 
     def __str__(self) -> str:
         shown = measure(self.objective)
         tail = f"{self.looked:,} plans judged in closed form, {self.simulated:,} simulated from the least upwards."
         if self.answer is not None:
-            tail += " What is less was passed over in closed form, which is near and no proof."
+            tail += f" {self.proof or 'What is less was passed over in closed form, which is near and no proof.'}"
         if self.answer is not None:
             figures = [_figure(self.answer, name) for name in _SHOWN]
             need = f"{shown.title}: {shown.show(self.answer.figures[self.objective].value, with_unit=True)}"
@@ -144,16 +148,17 @@ def size(
     limits = [Constraint(metric=limit.metric, limit=limit.value, upper=limit.at_most) for limit in experiment.limits]
     relaxed = [limit if limit.metric in simulated.agrees else _relaxed(limit) for limit in limits]
     found = search(space, closed.model, problem, wanted, relaxed, top=LISTED, sample=0, seed=experiment.seed)
-    seen, fits, near = 0, None, None
+    seen, fits, near, proof = 0, None, None, None
     for points in _chunks(found.top[SIZES[objective]], experiment.job.simulate):
-        told = _simulated(simulated, problem, points, limits)
+        told = judged(simulated.model, problem, points.columns, limits)
         seen += len(told)
         fits = next((answer for answer in told if answer.feasible), None)
         near = min([*told, *([near] if near else [])], key=_lack)
         if fits is not None:
+            fits, proof = proven(experiment, problem, fits, points.columns, SIZES[objective])
             break
     if fits is None and near is None and found.closest is not None:
-        near = _simulated(closed, problem, found.closest.points, limits)[0]
+        near = judged(closed.model, problem, found.closest.points.columns, limits)[0]
     left = max(found.feasible - seen, 0) if fits is None else 0
     reachable, beyond = (None, "") if fits is not None or left else _reachable(experiment, closed, limits)
     return Sizing(
@@ -167,6 +172,7 @@ def size(
         looked=found.certificate.space,
         simulated=seen,
         left=left,
+        proof=proof,
     )
 
 
@@ -204,14 +210,6 @@ def _chunks(points: Points, most: int) -> Iterator[Points]:
         yield points.take(np.arange(start, min(start + _CHUNK, len(points), most)))
 
 
-def _simulated(fidelity: Fidelity, problem: Problem, points: Points, limits: Sequence[Constraint]) -> tuple[PlanAnswer, ...]:
-    """The plans by a model, with the violations of the experiment's own limits."""
-    metrics = fidelity.model.evaluate(problem, points.columns)
-    own = {limit.name: limit.violation(metrics.value[limit.metric]) for limit in limits}
-    metrics = dataclasses.replace(metrics, violation={**metrics.violation, **own})
-    return answers(find("serving"), problem, points.columns, metrics)
-
-
 def _lack(answer: PlanAnswer) -> float:
     return max(answer.violation.values(), default=0.0)
 
@@ -232,7 +230,7 @@ def _reachable(experiment: Experiment[Any], closed: Fidelity, limits: Sequence[C
         objective = [Objective(name="tpot", metric="tpot")]
         found = search(space, closed.model, problem, objective, limits, top=1, sample=0)
         if not found.feasible and found.closest is not None:
-            beyond = lacking(_simulated(closed, problem, found.closest.points, limits)[0])
+            beyond = lacking(judged(closed.model, problem, found.closest.points.columns, limits)[0])
         return bool(found.feasible)
 
     low = high / 1000

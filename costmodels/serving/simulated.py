@@ -61,15 +61,15 @@ class SimulatedServing:
         """All metrics of the n plans, simulated one after another."""
         found = self.closed.evaluate(problem, points)
         servers = _Servers.of(problem, points, self.context)
-        count = self._count(found)
+        count = self.count(found)
         rows = [self._simulated(servers, found, row, count) for row in range(points.n)]
         names = rows[0].keys() if rows else self._statistics(None).keys()
         own = {name: np.array([row[name] for row in rows], np.float64) for name in names}
         told = _replaced(found, own)
         return dataclasses.replace(told, parts={**told.parts, "memory": memory_parts(problem, points)})
 
-    def _count(self, found: Metrics) -> int:
-        """Requests to simulate, the same for every plan."""
+    def count(self, found: Metrics) -> int:
+        """Requests to simulate, the same for every plan of a batch whose closed form is `found`."""
         traffic = self.traffic
         if traffic.trace is not None:
             return len(traffic.trace)

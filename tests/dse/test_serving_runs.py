@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dse import run_folder
+from dse.asking import models_of, problem_of, space_of
+from dse.experiment import load
+from dse.proof import judged, proven
 from dse.runner import run
-from dse.sizing import size
+from dse.sizing import _sizable, size
 from tests.dse.conftest import Finished
 
 Run = Callable[..., Finished]
@@ -100,6 +104,26 @@ def test_more_devices_at_most_never_cost_more(chat: Path) -> None:
     assert more.answer is not None
     assert more.answer.figures["devices"].value <= few.answer.figures["devices"].value
     assert few.answer.figures["slo_attainment"].value >= 0.95
+
+
+def test_what_is_least_is_proven_and_a_larger_answer_is_mended(chat: Path) -> None:
+    """Every plan with less is counted once: out of memory, out of time, or simulated; begun from too large, it ends the same."""
+    opened = ["hardware.devices=3", "space.mode=aggregated", "workload.request_rate=24 /s"]
+    found = size(chat, overrides=opened)
+    assert found.answer is not None
+    assert found.proof is not None
+    assert found.proof.left == 0
+    assert found.proof.memory + found.proof.time + found.proof.simulated == found.proof.less
+    assert "Proven: " in str(found)
+    experiment = _sizable(load(chat, opened), None)
+    problem = problem_of(experiment)
+    every = next(space_of(experiment).batches())
+    largest = every.take(np.flatnonzero(problem.at(every)["devices"] == 3)[:1])
+    most = judged(models_of(experiment)[0].model, problem, largest, [])[0]
+    mended, proof = proven(experiment, problem, most, largest, "devices")
+    assert mended.figures["devices"].value == found.answer.figures["devices"].value
+    assert proof is not None
+    assert proof.left == 0
 
 
 def test_a_rate_that_no_plan_carries_ends_with_the_best_reachable_one(dse: Run, chat: Path) -> None:
