@@ -107,7 +107,7 @@ def test_more_devices_at_most_never_cost_more(chat: Path) -> None:
 
 
 def test_what_is_least_is_proven_and_a_larger_answer_is_mended(chat: Path) -> None:
-    """Every plan with less is counted once: out of memory, out of time, or simulated; begun from too large, it ends the same."""
+    """Every plan with less is counted once, by memory, time or simulation; begun from too large, it ends the same."""
     opened = ["hardware.devices=3", "space.mode=aggregated", "workload.request_rate=24 /s"]
     found = size(chat, overrides=opened)
     assert found.answer is not None

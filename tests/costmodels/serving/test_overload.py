@@ -75,7 +75,7 @@ def test_what_a_server_just_keeps_is_never_ruled_out(rate: float, prompt: float,
 
 
 def test_it_proves_where_there_is_something_to_prove() -> None:
-    """A hundred times what a server carries is proven, and a time per token of nothing; a trickle with generous limits is not."""
+    """A hundred times what a server carries is proven, and a time per token of nothing; a trickle is not."""
     problem = asked(input_tokens=1000, output_tokens=200)
     kept = Deadlines(ttft=1.0, tpot=0.05, share=0.95)
     assert cannot_keep(problem, PLANS, requests(traffic(1000, 1000, 200), 2000, 0), kept, whole=False).all()
