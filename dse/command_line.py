@@ -15,7 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from dse.answers import Run
-    from dse.sweeps import Sweep
+    from dse.swept import Sweep
 
 INFEASIBLE = 2
 
@@ -343,7 +343,7 @@ def _told(error: Exception) -> str:
         return f"{usage()} See dse --help."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    from search.executors import ExecutorError
+    from search.execution import ExecutorError
 
     if isinstance(error, ValueError | LookupError | ExecutorError):
         return str(error) or type(error).__name__

@@ -24,7 +24,7 @@ from dse.recording import Asked, Recording
 from dse.run_store import RunStore
 from dse.searching import look
 from search.constraint import Constraint
-from search.executors import ExecutorError
+from search.execution import ExecutorError
 from search.front import Objective, Points
 from search.result import Result
 from search.screening import Fidelity

@@ -13,7 +13,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,84 +23,16 @@ from dse import run_folder
 from dse.answers import PlanAnswer, Run, row, with_ties
 from dse.experiment import Experiment, ExperimentError, load
 from dse.recording import Asked, Recording
+from dse.report.sweep import page
 from dse.resumption import resume
 from dse.run_store import FILE, lock
 from dse.runner import RUNS, Source, recorded
+from dse.swept import Cell, Sweep, flow
 from search.front import non_dominated
 from spaces.facts import facts_in
 
 GRID = "sweep.json"
 _SCHEMA = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """One combination of overrides, {key: value}, and the folder of its run within the sweep's."""
-
-    folder: str
-    settings: Mapping[str, Any]
-
-    @property
-    def text(self) -> str:
-        """The combination in one line."""
-        return ", ".join(f"{key} = {_flow(value)}" for key, value in self.settings.items())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
-    """Runs of a grid, in its order, and the front over all of them: (which run, plan) from the first objective's best."""
-
-    name: str
-    folder: Path
-    cells: tuple[Cell, ...]
-    runs: tuple[Run, ...]
-    front: tuple[tuple[int, PlanAnswer], ...]
-
-    @property
-    def certificate(self) -> dict[str, Any]:
-        """The certificates of all runs added up; whole when every run was made and every one is."""
-        pruned: dict[str, int] = {}
-        for run in self.runs:
-            for reason, count in run.certificate["pruned"].items():
-                pruned[reason] = pruned.get(reason, 0) + count
-        sums = {key: sum(run.certificate[key] for run in self.runs) for key in ("space", "evaluated", "failed", "unvisited")}
-        whole = len(self.runs) == len(self.cells) and all(run.certificate["complete"] for run in self.runs)
-        return sums | {"pruned": pruned, "complete": whole}
-
-    @property
-    def stopped(self) -> str:
-        """Why runs are missing; "" when none is."""
-        return next((run.certificate["stopped"] for run in self.runs if run.certificate["stopped"]), "")
-
-    @property
-    def trouble(self) -> str:
-        """What could not be kept."""
-        return next((run.trouble for run in self.runs if run.trouble), "")
-
-    @property
-    def exit_code(self) -> int:
-        """0; 2 when nothing is feasible in any run; 1 when a run could not be kept."""
-        return 1 if self.trouble else 0 if self.front else 2
-
-    def to_json(self) -> dict[str, Any]:
-        """The object `dse sweep --json` prints last."""
-        return {
-            "run": str(self.folder),
-            "certificate": self.certificate,
-            "front": [{"set": dict(self.cells[i].settings)} | answer.to_json() for i, answer in self.front],
-            "runs": [
-                {"run": str(run.folder), "set": dict(cell.settings), "front": len(run.front)}
-                | {"certificate": run.to_json()["certificate"]}
-                for cell, run in zip(self.cells, self.runs, strict=False)
-            ],
-            "wall_s": sum(run.wall_s for run in self.runs),
-            "cpu_s": sum(run.cpu_s for run in self.runs),
-        }
-
-    def __str__(self) -> str:
-        from dse.report.sweep import text
-
-        return text(self)
 
 
 def sweep(
@@ -203,17 +134,12 @@ def _grid(settings: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
 
 
 def _overrides(fixed: Sequence[str], combination: Mapping[str, Any]) -> list[str]:
-    return [*fixed, *(f"{key}={_flow(value)}" for key, value in combination.items())]
-
-
-def _flow(value: Any) -> str:
-    """A value as YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
+    return [*fixed, *(f"{key}={flow(value)}" for key, value in combination.items())]
 
 
 def _slug(combination: Mapping[str, Any]) -> str:
     """The combination as part of a folder's name."""
-    said = ",".join(f"{key.rpartition('.')[2]}={_flow(value)}" for key, value in combination.items())
+    said = ",".join(f"{key.rpartition('.')[2]}={flow(value)}" for key, value in combination.items())
     return re.sub(r"[^\w.,=+-]+", "_", said)[:80]
 
 
@@ -232,8 +158,6 @@ def _joined(runs: Sequence[Run]) -> tuple[tuple[int, PlanAnswer], ...]:
 
 
 def _write(answer: Sweep) -> None:
-    from dse.report.sweep import page
-
     rows = [{"rank": r} | dict(answer.cells[i].settings) | row(plan) for r, (i, plan) in enumerate(answer.front, 1)]
     with (answer.folder / "front.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for entry in rows for key in entry)))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from search.executors import ExecutorError
+from search.execution import ExecutorError
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ import numpy as np
 from costmodels.metrics import CostModel
 from search.certificate import Certificate, Failure, Removal
 from search.constraint import Constraint
-from search.executors import Executor, Serial
+from search.execution import Executor, Serial
 from search.front import Objective
 from search.keeping import Screen, State
 from search.result import Closest, Progress, Result, Sample

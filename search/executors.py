@@ -1,61 +1,11 @@
-"""Where chunks of work run: the protocol, and the executor that runs them here, one after the other."""
+"""Every executor by the name of its kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class ExecutorError(RuntimeError):
-    """Workers that cannot be started or that keep dying."""
-
-
-@runtime_checkable
-class Executor(Protocol):
-    """Runs a pure function on chunks.
-
-    Contract: each chunk is done exactly once as seen from here, however often a worker dies on the way; results come as
-    they are ready, in any order; chunks are drawn lazily, a few more than there are workers, so that later ones can be sized
-    by what the earlier cost; what the function raises is raised. Closing the generator gives up what has not come back.
-    """
-
-    @property
-    def apart(self) -> bool:
-        """Whether the work is done in other processes, whose CPU time this one's clock does not count."""
-        ...
-
-    @property
-    def hands(self) -> int:
-        """Chunks done at a time, as far as is known; while `map` runs it is."""
-        ...
-
-    def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
-        """Yield (index of the chunk, result)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Serial:
-    """Runs every chunk in this process, in order."""
-
-    @property
-    def apart(self) -> bool:
-        """The work is done here."""
-        return False
-
-    @property
-    def hands(self) -> int:
-        """One."""
-        return 1
-
-    def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
-        """Yield (index of the chunk, result), in order."""
-        for index, chunk in enumerate(chunks):
-            yield index, function(chunk)
+from search.execution import Executor, Serial
 
 
 def executor(kind: str, workers: int | None = None, address: str | None = None) -> Executor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from search.assignment import Assignment
-from search.executors import ExecutorError
+from search.execution import ExecutorError
 
 T = TypeVar("T")
 R = TypeVar("R")

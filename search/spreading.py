@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from search.executors import Executor
+from search.execution import Executor
 from search.front import Points
 from search.keeping import Samples, State
 from search.packing import packed, unpacked

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from costmodels.metrics import Metrics
 from search.exact import Certificate, Constraint, Progress, Result, search
-from search.executors import Serial
+from search.execution import Serial
 from search.front import Objective
 from spaces.architecture import Architecture
 from spaces.columns import Columns, UnboundSymbol

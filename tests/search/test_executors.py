@@ -11,7 +11,8 @@ import pytest
 
 from search import spreading
 from search.exact import Result, search
-from search.executors import Executor, ExecutorError, Serial, executor
+from search.execution import Executor, ExecutorError, Serial
+from search.executors import executor
 from search.local import Local
 from search.on_ray import OnRay
 from spaces.space import slices

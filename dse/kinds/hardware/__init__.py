@@ -1,7 +1,7 @@
 """The kind `hardware`: which machine does several jobs best, each design with its own best plan for each of them.
 
-`schema` is its file, `job` what the file asks, `designs` its model and space, `words` how designs are told, `explanation`
-what one answer leans on, `sensitivity` what a front does.
+`schema` is its file, `job` what the file asks, `designs` its model and space, `checks` what no section can see alone, `words`
+how designs are told, `explanation` what one answer leans on, `sensitivity` what a front does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dse.kinds.hardware import designs, job, schema, words
+from dse.kinds.hardware import checks, designs, job, schema, words
 from dse.kinds.registry import Kind
 from dse.measures import HARDWARE
 from spaces.columns import Columns
@@ -46,7 +46,7 @@ KIND: Kind[job.HardwareJob] = Kind(
     file=schema.File,
     metrics=HARDWARE,
     examples=schema.EXAMPLES,
-    faults=job.faults,
+    faults=checks.faults,
     default_objectives=job.default_objectives,
     baseline=_no_baseline,
     resolved=job.resolved,
