@@ -1,12 +1,11 @@
 """`auto`: which method for which question, decided from the space and the budget alone, so that a file means one search.
 
 - Exact, when the budget pays for every point that no bound rules out, or when there is no budget and the space can be listed.
-- Guided by regression, when the budget is so small that evolution would have few generations: there each point counts more
-  than the fraction of a second that choosing it takes.
+- Guided by regression, when the budget is of some thousand points: there each point counts more than the milliseconds that
+  choosing it takes.
 - Evolutionary otherwise.
 
-No Optuna sampler is chosen: where they were compared, none but NSGA-II found more with as many points, and that by 0.2 % of the
-hypervolume at most (docs/search.md says where); all cost more to ask, and the more the longer the history.
+No Optuna sampler is chosen: where they were compared (docs/search.md), none found more with as many points.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from search.guided import guided
 LISTED = 1 << 29
 """Points that exact search lists when nobody set a budget; beyond, `UNASKED` points are sampled."""
 UNASKED = 200_000
-FEW = 256
-"""Points from which evolution has generations enough."""
+FEW = 4096
+"""Points from which evolution has generations enough, and regression would cost as much as a model does."""
 
 
 def chosen(method: str, budget: Budget, size: int) -> str:

@@ -29,7 +29,7 @@ def evolve(archive: Archive, random: np.random.Generator) -> None:
         return
     size = generation_size(archive.most)
     archive.evaluate(initial(archive, random, 2 * size))
-    pool = fittest(archive, np.empty(0, np.int64), 0)
+    pool = fittest(archive, np.empty(0, np.int64), 0, size)
     while archive.left > 0:
         wanted, seen = min(size, archive.left), len(archive)
         near = promising_neighbours(archive, pool, random, round(_LOCAL * wanted))
@@ -40,16 +40,15 @@ def evolve(archive: Archive, random: np.random.Generator) -> None:
         if not len(batch):
             return
         archive.evaluate(batch)
-        pool = fittest(archive, pool, seen)
+        pool = fittest(archive, pool, seen, size)
 
 
-def fittest(archive: Archive, pool: IntArray, seen: int) -> IntArray:
-    """Rows of the archive to breed from, best first: the best of a pool and of all rows from `seen` on.
+def fittest(archive: Archive, pool: IntArray, seen: int, size: int) -> IntArray:
+    """Rows of the archive to breed from, `size` at most, best first: the best of a pool and of all rows from `seen` on.
 
     Only what is new is compared with the pool, so that a generation costs the same however long the history.
     """
     rows = np.concatenate([pool, np.arange(seen, len(archive))])
-    size = max(_SMALLEST, generation_size(archive.most))
     return rows[survivors(archive.costs[rows], archive.violation[rows], size)]
 
 
