@@ -13,7 +13,7 @@ import numpy as np
 
 from spaces.columns import FloatArray
 
-_STEPS = 15  # of the ascent to the greatest likelihood: more changed predictions by less than a twentieth
+_STEPS = 12  # of the ascent to the greatest likelihood: more changed predictions by less than a twentieth
 _JITTER = 1e-8
 _PART = 64  # points at a time: what they are worked on with stays in the cache
 _DOUBT = 2.0  # standard deviation of a weight's logarithm about its first value: features that nothing tells apart stay alike

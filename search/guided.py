@@ -25,8 +25,8 @@ _DOUBTED = 512  # of those, how many are asked for their deviation
 _BRED = 32  # points that children are bred from
 _FITTED = 400  # points that a process is fitted to
 _LEARNT = 200  # of those, how many its covariance is learnt from
-_AGAIN = 1.5  # times as many points as when it was learnt last, until it is learnt again
-_ROUNDS = 32  # wanted before the budget is spent
+_AGAIN = 2.0  # times as many points as when it was learnt last, until it is learnt again
+_ROUNDS = 24  # wanted before the budget is spent
 _FIRST = 8  # one in so many points of the budget is drawn before the first guess
 _HOPES = (0.0, 0.5, 1.0, 2.0)  # deviations that a guess is optimistic by
 
