@@ -45,7 +45,7 @@ def resume(
         require_same(folder, then, Asked.of(experiment), as_recorded=as_recorded)
         if "certificate" in meta:
             answer = run_folder.read(folder)
-            if not answer.certificate["stopped"]:
+            if answer.certificate["stopped"] in run_folder.WHOLE:
                 whole = recording.finished(answer, experiment.seed)
                 recording.close()
                 return whole

@@ -26,6 +26,8 @@ from dse.run_store import FILE, connect
 
 SCHEMA = 2
 """Version of the folder's layout; a reader refuses any other."""
+WHOLE = ("", "sampled")
+"""Why searches stop that nobody needs to go on with: nothing is left, or the budget of points is spent."""
 
 _LIBRARIES = ("frontplan", "numpy", "scipy", "networkx", "pyyaml", "pydantic", "moocore")
 
@@ -150,7 +152,7 @@ def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _write_store(run: Run, folder: Path) -> None:
-    """All of the answer or nothing; the slices of a whole search have done their duty."""
+    """All of the answer or nothing; the slices and figures of a whole search have done their duty."""
     plans = [("front", i, a) for i, a in enumerate(run.front, 1)]
     plans += [(f"top:{by}", i, a) for by, found in run.top.items() for i, a in enumerate(found, 1)]
     plans += [(name, 1, a) for name, a in (("baseline", run.baseline), ("closest", run.closest)) if a is not None]
@@ -168,8 +170,9 @@ def _write_store(run: Run, folder: Path) -> None:
     }
     with closing(connect(folder)) as store, store:
         store.execute("BEGIN IMMEDIATE")
-        if not run.certificate["stopped"]:
+        if run.certificate["stopped"] in WHOLE:
             store.execute("UPDATE chunk SET found = NULL")
+            store.execute("DELETE FROM figures")
         for table in ("plan", "removed"):
             store.execute(f"DELETE FROM {table}")
         store.execute("DROP TABLE IF EXISTS sample")

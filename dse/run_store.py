@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS plan (list TEXT, rank INTEGER, answer TEXT NOT NULL, PRIMARY KEY (list, rank));
 CREATE TABLE IF NOT EXISTS removed (axis TEXT, reason TEXT, count INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS chunk (start INTEGER PRIMARY KEY, n INTEGER NOT NULL, cpu_s REAL NOT NULL, found BLOB);
+CREATE TABLE IF NOT EXISTS figures (number INTEGER PRIMARY KEY, found BLOB NOT NULL);
 """
 
 
@@ -88,8 +89,8 @@ class RunStore:
 
     # --- trials ---
 
-    def tell(self, trials: Trials) -> None:
-        """Put trials on record; of a point told before the first telling stands.
+    def tell(self, trials: Trials, figures: bytes = b"") -> None:
+        """Put trials on record, with the figures that are to be known of some; of a point told before the first telling stands.
 
         Rows are appended and the points told are remembered in memory: an index on disk would cost more the larger it is.
         """
@@ -103,6 +104,8 @@ class RunStore:
             for i, (ordinal, violation, costs) in enumerate(columns)
         ]
         if rows:
+            if figures:
+                self._pending.append(("INSERT OR REPLACE INTO figures VALUES (?, ?)", [(first, figures)]))
             self._write(f"INSERT INTO trial VALUES ({', '.join('?' * len(rows[0]))})", rows)
 
     def known(self, ordinals: IntArray) -> NDArray[np.bool_]:
@@ -120,6 +123,12 @@ class RunStore:
             violation=figures[:, 0],
             reasons={i: row[3] for i, row in enumerate(rows) if row[3] is not None},
         )
+
+    def figures(self) -> Sequence[bytes]:
+        """What was told of trials beside, in order; what is not written yet included."""
+        rows = self._open().execute("SELECT found FROM figures ORDER BY number").fetchall()
+        rows += [row[1:] for statement, held in self._pending if "INTO figures " in statement for row in held]
+        return [bytes(row[0]) for row in rows]
 
     def _memory(self) -> Numbering:
         if self._known is None:

@@ -84,10 +84,7 @@ def answer_to(
     progress: Callable[..., None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Run:
-    """The run without a folder; `store` holds what was found before, and is told what is found.
-
-    Where a kind has two fidelities, the cheap one screens every plan and is not written down: it is done again in seconds.
-    """
+    """The run without a folder; `store` holds what was found before, and is told what is found."""
     fidelities = models_of(experiment) if model is None else (Fidelity(name="given", model=model),)
     problem, space = problem_of(experiment), space_of(experiment)
     baseline = _baseline(experiment, problem, fidelities[-1].model)

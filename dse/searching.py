@@ -65,7 +65,7 @@ def look(
         budget = Budget(points=UNASKED)
     start = None
     if len(fidelities) > 1:
-        start = search(space, fidelities[0].model, *asked, cancelled=cancelled).front.points.ordinals
+        start = search(space, fidelities[0].model, *asked, cancelled=cancelled, ledger=store).front.points.ordinals
     watch = _mirror(experiment, objectives)
     return sampled_search(
         space, model, *asked, method=method(name), budget=budget, start=start, store=store, watch=watch, **how

@@ -7,16 +7,20 @@ reason and never asked again.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.metrics import Metrics
 from search.certificate import Certificate, Failure
-from search.front import Front, Points, TopList, non_dominated
+from search.front import Front, Points, TopList, join
 from search.numbering import Numbering
+from search.packing import packed_points, unpacked_points
 from search.result import Progress
 from search.store import Trials, TrialStore, taken
 from spaces.columns import Columns, FloatArray, IntArray
@@ -66,8 +70,9 @@ class Archive:
     ) -> None:
         """`deadline` is on the clock of `time.perf_counter`; `told` is called after every batch.
 
-        With a `store`, every batch is put on record there before the search goes on, and points that are on record already
-        are answered from it: a search asked again with the same seed goes on where it stopped.
+        With a `store`, every batch is put on record there before the search goes on, with all figures of those of its points
+        that stand on the front or in a list, and points that are on record already are answered from it: a search asked
+        again with the same seed goes on where it stopped and evaluates nothing twice.
         """
         self.ranking = ranking
         self.question = question
@@ -89,6 +94,9 @@ class Archive:
         self._store = store
         self._record = store.trials() if store is not None else Trials.none(none.costs.shape[1])
         self._recorded = Numbering(self._record.ordinals)
+        self._figures = none
+        for figures in store.figures() if store is not None else ():
+            self._figures = join(self._figures, unpacked_points(figures, none)[0])
         self._rows = Numbering()
         self._ruled_out: list[tuple[IntArray, NDArray[np.int8]]] = []
         self._screen: NDArray[np.bool_] | None = None
@@ -212,7 +220,7 @@ class Archive:
     def _evaluate(self, ordinals: IntArray) -> None:
         """Evaluate new points, or take them from the record; put them on record, and keep what counts."""
         row = self._recorded.find(ordinals)
-        self._take(row[row >= 0])
+        self._take(np.sort(row[row >= 0]))  # as they were told: failed points last
         new = ordinals[row < 0]
         if len(new):
             started = time.perf_counter()
@@ -226,32 +234,43 @@ class Archive:
                 violation=np.concatenate([worst, np.full(len(lost), np.inf)]),
                 reasons=reasons,
             )
-            if self._store is not None:
-                self._store.tell(trials)
             self._keep(points, worst)
+            if self._store is not None:
+                standing = np.flatnonzero(np.isin(points.ordinals, np.concatenate([p.ordinals for p in self._standing()])))
+                self._store.tell(trials, packed_points(points.take(standing), worst[standing], {}))
             self._append(trials)
         if self._told is not None:
             self._told(self)
 
     def _take(self, rows: IntArray) -> None:
-        """Points of the record; only those that may stand on the front or in a list are evaluated again, for their figures."""
+        """Points of the record; the figures of those that come to stand on the front or in a list are on record too."""
         if not len(rows):
             return
         trials = taken(self._record, rows)
-        wanted = np.flatnonzero(trials.violation <= 0)
-        best = np.zeros(len(trials), np.bool_)
-        best[wanted[non_dominated(trials.costs[wanted])]] = True
-        for kept in self.tops:
-            cost = trials.costs[wanted, kept.objective]
-            enters = np.partition(cost, kept.limit - 1)[kept.limit - 1] if len(cost) > kept.limit > 0 else np.inf
-            best[wanted[cost <= min(enters, kept.last())]] = True
-        if not len(wanted) and np.isfinite(trials.violation).any():
-            best[np.argmin(trials.violation)] = True
-        again = trials.ordinals[best]
-        points, worst, _ = self.question.evaluated(self.ranking.columns(again), again)
-        self._keep(points, worst)
-        self.feasible += len(wanted) - int(np.count_nonzero(worst <= 0))
+        sound = np.flatnonzero(np.isfinite(trials.costs).all(axis=1))
+        ordinals = trials.ordinals[sound]
+        full = functools.reduce(join, self._standing())
+        self._dress(_bare)
+        columns, none = self.ranking.columns(ordinals), Metrics(n=len(sound), value={})
+        self._keep(Points(columns=columns, metrics=none, costs=trials.costs[sound], ordinals=ordinals), trials.violation[sound])
+        wanted = np.setdiff1d(np.concatenate([points.ordinals for points in self._standing()]), full.ordinals)
+        lacking = np.setdiff1d(wanted, self._figures.ordinals)
+        if len(lacking):  # a record without figures
+            full = join(full, self.question.evaluated(self.ranking.columns(lacking), lacking)[0])
+        full = join(full, self._figures.take(np.flatnonzero(np.isin(self._figures.ordinals, wanted))))
+        order = np.argsort(full.ordinals, kind="stable")
+        self._dress(lambda points: full.take(order[np.searchsorted(full.ordinals[order], points.ordinals)]))
         self._append(trials)
+
+    def _standing(self) -> list[Points]:
+        """All points whose figures are kept: of the front, of the lists, and the closest where none is feasible."""
+        return [self.front.points, *(kept.points for kept in self.tops), *([] if self.closest is None else [self.closest])]
+
+    def _dress(self, as_now: Callable[[Points], Points]) -> None:
+        """The same points with other figures."""
+        self.front = replace(self.front, points=as_now(self.front.points))
+        self.tops = tuple(replace(kept, points=as_now(kept.points)) for kept in self.tops)
+        self.closest = None if self.closest is None else as_now(self.closest)
 
     def _keep(self, points: Points, worst: FloatArray) -> None:
         """Extend the front and the lists."""
@@ -288,6 +307,11 @@ class Archive:
             if len(self.failures) < _TOLD:
                 point = self.ranking.columns(trials.ordinals[row : row + 1]).row(0)
                 self.failures += (Failure(point=point, reason=reason),)
+
+
+def _bare(points: Points) -> Points:
+    """The points without their figures."""
+    return replace(points, metrics=Metrics(n=len(points), value={}))
 
 
 def _ordinals(ranking: Ranking, points: list[Columns]) -> IntArray:

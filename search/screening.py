@@ -24,7 +24,7 @@ from search.exact import search
 from search.front import Front, Objective, Points, TopList, beaten, join, non_dominated
 from search.packing import packed_points, unpacked_points
 from search.result import Closest, Progress, Result
-from search.store import Ledger
+from search.store import Ledger, Shelf
 from search.visiting import Task
 from spaces.columns import Columns, FloatArray, IntArray
 from spaces.problem import Problem
@@ -93,8 +93,8 @@ def screen(
 ) -> Screened:
     """The front by the dear model, of the plans that it may see. Raises what `search.exact.search` raises.
 
-    With a `ledger` every batch of the dear model is put on record there, its figures included, and taken from it when the
-    same search is asked again; the cheap stage is done again. Ctrl-C or `cancelled()` ends it with what was found so far.
+    With a `ledger` the slices of the cheap stage and every batch of the dear model are put on record there, figures included,
+    and taken from it when the same search is asked again. Ctrl-C or `cancelled()` ends it with what was found so far.
     """
     clock, processor = time.perf_counter(), time.process_time()
     relaxed = [_relaxed(constraint, dear.agrees) for constraint in constraints]
@@ -111,8 +111,10 @@ def screen(
         seed=seed,
         progress=progress,
         cancelled=cancelled,
+        ledger=None if ledger is None else Shelf(ledger, later=False),
         **more,
     )
+    ledger = None if ledger is None else Shelf(ledger, later=True)
     contenders = _Contenders.of(found, objectives)
     seen = _Seen.none(found)
     agreed = np.array([objective.metric in dear.agrees for objective in objectives])

@@ -7,7 +7,7 @@ locked; it remembers what it could not write, tries again, and says so in `troub
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
 
@@ -69,8 +69,15 @@ class TrialStore(Protocol):
     What a trial costs to tell and to look up does not depend on how many there are.
     """
 
-    def tell(self, trials: Trials) -> None:
-        """Put trials on record; of a point told before the first telling stands."""
+    def tell(self, trials: Trials, figures: bytes = b"") -> None:
+        """Put trials on record; of a point told before the first telling stands.
+
+        `figures` (`search.packing`) is what else is to be known of some of them; none where it is empty.
+        """
+        ...
+
+    def figures(self) -> Sequence[bytes]:
+        """What was told of trials beside, in order."""
         ...
 
     def known(self, ordinals: IntArray) -> NDArray[np.bool_]:
@@ -83,6 +90,30 @@ class TrialStore(Protocol):
 
 
 @final
+class Shelf:
+    """The pieces of one stage in a ledger that two stages of a search share: the later one's are written below nought."""
+
+    def __init__(self, ledger: Ledger, *, later: bool) -> None:
+        self._ledger = ledger
+        self._later = later
+
+    def slices(self) -> Mapping[int, int]:
+        """Points of every slice of this stage, by its first ordinal."""
+        return {self._place(start): n for start, n in self._ledger.slices().items() if (start < 0) == self._later}
+
+    def found(self, start: int) -> tuple[bytes, float]:
+        """What was found in a slice, and its CPU seconds."""
+        return self._ledger.found(self._place(start))
+
+    def keep(self, start: int, n: int, found: bytes, cpu_s: float) -> None:
+        """Put a slice on record."""
+        self._ledger.keep(self._place(start), n, found, cpu_s)
+
+    def _place(self, start: int) -> int:
+        return -1 - start if self._later else start
+
+
+@final
 class Remembered:
     """A ledger and a trial store in memory: for searches that nobody will resume."""
 
@@ -91,6 +122,7 @@ class Remembered:
     def __init__(self, objectives: int = 1) -> None:
         self._slices: dict[int, tuple[int, bytes, float]] = {}
         self._trials: list[Trials] = [Trials.none(objectives)]
+        self._figures: list[bytes] = []
         self._known = Numbering()
 
     def slices(self) -> Mapping[int, int]:
@@ -109,8 +141,13 @@ class Remembered:
         """Which points were told before, shape (n,)."""
         return self._known.known(ordinals)
 
-    def tell(self, trials: Trials) -> None:
+    def figures(self) -> Sequence[bytes]:
+        """What was told of trials beside."""
+        return self._figures
+
+    def tell(self, trials: Trials, figures: bytes = b"") -> None:
         """Remember trials."""
+        self._figures += [figures] if figures else []
         fresh = new_rows(trials.ordinals, self.known(trials.ordinals))
         self._trials.append(taken(trials, fresh))
         self._known.add(trials.ordinals[fresh])

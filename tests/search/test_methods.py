@@ -33,6 +33,18 @@ class TestEvolutionaryWithThreeObjectives(TestEvolutionary):
     quality = 0.9
 
 
+class TestGuided(MethodContract):
+    quality, seeds = 0.99, 1
+
+    def method(self) -> Method:
+        return method("guided")
+
+
+class TestGuidedWithThreeObjectives(TestGuided):
+    objectives = (TIME, MEMORY, SPEED)
+    quality = 0.95
+
+
 def test_an_unknown_method_is_told_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'evolutionry'.*evolutionary"):
         method("evolutionry")
