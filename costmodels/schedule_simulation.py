@@ -6,7 +6,7 @@ Each rank runs its ops in the published order; an op starts when the rank is fre
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from costmodels.schedules.orders import BACKWARD, FORWARD, WEIGHT, Op, input_of, mirrored_input_of
+from costmodels.schedules.orders import BACKWARD, FORWARD, WEIGHT, Op, alternate, input_of, mirrored_input_of
 
 Profile = Sequence[Sequence[float]]
 
@@ -81,3 +81,21 @@ def peak_held(order: Sequence[Op], split: bool) -> int:
         held += (op.kind == FORWARD) - (op.whole or op.kind == (WEIGHT if split else BACKWARD))
         peak = max(peak, held)
     return peak
+
+
+def gpipe_order(microbatches: int) -> list[Op]:
+    """All forwards, then all backwards (Huang 2019, fig. 2c)."""
+    return [Op(kind, j, 0) for kind in (FORWARD, BACKWARD) for j in range(microbatches)]
+
+
+def interleaved_order(rank: int, pipeline: int, microbatches: int, virtual: int, group: int | None = None) -> list[Op]:
+    """Megatron-LM's interleaved 1F1B (Narayanan 2021, fig. 4 bottom; `forward_backward_pipelining_with_interleaving`).
+
+    Microbatches go in groups (of p by default); each group passes through the rank's v chunks one after another.
+    Warm-up is 2(p−i−1) + (v−1) · group forwards, at most all of them.
+    """
+    size = group or pipeline
+    groups = [range(start, min(start + size, microbatches)) for start in range(0, microbatches, size)]
+    forward = [Op(FORWARD, j, c) for together in groups for c in range(virtual) for j in together]
+    backward = [Op(BACKWARD, j, c) for together in groups for c in reversed(range(virtual)) for j in together]
+    return alternate(forward, backward, 2 * (pipeline - rank - 1) + (virtual - 1) * size)

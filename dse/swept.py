@@ -11,7 +11,7 @@ import yaml
 
 from dse.answers import PlanAnswer, Run
 from dse.report.words import LISTED, Sheet, objectives_text
-from dse.tables import interval, place, shown_metrics, table
+from dse.tables import interval, plan_texts, shown_metrics, table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +104,11 @@ def front_sheet(sweep: Sweep, most: int = LISTED) -> Sheet:
     """The joined front, with what was set."""
     metrics = shown_metrics(sweep.runs[0])
     keys = list(sweep.cells[0].settings)
+    plans = plan_texts([answer for _, answer in sweep.front[:most]])
     rows = [
-        [str(rank), *(str(sweep.cells[i].settings[key]) for key in keys), place(a) + a.text]
+        [str(rank), *(str(sweep.cells[i].settings[key]) for key in keys), plan]
         + [interval(a.figures[m.name], m) for m in metrics]
-        for rank, (i, a) in enumerate(sweep.front[:most], 1)
+        for rank, ((i, a), plan) in enumerate(zip(sweep.front[:most], plans, strict=True), 1)
     ]
     headings = ["#", *keys, "plan", *(m.heading for m in metrics)]
     return Sheet(headings=headings, rows=rows, left=frozenset({1 + len(keys)}))

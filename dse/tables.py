@@ -67,8 +67,8 @@ def front_table(run: Run, most: int = SHOWN) -> str:
     metrics = shown_metrics(run)
     headings = ["#", *(m.heading for m in metrics), "tie", "plan"]
     rows = [
-        [str(rank), *(interval(a.figures[m.name], m) for m in metrics), tied(a), place(a) + a.text]
-        for rank, a in enumerate(run.front[:most], 1)
+        [str(rank), *(interval(a.figures[m.name], m) for m in metrics), tied(a), plan]
+        for rank, (a, plan) in enumerate(zip(run.front[:most], plan_texts(run.front[:most]), strict=True), 1)
     ]
     text = table(headings, rows, left=frozenset({len(headings) - 1}))
     more = len(run.front) - most
@@ -87,6 +87,13 @@ def place(answer: PlanAnswer) -> str:
         device = None
     count = f"{devices:,} × " if devices is not None else ""
     return f"{count}{device}: " if device else f"{devices:,} devices: " if devices is not None else ""
+
+
+def plan_texts(answers: Sequence[PlanAnswer]) -> list[str]:
+    """Each plan in one line, its devices before it where they tell some of these plans apart."""
+    places = [place(answer) for answer in answers]
+    alike = len(set(places)) < 2
+    return [answer.text if alike else said + answer.text for said, answer in zip(places, answers, strict=True)]
 
 
 def run_page(run: Run) -> str:

@@ -41,7 +41,7 @@ def interleaved(rows: Profiles) -> FloatArray:
 
 @lru_cache(maxsize=128)
 def passes(p: int, v: int, m: int, group: int) -> Walk:
-    """The passes of `interleaved_order` on all ranks, as arrays; `group` microbatches go through a chunk in a row, or all.
+    """The passes of `schedule_simulation.interleaved_order` on all ranks; `group` microbatches pass a chunk in a row, or all.
 
     Slots put them in an order: the k-th forward of rank i in slot i + k, the k-th backward in p − 1 + (v − 1)g + p − 1 − i + k,
     after the forward of that slot. Where g < p a round of forwards takes p slots, as its chunks wait for each other.

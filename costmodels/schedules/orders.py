@@ -24,29 +24,11 @@ class Op(NamedTuple):
         return Op(self.kind, self.microbatch, self.chunk)
 
 
-def gpipe_order(microbatches: int) -> list[Op]:
-    """All forwards, then all backwards (Huang 2019, fig. 2c)."""
-    return [Op(kind, j, 0) for kind in (FORWARD, BACKWARD) for j in range(microbatches)]
-
-
 def one_f_one_b_order(rank: int, pipeline: int, microbatches: int) -> list[Op]:
     """min(m, p−i−1) warm-up forwards, then one forward and one backward in turn (Narayanan 2021, fig. 4 top)."""
     forward = [Op(FORWARD, j, 0) for j in range(microbatches)]
     backward = [Op(BACKWARD, j, 0) for j in range(microbatches)]
     return alternate(forward, backward, pipeline - rank - 1)
-
-
-def interleaved_order(rank: int, pipeline: int, microbatches: int, virtual: int, group: int | None = None) -> list[Op]:
-    """Megatron-LM's interleaved 1F1B (Narayanan 2021, fig. 4 bottom; `forward_backward_pipelining_with_interleaving`).
-
-    Microbatches go in groups (of p by default); each group passes through the rank's v chunks one after another.
-    Warm-up is 2(p−i−1) + (v−1) · group forwards, at most all of them.
-    """
-    size = group or pipeline
-    groups = [range(start, min(start + size, microbatches)) for start in range(0, microbatches, size)]
-    forward = [Op(FORWARD, j, c) for together in groups for c in range(virtual) for j in together]
-    backward = [Op(BACKWARD, j, c) for together in groups for c in reversed(range(virtual)) for j in together]
-    return alternate(forward, backward, 2 * (pipeline - rank - 1) + (virtual - 1) * size)
 
 
 def zero_bubble_order(rank: int, pipeline: int, microbatches: int) -> list[Op]:

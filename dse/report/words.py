@@ -8,7 +8,7 @@ from typing import Any
 
 from dse.answers import PlanAnswer, Run
 from dse.measures import measure
-from dse.tables import interval, place, shown_metrics, tied
+from dse.tables import interval, plan_texts, shown_metrics, tied
 
 LISTED = 100
 """Front plans a report lists; front.csv holds them all."""
@@ -28,8 +28,8 @@ def front_sheet(run: Run) -> Sheet:
     metrics = shown_metrics(run)
     headings = ["#", "plan", *(m.heading for m in metrics), "ties with", "evidence"]
     rows = [
-        [str(i), place(a) + a.text, *(interval(a.figures[m.name], m) for m in metrics), tied(a, 5), a.evidence]
-        for i, a in enumerate(run.front[:LISTED], 1)
+        [str(i), plan, *(interval(a.figures[m.name], m) for m in metrics), tied(a, 5), a.evidence]
+        for i, (a, plan) in enumerate(zip(run.front[:LISTED], plan_texts(run.front[:LISTED]), strict=True), 1)
     ]
     return Sheet(headings=headings, rows=rows, left=frozenset({1, len(headings) - 1}))
 

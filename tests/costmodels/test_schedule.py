@@ -11,15 +11,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from costmodels.schedule import Schedule, StageTimes, bound, group_size, in_flight, pipeline_time
-from costmodels.schedule_simulation import Timeline, simulate
+from costmodels.schedule_simulation import Timeline, gpipe_order, interleaved_order, simulate
 from costmodels.schedules import recurrence
 from costmodels.schedules.interleaved import passes
 from costmodels.schedules.orders import (
     Op,
     dualpipe_order,
-    gpipe_order,
     input_of,
-    interleaved_order,
     one_f_one_b_order,
     zero_bubble_order,
 )

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from dse import run_folder
+from dse.answers import PlanAnswer
 from dse.asking import space_of
 from dse.experiment import load
 from dse.runner import run
+from dse.tables import plan_texts
 from tests.dse.conftest import Finished
 
 Run = Callable[..., Finished]
@@ -166,6 +168,16 @@ def test_the_objective_searched_is_the_figure_reported(small: Path, tmp_path: Pa
     assert answer.top["step_time"][0].figures["step_time"] == answer.front[0].figures["step_time"]
     sampled = answer.sample["metric.step_time"][answer.sample["feasible"] > 0]
     assert answer.front[0].figures["step_time"].value <= sampled.min()
+
+
+def test_devices_stand_before_plans_only_where_they_tell_plans_apart() -> None:
+    def plan(devices: int) -> PlanAnswer:
+        place = {"device": "H100-80GB-SXM", "devices": devices, "tensor": devices}
+        return PlanAnswer(kind="training", plan=place, figures={}, parts={}, violation={}, evidence="measured")
+
+    assert plan_texts([]) == []
+    assert plan_texts([plan(8), plan(8)]) == [plan(8).text] * 2
+    assert plan_texts([plan(8), plan(16)]) == [f"{n} × H100-80GB-SXM: {plan(n).text}" for n in (8, 16)]
 
 
 def test_a_baseline_is_compared_with_the_front(dse: Run, small: Path) -> None:
