@@ -21,6 +21,7 @@ from search.visiting import Task
 from spaces import training as plans
 from spaces import units
 from spaces.space import Axis, Space
+from spaces.training_axes.scope import axis_of
 
 Patch = pytest.MonkeyPatch
 Mutation = Callable[[Patch], None]
@@ -137,7 +138,7 @@ def any_micro_batch(patch: Patch) -> None:
     def axis(_: Any) -> Axis:
         return Axis(name="micro_batch", symbols={"micro_batch": np.array([1, 3])}, rules=())
 
-    patch.setattr(plans, "_AXES", tuple(axis if make.__name__ == "_micro_batch" else make for make in plans._AXES))
+    patch.setattr(plans, "_AXES", tuple(axis if make.__name__ == "micro_batch" else make for make in plans._AXES))
 
 
 def rounded_batch(patch: Patch) -> None:
@@ -171,9 +172,9 @@ def another_objective(patch: Patch) -> None:
 
 def fewer_chips(patch: Patch) -> None:
     def without(scope: Any) -> Any:
-        return plans._axis("devices", scope.counts[:-1] or (1,))
+        return axis_of("devices", scope.counts[:-1] or (1,))
 
-    patch.setattr(plans, "_AXES", tuple(without if make.__name__ == "_devices" else make for make in plans._AXES))
+    patch.setattr(plans, "_AXES", tuple(without if make.__name__ == "devices" else make for make in plans._AXES))
 
 
 def saves_another_model(patch: Patch) -> None:
