@@ -280,9 +280,11 @@ def variant(op: str, at: Shapes, device: DeviceSymbols) -> NDArray[Any]:
 
 def prepared(op: str, shapes: Shapes, device: DeviceSymbols) -> dict[str, NDArray[Any]]:
     """Completed shapes, attention implementations under their measured kernels' names. Raises as `complete` does."""
-    at = complete(op, shapes)
+    at = dict(complete(op, shapes))
     if family_of(op) == "attention":
-        at["implementation"] = np.array([kernel_name(word, device) for word in at["implementation"].tolist()], dtype=np.str_)
+        words = at["implementation"].tolist()
+        names = {word: kernel_name(word, device) for word in set(words)}
+        at["implementation"] = np.array([names[word] for word in words], dtype=np.str_)
     if op == "copy":  # contiguous: only its size matters
         at |= {"rows": np.ones_like(at["rows"]), "cols": at["rows"] * at["cols"]}
     return at

@@ -94,24 +94,35 @@ def dimensions(op: str) -> tuple[str, ...]:
     return _DIMENSIONS[OPERATIONS[op]]
 
 
-def complete(op: str, shapes: Shapes) -> dict[str, NDArray[Any]]:
+class Completed(dict[str, NDArray[Any]]):
+    """Shapes with every column of an operator; what `complete` made, it does not make again."""
+
+
+def complete(op: str, shapes: Shapes) -> Completed:
     """The shapes with every column of the operator, all of shape (n,); blanks take their default.
 
     Raises ValueError when a dimension is missing or lengths differ.
     """
+    if isinstance(shapes, Completed):
+        return shapes
     missing = [name for name in dimensions(op) if name not in shapes]
     if missing:
         raise ValueError(f"{op} needs {', '.join(dimensions(op))}; {', '.join(missing)} is missing")
     n = int(np.broadcast_shapes(*(np.shape(shapes[name]) for name in dimensions(op)), (1,))[0])
-    full: dict[str, NDArray[Any]] = {}
+    full = Completed()
     for name in dimensions(op):
-        full[name] = np.broadcast_to(np.asarray(shapes[name], dtype=np.float64), (n,))
+        full[name] = _filled(np.asarray(shapes[name], dtype=np.float64), n)
     for name, usual in _NUMBERS.items():
-        full[name] = np.broadcast_to(np.asarray(shapes.get(name, usual), dtype=np.float64), (n,))
+        full[name] = _filled(np.asarray(shapes.get(name, usual), dtype=np.float64), n)
     for name, word in TEXT.items():
         given = np.asarray(shapes.get(name, word), dtype=np.str_)
-        full[name] = np.broadcast_to(np.where(given == "", word, given), (n,))
+        blank = given == ""
+        full[name] = _filled(np.where(blank, word, given) if blank.any() else given, n)
     return full
+
+
+def _filled(values: NDArray[Any], n: int) -> NDArray[Any]:
+    return values if values.shape == (n,) else np.broadcast_to(values, (n,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -40,6 +40,7 @@ class Roofline:
 
     def predict(self, op: str, shapes: Shapes, device: DeviceSymbols) -> KernelTime:
         """As the protocol says."""
+        shapes = complete(op, shapes) if family_of(op) else shapes
         value = roofline_time(op, shapes, device)
         fit = read_fit(family_of(op))
         spread = np.full(len(value), _UNKNOWN) if fit is None else spread_of(fit, "roofline", op, complete(op, shapes), device)
