@@ -56,8 +56,8 @@ def look(
             return search(space, model, *asked, ledger=store, **how), {}
         screened = screen(space, fidelities[0], fidelities[1], *asked, ledger=store, **how)
         stages = [[stage.name, stage.saw] for stage in screened.stages]
-        proven = screened.proven.tolist()
-        return screened.result, {"stages": stages, "contenders_left": screened.left, "front_proven": proven}
+        said = {"front_proven": screened.proven.tolist(), "front_unchallenged": screened.unchallenged.tolist()}
+        return screened.result, {"stages": stages, "contenders_left": screened.left, **said}
     if name == "nested":
         return _nested(experiment, space, model, asked, how | {"ledger": store}), {}
     budget = experiment.budget

@@ -224,11 +224,14 @@ def _stages_text(run: Run) -> str:
     """What each fidelity saw, and what that proves."""
     (cheap, looked), (dear, saw) = run.certificate["stages"]
     left = run.certificate["contenders_left"]
-    proven = run.certificate.get("front_proven", [])
-    sure = f", but cannot beat {sum(proven)} of its {len(proven)} members" if any(proven) else ""
     rest = (
-        f"{left:,} more might still change the front{sure} (search.simulate lets more be looked at)"
+        f"{left:,} more might still change the front (search.simulate lets more be looked at)"
         if left
-        else "the others lose to the front even at the gaps seen between the two"
+        else "the others lose to the front even at the gaps seen between the two, which is evidence and no proof"
     )
-    return f"Stages: {cheap} {looked:,} plans, {dear} {saw:,} of them; the front is of the {dear}; {rest}."
+    told = f"Stages: {cheap} {looked:,} plans, {dear} {saw:,} of them; the front is of the {dear}; {rest}."
+    proven, unchallenged = (run.certificate.get(key, []) for key in ("front_proven", "front_unchallenged"))
+    if not unchallenged:
+        return told
+    counts = sum(proven), sum(unchallenged) - sum(proven), len(unchallenged) - sum(unchallenged)
+    return told + " Of its members {} proven, {} unchallenged at the gaps seen, {} sampled.".format(*counts)

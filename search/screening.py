@@ -64,8 +64,10 @@ class Screened:
     """What both stages found: a result whose front, lists and closest plan are the dear model's.
 
     `left` plans might still change the front and were not evaluated, for want of budget; `gaps` are the ratios of dear to cheap
-    costs that bounded the rest, by objective. `proven` (front,) says of each member of the front whether none of those left
-    can beat or match it even at the gaps seen; the others are the best of what was looked at.
+    costs that bounded the rest, by objective. Of each member of the front, (front,): `proven` says whether no plan that the
+    dear model did not see can beat or match it whatever that model says of the plan, by the figures on which both models agree;
+    `unchallenged` whether none of those left can at the gaps seen, which is evidence and no proof. A member that is neither is
+    the best of what was looked at.
     """
 
     result: Result
@@ -73,6 +75,7 @@ class Screened:
     left: int
     gaps: tuple[float, ...]
     proven: NDArray[np.bool_]
+    unchallenged: NDArray[np.bool_]
 
 
 def screen(
@@ -148,14 +151,32 @@ def screen(
     looked = found.certificate.evaluated + sum(found.certificate.pruned.values())
     stages = (Stage(name=cheap.name, saw=looked), Stage(name=dear.name, saw=len(seen.rows)))
     rivals = contenders.bounds(seen)[left]
-    proven = [not (rivals <= cost).all(axis=1).any() for cost in result.front.points.costs]
+    front = result.front.points.costs
+    proven = _proven(found, contenders.ordinals[seen.rows], front, agreed, objectives)
+    unchallenged = [not (rivals <= cost).all(axis=1).any() for cost in front]
     return Screened(
         result=result,
         stages=stages,
         left=len(left),
         gaps=tuple(float(gap) for gap in seen.gaps),
-        proven=np.array(proven, np.bool_),
+        proven=proven,
+        unchallenged=proven | np.array(unchallenged, np.bool_),
     )
+
+
+def _proven(
+    found: Result, judged: IntArray, front: FloatArray, agreed: NDArray[np.bool_], objectives: Sequence[Objective]
+) -> NDArray[np.bool_]:
+    """Which members of a front, costs (m, objectives), no plan can match that the dear model did not judge, shape (m,).
+
+    Of such a plan only the costs on which both models agree are known: the least that can be said of the others is nothing.
+    """
+    whole = found.certificate.complete and len(found.sample) == found.certificate.evaluated
+    if not whole:  # there are plans of which nothing is known
+        return np.zeros(len(front), np.bool_)
+    signs = np.array([-1.0 if objective.maximize else 1.0 for objective in objectives])
+    rivals = (found.sample.values * signs)[~np.isin(found.sample.ordinals, judged)][:, agreed]
+    return np.array([not (rivals <= cost).all(axis=1).any() for cost in front[:, agreed]], np.bool_)
 
 
 def _relaxed(constraint: Constraint, exact: frozenset[str]) -> Constraint:

@@ -61,7 +61,8 @@ def test_the_dear_front_is_found_and_every_plan_counted(noise: float, limits: tu
     assert [stage.saw for stage in found.stages] == [SPACE.size(), found.stages[1].saw]
     assert found.stages[1].saw < SPACE.size()
     assert found.result.certificate.complete
-    assert found.proven.all()
+    assert found.unchallenged.all()
+    assert found.proven.any() == (not limits)  # the cheapest plan is, for price is known of all; not of those that are too slow
 
 
 def test_a_budget_that_runs_out_says_how_many_are_left() -> None:
@@ -69,10 +70,29 @@ def test_a_budget_that_runs_out_says_how_many_are_left() -> None:
     found = screen(SPACE, Fidelity(name="cheap", model=Curved(0.05)), dear, PROBLEM, OBJECTIVES)
     assert found.stages[1].saw == 5
     assert found.left > 0
-    assert len(found.proven) == len(found.result.front)
+    assert len(found.proven) == len(found.unchallenged) == len(found.result.front)
     whole = {tuple(cost) for cost in search(SPACE, Curved(), PROBLEM, OBJECTIVES).front.points.costs.tolist()}
-    for cost, proven in zip(found.result.front.points.costs.tolist(), found.proven, strict=True):
-        assert not proven or tuple(cost) in whole
+    for cost, unchallenged in zip(found.result.front.points.costs.tolist(), found.unchallenged, strict=True):
+        assert not unchallenged or tuple(cost) in whole
+
+
+def test_what_is_proven_stands_whatever_the_dear_model_says_of_the_plans_it_did_not_see() -> None:
+    """A second dear model agrees with the first where that was asked, and finds no time at all in every other plan."""
+    first = Counted([], 0.02)
+    agreeing = {"most": 40, "agrees": frozenset({"price"})}
+    found = screen(
+        SPACE,
+        Fidelity(name="cheap", model=Curved(0.05)),
+        Fidelity(name="dear", model=first, **agreeing),
+        PROBLEM,
+        OBJECTIVES,
+    )
+    assert 0 < found.proven.sum() < len(found.proven)
+    points = SPACE.columns(np.stack([code.ravel() for code in np.indices((30, 30))]))
+    metrics = Curved().evaluate(PROBLEM, points)
+    unseen = [pair not in set(first.asked) for pair in zip(points["a"].tolist(), points["b"].tolist(), strict=True)]
+    for (_, price), proven in zip(found.result.front.points.costs, found.proven, strict=True):
+        assert proven == (metrics.value["price"][unseen] > price).all()
 
 
 def test_nothing_feasible_names_the_closest_by_the_dear_model() -> None:
