@@ -132,7 +132,8 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         """The object `dse run --json` prints last."""
-        keys = ("space", "pruned", "evaluated", "failed", "unvisited", "complete")
+        keys = ["space", "pruned", "evaluated", "failed", "unvisited", "complete"]
+        keys += [key for key in ("contenders_left", "front_proven", "front_unchallenged") if key in self.certificate]
         return {
             "run": None if self.folder is None else str(self.folder),
             "certificate": {key: self.certificate[key] for key in keys},

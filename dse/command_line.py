@@ -111,7 +111,9 @@ def _print_run(answer: Run | Sweep, as_json: bool) -> None:
     if answer.trouble:
         typer.echo(f"dse: {answer.trouble}", err=True)
     stopped = answer.stopped
-    if stopped and answer.folder is not None:
+    if stopped == "sampled":
+        typer.echo("dse: stopped (sampled): the budget is spent; a larger one looks at more plans", err=True)
+    elif stopped and answer.folder is not None:
         typer.echo(f"dse: stopped ({stopped}); dse resume {answer.folder} goes on", err=True)
     if as_json:
         typer.echo(to_json_text(answer.to_json()))

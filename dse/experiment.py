@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence
         document, folder = locate(_read(path), os.fspath(source)), path.parent
     if document.value is None and document.faults:
         raise _error(document, document.faults)
-    document = override(document, tuple(overrides))
+    document = override(_without_the_other_count(document, overrides), tuple(overrides))
     name, faults = kind_of(document.value, KINDS)
     if name is None:
         raise _error(document, (*document.faults, *_fresh(faults, document.faults)))
@@ -90,6 +91,17 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence
     if faults:
         raise _error(document, faults)
     return _experiment(kind, file, document, folder)
+
+
+def _without_the_other_count(document: Located, overrides: Sequence[str]) -> Located:
+    """The document without its `devices` where --set gives `nodes`, and the other way round: the two are one choice."""
+    keys = {setting.partition("=")[0].strip() for setting in overrides}
+    hardware = document.value.get("hardware") if isinstance(document.value, Mapping) else None
+    if not isinstance(hardware, Mapping) or len(keys & {"hardware.nodes", "hardware.devices"}) != 1:
+        return document
+    other = "devices" if "hardware.nodes" in keys else "nodes"
+    kept = {key: value for key, value in hardware.items() if key != other}
+    return dataclasses.replace(document, value={**document.value, "hardware": kept})
 
 
 def _experiment(kind: Kind[Any], file: Any, document: Located, folder: Path) -> Experiment[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, InstanceOf, model_validator
@@ -45,6 +46,10 @@ Objectives: TypeAlias = Annotated[list[Objective], BeforeValidator(as_objectives
 Limits: TypeAlias = Annotated[tuple[InstanceOf[Limit], ...], BeforeValidator(read_constraints)]
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 class Section(BaseModel):
     """A mapping whose keys are all known."""
 
@@ -56,14 +61,32 @@ class Section(BaseModel):
 
 
 class Machines(Section):
-    """What it runs on; `device`, `domain` and `nic` may be lists, and are axes then."""
+    """What it runs on; `device`, `domain` and `nic` may be lists, and are axes then; so many `nodes` stand for `devices`."""
 
     device: Devices | None = None
+    nodes: Count | None = None
     devices: Annotated[tuple[str, int], BeforeValidator(read_device_count)] | None = None
     domain: Counts | None = None
     devices_per_node: Count | None = None
     nic: Rates | None = None
     price_per_hour: Price | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _devices_of_nodes(cls, data: Any) -> Any:
+        """The devices of so many nodes; what is wrong with a field by itself is told by the field."""
+        if not isinstance(data, Mapping) or data.get("nodes") is None:
+            return data
+        if data.get("devices") is not None:
+            raise ValueError("nodes and devices say the same twice: leave one out")
+        try:
+            nodes, own = read_count(data["nodes"]), data.get("devices_per_node")
+            sizes = {own or read_device(name).devices_per_node for name in _listed(data.get("device"))}
+        except ValueError:
+            return {**data, "devices": 1}
+        if len(sizes) != 1:
+            raise ValueError("nodes of these devices are not alike: say devices, or devices_per_node")
+        return {**data, "devices": nodes * sizes.pop()}
 
 
 class Hardware(Machines):

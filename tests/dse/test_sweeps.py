@@ -80,3 +80,19 @@ def test_a_sweep_says_what_is_wrong_before_it_runs(dse: Run, small: Path, tmp_pa
         assert done.code == 1
         assert told in done.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_nodes_are_so_many_whole_machines_and_take_the_place_of_devices(small: Path) -> None:
+    from dse.asking import space_of
+    from dse.experiment import ExperimentError, load
+
+    asked, expected = load(small, ["hardware.nodes=3"]), load(small, ["hardware.devices=24"])  # eight to a node
+    assert space_of(asked).size() == space_of(expected).size()
+    assert asked.job.count == expected.job.count == 24
+    again = load(dict(asked.resolved))
+    assert again.to_yaml() == asked.to_yaml()
+    assert load(dict(asked.resolved), ["hardware.devices=24"]).to_yaml() == expected.to_yaml()
+    with pytest.raises(ExperimentError, match="leave one out"):
+        load({**asked.resolved, "hardware": {"device": "H100", "nodes": 3, "devices": 24}})
+    with pytest.raises(ExperimentError, match="nodes: expected a whole number"):
+        load(small, ["hardware.nodes=many"])
