@@ -158,7 +158,8 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
     first, latency = outcome.mean("ttft", steady=steady), outcome.mean("latency", steady=steady)
     token = outcome.mean("tpot", steady=steady) if run.output > 1 else 0.0
     rate = outcome.token_throughput(steady=steady)
-    stalled = min(run.concurrency, count) * run.compiling if not run.steady else 0.0
+    # a lone client's kernels are compiled by the request that benchmarks send to try the server
+    stalled = min(run.concurrency, count) * run.compiling if run.concurrency > 1 and not run.steady else 0.0
     if stalled and rate > 0 and math.isfinite(rate):
         tokens = float(np.sum(output))
         rate = tokens / (tokens / rate + run.compiling)
