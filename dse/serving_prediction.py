@@ -78,6 +78,10 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
     """The run that a row describes."""
     symbols = {**usual, **question.symbols}
     budget, chunked = _steps(question, symbols)
+    shortest, longest = question.lengths
+    if symbols["stack.balanced_groups"] > 0 and symbols["attention_data"] > 1:
+        # prompts are held until every group has one, as where all are of one length
+        shortest = longest = (shortest + longest) / 2.0
     return Replay(
         prompt=int(symbols["input_tokens"]),
         output=int(symbols["output_tokens"]),
@@ -95,8 +99,8 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         whole_answer=symbols["stack.reserve_output"] > 0,
         ahead=symbols["stack.schedules_ahead"] > 0,
         overhead=symbols["stack.request_overhead"],
-        shortest=question.lengths[0],
-        longest=question.lengths[1],
+        shortest=shortest,
+        longest=longest,
         compiling=symbols["stack.compile_blocks"] * symbols["block_scaled"] * (PRECISIONS[int(symbols["precision"])] == "fp8"),
         prefix_hit=symbols["prefix_hit"],
         steady=question.steady,
@@ -110,13 +114,14 @@ def _steps(question: ServingQuestion, symbols: Mapping[str, float]) -> tuple[int
     that many (as `--max_num_tokens` of published runs: prompt and concurrency), and where it cannot it was told to cut.
     """
     budget, prompt = int(symbols["token_budget"]), int(symbols["input_tokens"])
+    longest = math.ceil(prompt * question.lengths[1])
     if symbols["stack.chunked"] > 0:
         return budget, True
     each = symbols["concurrency"] / (symbols["data"] * symbols["attention_data"])
     beside = math.ceil(min(each or symbols["max_batch"], symbols["max_batch"]))
     if "token_budget" not in question.symbols and prompt <= budget:
-        return max(budget, prompt + beside), False
-    return budget, prompt + beside > budget
+        return max(budget, longest + beside), False
+    return budget, longest + beside > budget
 
 
 def _run(tables: StepTables, engine: int, run: Replay, tokens: float) -> _Served:

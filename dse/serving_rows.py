@@ -75,7 +75,8 @@ def read_serving(row: Row) -> ServingQuestion:
     symbols |= {"request_rate": rate, "concurrency": together, "prefix_hit": _share(row, "prefix_hit")}
     rounds = max(int(ROUNDS * together), 1) if together else 1000
     count = count_in(row, "num_requests", rounds)
-    again = not static and 0 < together < count
+    # groups that step together gain from starting together: servers balance them
+    again = not static and 0 < together < count and symbols["attention_data"] == 1
     return ServingQuestion(
         architecture=architecture,
         stack=stack.name,

@@ -168,8 +168,6 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
 
 def _lengths(run: Replay, count: int, random: np.random.Generator) -> tuple[IntArray, IntArray]:
     """(prompts, answers) in tokens, (count,) each: every length of the range as often, in random order."""
-    if run.shortest >= run.longest:
-        return np.full(count, run.prompt), np.full(count, run.output)
     shares = run.shortest + (run.longest - run.shortest) * (np.arange(count) + 0.5) / count
 
     def each(length: int) -> IntArray:
