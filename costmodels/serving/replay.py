@@ -137,8 +137,7 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
         fewer = int(count * MOST / steps)
         hint = f"num_requests of {fewer:,} or fewer would do" if fewer >= max(run.concurrency, 1) else "shorten osl"
         raise TooLong(f"the run takes some {steps:,.0f} steps, and {MOST:,} are simulated at most; {hint}")
-    random = np.random.default_rng(run.seed)
-    prompt, output = _lengths(run, count, random)
+    prompt, output = _lengths(run, count)
     known = np.floor(prompt * run.prefix_hit).astype(np.int64) if run.prefix_hit > 0 else None
     if run.concurrency:
         requests = Requests(
@@ -150,7 +149,7 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
             turnaround=run.overhead,
         )
     else:
-        gaps = random.exponential(1.0 / run.rate, count)
+        gaps = np.random.default_rng(run.seed).exponential(1.0 / run.rate, count)
         requests = Requests(arrival=np.cumsum(gaps), prompt=prompt, output=output, known=known)
     outcome: Outcome = simulate(tables, engine, requests, limits_of(run), replicas=run.replicas, log=False)
     # requests that all end at once leave no middle to look at: then all of them count
@@ -166,8 +165,9 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
     return _Totals(count, first * count + stalled, token * count, latency * count + stalled, rate)
 
 
-def _lengths(run: Replay, count: int, random: np.random.Generator) -> tuple[IntArray, IntArray]:
+def _lengths(run: Replay, count: int) -> tuple[IntArray, IntArray]:
     """(prompts, answers) in tokens, (count,) each: every length of the range as often, in random order."""
+    random = np.random.default_rng((run.seed, 1))
     shares = run.shortest + (run.longest - run.shortest) * (np.arange(count) + 0.5) / count
 
     def each(length: int) -> IntArray:
