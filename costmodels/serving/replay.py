@@ -166,14 +166,17 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
 
 
 def _lengths(run: Replay, count: int) -> tuple[IntArray, IntArray]:
-    """(prompts, answers) in tokens, (count,) each: every length of the range as often, in random order."""
-    random = np.random.default_rng((run.seed, 1))
-    shares = run.shortest + (run.longest - run.shortest) * (np.arange(count) + 0.5) / count
+    """(prompts, answers) in tokens, (count,) each: even over the range, and those of a shorter run the first of a longer one's.
 
-    def each(length: int) -> IntArray:
-        return np.maximum(np.round(length * random.permutation(shares)), 1).astype(np.int64)
+    Multiples of irrational numbers, less whole ones, fill an interval evenly at every count (Weyl 1916).
+    """
 
-    return each(run.prompt), each(run.output)
+    def each(length: int, step: float) -> IntArray:
+        even = (np.arange(count) + 0.5) * step % 1.0
+        shares = run.shortest + (run.longest - run.shortest) * even
+        return np.maximum(np.round(length * shares), 1).astype(np.int64)
+
+    return each(run.prompt, (math.sqrt(5.0) - 1.0) / 2.0), each(run.output, math.sqrt(2.0) - 1.0)
 
 
 def _continued(tables: StepTables, engine: int, run: Replay, few: int, more: int, width: int) -> Replayed:
