@@ -23,6 +23,7 @@ from dse.kinds.registry import find
 from dse.recording import Asked, Recording
 from dse.run_store import RunStore
 from dse.searching import look
+from search.conflicts import conflicting
 from search.constraint import Constraint
 from search.execution import ExecutorError
 from search.front import Objective, Points
@@ -92,6 +93,10 @@ def answer_to(
     asked = (space, fidelities, problem, objectives, _constraints(experiment))
     result, said = look(experiment, *asked, store=store, progress=progress, cancelled=cancelled)
     answer = _run_of(experiment, problem, result, baseline)
+    if not result.feasible and len(fidelities) == 1 and result.certificate.complete:
+        words = {one.name: str(limit) for one, limit in zip(asked[-1], experiment.limits, strict=True)}
+        conflict = conflicting(space, fidelities[0].model, problem, asked[-1])
+        said = {**said, "conflict": [words.get(name, name) for name in conflict]}
     answer = dataclasses.replace(answer, certificate={**answer.certificate, **said})
     return _with_stages(answer, problem, result)
 

@@ -180,7 +180,12 @@ def nothing_fits(run: Run) -> str:
     if run.closest is None:
         return "No plan is possible at all: structure leaves nothing to choose from (see what it removed below)."
     closest = run.closest
-    return f"No plan is feasible. The closest:\n  {place(closest)}{closest.text}\n  {lacking(closest)}\n{breakdown(closest)}"
+    conflict = run.certificate.get("conflict") or ()
+    together = f"No plan keeps {' and '.join(conflict)} together; without any one of them some do."
+    told = ("", f" None keeps {''.join(conflict)}.", f" {together}")[min(len(conflict), 2)]
+    return (
+        f"No plan is feasible.{told} The closest:\n  {place(closest)}{closest.text}\n  {lacking(closest)}\n{breakdown(closest)}"
+    )
 
 
 def baseline_text(run: Run) -> str:

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from costmodels.metrics import CostModel
+from search.constraint import Constraint
+from spaces.problem import Problem
+from spaces.space import Space
+
+LOOKED_AT = 20_000
+"""Points at most that are evaluated to say which constraints conflict."""
+
+
+def conflicting(space: Space, model: CostModel, problem: Problem, constraints: Sequence[Constraint]) -> tuple[str, ...]:
+    """Names of the fewest constraints, the model's own (`memory`) among them, that no point keeps together.
+
+    Every point is evaluated, also what bounds would rule out; () for more than LOOKED_AT points, or where some keep all.
+    """
+    if not 0 < space.size() <= LOOKED_AT:
+        return ()
+    rows, names = [], []
+    for batch in space.batches():
+        metrics = model.evaluate(problem, batch)
+        violation = {**metrics.violation, **{one.name: one.violation(metrics.value[one.metric]) for one in constraints}}
+        names = list(violation)
+        rows.append(np.stack([np.broadcast_to(v, (batch.n,)) <= 0 for v in violation.values()], axis=1))
+    found = smallest_conflict(np.concatenate(rows))
+    return () if found is None else tuple(names[i] for i in found)
 
 
 def smallest_conflict(holds: NDArray[np.bool_]) -> tuple[int, ...] | None:

@@ -107,6 +107,24 @@ def test_the_smallest_conflicting_set_is_named() -> None:
         ]))  # fmt: skip
 
 
+def test_constraints_on_what_only_plans_tell_are_named_when_nothing_fits() -> None:
+    """Either limit is kept by some design; both by none, and a third that all keep is not blamed."""
+    design = {"stack_bandwidth": ["400 GB/s", "670 GB/s"], "memory_stacks": [4, 5]}
+    free = answer_to(load(asked(design=design, objectives=["performance", "capital"])))
+    figures = [(a.figures["performance"].value, a.figures["capital"].value) for a in free.front]
+    best, least = max(p for p, _ in figures), min(c for _, c in figures)
+    limits = [f"performance >= {best * 0.999}", "die_area <= 2000", f"capital <= {least * 1.001} USD"]
+    told = answer_to(load(asked(design=design, constraints=limits)))
+    assert not told.front
+    conflict = told.certificate["conflict"]
+    assert len(conflict) == 2
+    assert "performance >=" in conflict[0]
+    assert "capital <=" in conflict[1]
+    assert "together; without any one of them some do" in str(told)
+    alone = answer_to(load(asked(design=design, constraints=["performance >= 50"])))
+    assert "None keeps performance >= 50" in str(alone)
+
+
 def test_a_formula_of_the_file_changes_the_machine() -> None:
     halved = {"device.memory_bandwidth": {"formula": "memory_stacks * stack_bandwidth / 2", "unit": "B/s"}}
     run = dse.run(asked(design={"memory_stacks": [5]}, formulas=halved))

@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 
 import search.inner
 from costmodels.constants import device_symbols, find_stack
+from costmodels.kernel_models.dataflow import Dataflow
 from costmodels.machines.designs import design_symbols
+from costmodels.serving.problem import serving_problem
+from costmodels.serving.steady_state import ServingModel
 from costmodels.training import TrainingModel, training_problem
 from search.inner import best_plans
 from spaces.architecture import Architecture
 from spaces.columns import Columns
 from spaces.hardware import find_accelerator, find_device
 from spaces.problem import Problem
+from spaces.serving_space import serving_space
 from spaces.training import training_space
 
 MODEL = Architecture(
@@ -106,6 +110,35 @@ def test_more_of_a_resource_never_slows_the_best_plan(symbol: str, start: float)
     found = best_plans(TrainingModel(), PROBLEM, PLANS, {symbol: ladder, **also}, "step_time", {})
     time = np.where(np.isnan(found.value), np.inf, found.value)
     assert (time[1:] <= time[:-1] * (1 + 1e-9)).all()
+
+
+SERVED = serving_problem(
+    MODEL, "vllm", DEVICE, {"devices": 8, "input_tokens": 2000, "output_tokens": 200, "concurrency": 64, "kv_fraction": 0.9}
+)
+ENGINES = next(
+    serving_space(
+        architecture=MODEL, count=8, options={"max_batch": (16, 64), "token_budget": (2048,)},
+        defaults={"max_batch": 64, "token_budget": 2048, "kv_fraction": 0.9},
+    ).batches()
+)  # fmt: skip
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.sampled_from(
+        ["device.memory_bandwidth", "device.memory_capacity", "device.scale_up_bandwidth", "device.nic_bandwidth",
+         "device.host_link_bandwidth", "device.matrix_flops.bf16"]
+    ),
+    st.floats(min_value=0.3, max_value=1.0),
+    st.sampled_from(["tokens_per_second_per_device", "tpot"]),
+)  # fmt: skip
+def test_more_of_a_resource_never_slows_the_best_server(symbol: str, start: float, metric: str) -> None:
+    ladder = SERVED.scalars[symbol] * start * np.array([1.0, 1.3, 2.0, 4.0])
+    also = {"device.peer_bandwidth": ladder} if symbol == "device.scale_up_bandwidth" else {}
+    found = best_plans(ServingModel(Dataflow()), SERVED, ENGINES, {symbol: ladder, **also}, metric, {})
+    best = np.where(np.isnan(found.value), np.inf if metric == "tpot" else 0.0, found.value)
+    cost = best if metric == "tpot" else -best
+    assert (cost[1:] <= cost[:-1] + np.abs(cost[:-1]) * 1e-9).all()
 
 
 @settings(max_examples=6, deadline=None)

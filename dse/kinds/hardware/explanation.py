@@ -13,6 +13,8 @@ from dse.kinds.hardware.designs import model_of, point, problem_of
 from dse.kinds.hardware.job import HardwareJob
 from dse.kinds.hardware.words import amount
 from dse.kinds.registry import find
+from dse.kinds.serving.words import plan_text as served_text
+from dse.kinds.serving.words import spelled as served_spelled
 from dse.kinds.training.words import plan_text
 from dse.measures import MEASURES, measure
 from dse.tables import plan_page, table
@@ -142,5 +144,5 @@ def best_plans_text(model: CodesignModel, columns: Columns) -> tuple[tuple[str, 
         if w.metric == "step_time":
             told.append((w.name, plan_text({name: spell(name, value) for name, value in row.items()})))
         else:
-            told.append((w.name, ", ".join(f"{name} {value:g}" for name, value in row.items() if value not in (0, 1))))
+            told.append((w.name, served_text(served_spelled(w.problem, row))))
     return tuple(told)
