@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from training_points import TINY, evaluate, legal_plans, one, problem
 
-from costmodels.energy import PARTS, energy
+from costmodels.energy import PARTS, energy, prices
 from spaces.hardware import device_names, find_device
 
 
@@ -57,6 +58,25 @@ def test_each_part_grows_with_what_it_pays_for(part: str) -> None:
     once, twice = joules(1.0), joules(2.0)
     for name in PARTS:
         assert twice[name] == pytest.approx(once[name] * (2 if name == part else 1)), name
+
+
+work = st.floats(min_value=0.0, max_value=20.0)
+
+
+@given(st.floats(1e-6, 1e3), work, work, work, work, st.integers(1, 100_000))
+def test_no_work_draws_more_than_the_cap(
+    seconds: float, compute: float, memory: float, inner: float, outer: float, devices: int
+) -> None:
+    """Up to twenty times what a device could do in the time; what stays below the cap is what the parts cost, all of it."""
+    at = problem(TINY).scalars | {"devices": devices}
+    peaks = [at["device.matrix_flops.bf16"], at["device.memory_bandwidth"], at["device.scale_up_bandwidth"], 5e10]
+    done = [np.array([share * peak * seconds]) for share, peak in zip((compute, memory, inner, outer), peaks, strict=True)]
+    drawn = float(sum(energy(at, np.array([seconds]), *done).values())[0]) / seconds / devices  # type: ignore[arg-type, index]
+    costs = prices()
+    rates = [costs["compute_share"] * (at["device.power"] - at["device.idle_power"]) / peaks[0]]
+    rates += [costs["memory"], costs["scale_up"], costs["scale_out"]]
+    asked = at["device.idle_power"] + sum(float(d[0]) / seconds * rate for d, rate in zip(done, rates, strict=True))
+    assert drawn == pytest.approx(min(asked, at["device.power"]), rel=1e-9)
 
 
 def test_every_device_of_the_catalogue_draws_no_more_than_its_cap() -> None:

@@ -67,13 +67,37 @@ def test_bounds_change_no_answer(seed: int, n: int) -> None:
         scale_up_domain=rng.choice([8.0, 32.0], n),
         cores=rng.choice([100.0, 132.0], n),
     )
-    pruned = best_plans(TrainingModel(), PROBLEM, PLANS, symbols, "step_time", {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search.inner, "FIRST", 1)  # so that bounds, and not what is tried first, decide
+        pruned = best_plans(TrainingModel(), PROBLEM, PLANS, symbols, "step_time", {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search.inner, "TIMES", frozenset())
         whole = best_plans(TrainingModel(), PROBLEM, PLANS, symbols, "step_time", {})
     np.testing.assert_array_equal(pruned.value, whole.value)
     np.testing.assert_array_equal(pruned.violation <= 0, whole.violation <= 0)
     assert pruned.evaluated <= whole.evaluated + n
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([1, 2, 5, 40]))
+def test_no_plan_is_quicker_on_a_design_than_on_its_ideal(seed: int, n: int) -> None:
+    """Of one design its ideal is itself; of many it is a bound, also where they differ in cores and domains."""
+    rng = np.random.default_rng(seed)
+    symbols = designs(
+        memory_stacks=rng.integers(2, 12, n).astype(float),
+        clock=rng.uniform(1e9, 2.2e9, n),
+        nic_bandwidth=rng.choice([1e10, 2e11], n),
+        nic_latency=rng.uniform(2e-6, 1e-5, n),
+        scale_up_domain=rng.choice([8.0, 32.0], n),
+        cores=rng.choice([100.0, 132.0], n),
+    )
+    asked = search.inner._Asked(TrainingModel(), PROBLEM, PLANS.take(slice(0, 20)), symbols, n, "step_time", {})
+    rows, plans = (index.ravel() for index in np.indices((n, 20)))
+    time = asked._time(symbols, rows, plans).reshape(n, 20)
+    ideal = asked.ideal(np.ones((n, 20), np.bool_))
+    assert (ideal <= time).all()
+    if n == 1:
+        np.testing.assert_allclose(ideal, time, rtol=1e-8)
 
 
 def test_designs_share_what_they_agree_in() -> None:
