@@ -66,19 +66,22 @@ def look(
     start = None
     if len(fidelities) > 1:
         start = search(space, fidelities[0].model, *asked, cancelled=cancelled, ledger=store).front.points.ordinals
-    watch = _mirror(experiment, objectives)
+    watch = _mirror(experiment, objectives, store)
     return sampled_search(
         space, model, *asked, method=method(name), budget=budget, start=start, store=store, watch=watch, **how
     ), {}
 
 
-def _mirror(experiment: Experiment[Any], objectives: Sequence[Objective]) -> Callable[[Archive], None] | None:
+def _mirror(
+    experiment: Experiment[Any], objectives: Sequence[Objective], store: RunStore | None
+) -> Callable[[Archive], None] | None:
     """A listener that writes trials where the experiment asks for it."""
     if experiment.mirror is None:
         return None
     from search.optuna_search import mirror
 
-    return mirror(experiment.mirror, experiment.name, [(o.name, o.maximize) for o in objectives])
+    record = None if store is None else store.trials()
+    return mirror(experiment.mirror, experiment.name, [(o.name, o.maximize) for o in objectives], record)
 
 
 def _nested(

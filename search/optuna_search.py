@@ -19,6 +19,7 @@ import numpy as np
 
 from search.archive import Archive
 from search.encoding import Encoding, encoding
+from search.store import Trials
 from spaces.columns import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -283,15 +284,19 @@ def write_study(target: str, name: str, objectives: Sequence[tuple[str, bool]], 
     return len(trials)
 
 
-def mirror(target: str, name: str, objectives: Sequence[tuple[str, bool]]) -> Callable[[Archive], None]:
+def mirror(
+    target: str, name: str, objectives: Sequence[tuple[str, bool]], record: Trials | None = None
+) -> Callable[[Archive], None]:
     """A listener that writes every batch of an archive into a new study as it comes, for `optuna-dashboard` to watch.
 
-    Raises ValueError when the target holds a study of that name already.
+    A search that goes on goes on with its study: one whose trials are the first of the `record`. Raises ValueError when the
+    target holds another study of that name.
     """
-    with _quiet():
-        study = _created(target, name, objectives)
     signs = np.array([-1.0 if maximise else 1.0 for _, maximise in objectives])
-    written = [0]
+    with _quiet():
+        study = _begun(target, name, record.costs * signs) if record is not None else None
+        study = study or _created(target, name, objectives)
+        written = [len(study.trials)]
 
     def told(archive: Archive) -> None:
         coded = encoding(archive.ranking)
@@ -301,9 +306,24 @@ def mirror(target: str, name: str, objectives: Sequence[tuple[str, bool]]) -> Ca
                 if trial.values is not None:
                     trial.values = (np.array(trial.values) * signs).tolist()
             study.add_trials(trials)
-        written[0] = len(archive)
+        written[0] = max(written[0], len(archive))
 
     return told
+
+
+def _begun(target: str, name: str, values: FloatArray) -> optuna.Study | None:
+    """The study of that name in a storage, if its trials are the first of some values (n, objectives)."""
+    import optuna
+
+    try:
+        study = optuna.load_study(study_name=name, storage=storage(target))
+    except KeyError:
+        return None
+    told = study.trials
+    same = len(told) <= len(values) and all(
+        trial.values is None or np.allclose(trial.values, value) for trial, value in zip(told, values, strict=False)
+    )
+    return study if same else None
 
 
 def _created(target: str, name: str, objectives: Sequence[tuple[str, bool]]) -> optuna.Study:

@@ -18,7 +18,7 @@ from search.methods import Method, method
 from search.optuna_search import Studied, mirror, storage, write_study
 from search.result import Result
 from search.sampled import sampled_search
-from search.store import Remembered
+from search.store import Remembered, Trials
 from search.testing import MEMORY, PROBLEM, TIME, MethodContract, Toy, toy_space
 from spaces.ranking import ranking
 
@@ -159,6 +159,24 @@ def test_a_mirror_shows_every_trial_in_the_direction_people_read(tmp_path: Path)
     assert fits == (kept[-1].violation <= 0).tolist()
     with pytest.raises(ValueError, match="holds a study called 'toy' already"):
         mirror(target, "toy", objectives)
+
+
+def test_a_search_that_goes_on_goes_on_with_its_mirror(tmp_path: Path) -> None:
+    import optuna
+
+    target, store = str(tmp_path / "trials.journal"), Remembered(2)
+    objectives = [("step_time", False), ("memory", False)]
+
+    def cut() -> bool:
+        return len(store.trials()) >= 20
+
+    look("evolutionary", 45, store=store, watch=mirror(target, "toy", objectives, store.trials()), cancelled=cut)
+    other = Trials(ordinals=store.trials().ordinals, costs=store.trials().costs + 1.0, violation=store.trials().violation)
+    with pytest.raises(ValueError, match="already"):
+        mirror(target, "toy", objectives, other)
+    look("evolutionary", 45, store=store, watch=mirror(target, "toy", objectives, store.trials()))
+    study = optuna.load_study(study_name="toy", storage=storage(target))
+    assert [trial.values for trial in study.trials] == store.trials().costs.tolist()
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
