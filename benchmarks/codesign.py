@@ -1,6 +1,7 @@
 """Machines a CPU-second: each with an exact search over a thousand plans, tables included, nothing kept from before.
 
-`python -m benchmarks.codesign --json` → `designs`, `plans_each`, `designs_per_cpu_second`, `evaluated_share`, `exact`.
+`python -m benchmarks.codesign --json` → `designs`, `plans_each`, `designs_per_cpu_second`, `evaluated_share`, `exact`; with
+`--serving` every design also serves the model on eight devices by its best plan: `served_per_cpu_second`, `serving_plans`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
 from costmodels.constants import device_symbols, find_stack
+from costmodels.kernel_models.dataflow import Dataflow
 from costmodels.machines.designs import design_symbols
+from costmodels.serving.problem import serving_problem, serving_symbols
+from costmodels.serving.steady_state import ServingModel
 from costmodels.training import TrainingModel, training_problem
 from search.inner import best_plans
-from spaces.architecture import find
-from spaces.hardware import find_accelerator, find_device
+from spaces.architecture import Architecture, find
+from spaces.columns import FloatArray
+from spaces.hardware import Accelerator, Device, find_accelerator, find_device
+from spaces.serving_space import serving_space
 from spaces.training import training_space
 
 PLANS = 1000
@@ -27,6 +34,7 @@ def main() -> None:
     """Time the search; check some designs against every plan evaluated."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--designs", type=int, default=2048)
+    parser.add_argument("--serving", action="store_true")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     base, model = find_accelerator("H100"), find("llama-3.1-70b")
@@ -61,7 +69,23 @@ def main() -> None:
         "evaluated_share": found.evaluated / found.points,
         "exact": bool(np.array_equal(found.value[some], checked.value)),
     }
+    if asked.serving:
+        answer |= served(base, model, device, changes)
     print(json.dumps(answer) if asked.json else "\n".join(f"{name}: {value}" for name, value in answer.items()))
+
+
+def served(base: Accelerator, model: Architecture, device: Device, changes: Mapping[str, FloatArray]) -> dict[str, float]:
+    """Designs a CPU-second by their best server: every plan of eight devices for each, none of them skipped."""
+    limits = {"max_batch": 256.0, "token_budget": 2048.0, "kv_fraction": 0.9}
+    fixed = {"devices": 8, "input_tokens": 2000, "output_tokens": 500, "concurrency": 128, **limits}
+    problem = serving_problem(model, "vllm", device, fixed)
+    options = {"max_batch": (64, 256), "token_budget": (2048,)}
+    plans = next(serving_space(architecture=model, count=8, options=options, defaults=limits).batches())
+    start = time.process_time()
+    designs = design_symbols(base, serving_symbols(device), base.columns(changes), 8.0)
+    best_plans(ServingModel(Dataflow()), problem, plans, designs, "tokens_per_second_per_device", {})
+    count = len(next(iter(changes.values())))
+    return {"served_per_cpu_second": count / (time.process_time() - start), "serving_plans": plans.n}
 
 
 if __name__ == "__main__":
