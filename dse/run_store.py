@@ -122,13 +122,14 @@ class RunStore:
             costs=figures[:, 1:],
             violation=figures[:, 0],
             reasons={i: row[3] for i, row in enumerate(rows) if row[3] is not None},
+            figures=self._figures(),
         )
 
-    def figures(self) -> Sequence[bytes]:
+    def _figures(self) -> tuple[bytes, ...]:
         """What was told of trials beside, in order; what is not written yet included."""
         rows = self._open().execute("SELECT found FROM figures ORDER BY number").fetchall()
         rows += [row[1:] for statement, held in self._pending if "INTO figures " in statement for row in held]
-        return [bytes(row[0]) for row in rows]
+        return tuple(bytes(row[0]) for row in rows)
 
     def _memory(self) -> Numbering:
         if self._known is None:

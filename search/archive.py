@@ -95,7 +95,7 @@ class Archive:
         self._record = store.trials() if store is not None else Trials.none(none.costs.shape[1])
         self._recorded = Numbering(self._record.ordinals)
         self._figures = none
-        for figures in store.figures() if store is not None else ():
+        for figures in self._record.figures:
             self._figures = join(self._figures, unpacked_points(figures, none)[0])
         self._rows = Numbering()
         self._ruled_out: list[tuple[IntArray, NDArray[np.int8]]] = []

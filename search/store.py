@@ -7,8 +7,8 @@ locked; it remembers what it could not write, tries again, and says so in `troub
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol, final, runtime_checkable
 
 import numpy as np
@@ -41,12 +41,14 @@ class Trials:
 
     `ordinals` (n,) are their places in the order of the space, `costs` (n, objectives; less is better) and `violation`
     (n,; the greatest, at most 0 is feasible) are infinite where the model failed, for the reason in `reasons[row]`.
+    `figures` is what else was told of some of them, in order (`search.packing`).
     """
 
     ordinals: IntArray
     costs: FloatArray
     violation: FloatArray
     reasons: Mapping[int, str] = field(default_factory=dict)
+    figures: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.ordinals)
@@ -74,10 +76,6 @@ class TrialStore(Protocol):
 
         `figures` (`search.packing`) is what else is to be known of some of them; none where it is empty.
         """
-        ...
-
-    def figures(self) -> Sequence[bytes]:
-        """What was told of trials beside, in order."""
         ...
 
     def known(self, ordinals: IntArray) -> NDArray[np.bool_]:
@@ -141,10 +139,6 @@ class Remembered:
         """Which points were told before, shape (n,)."""
         return self._known.known(ordinals)
 
-    def figures(self) -> Sequence[bytes]:
-        """What was told of trials beside."""
-        return self._figures
-
     def tell(self, trials: Trials, figures: bytes = b"") -> None:
         """Remember trials."""
         self._figures += [figures] if figures else []
@@ -156,7 +150,7 @@ class Remembered:
         """All of them."""
         if len(self._trials) > 1:
             self._trials = [joined(self._trials)]
-        return self._trials[0]
+        return replace(self._trials[0], figures=tuple(self._figures))
 
 
 def new_rows(ordinals: IntArray, known: NDArray[np.bool_]) -> IntArray:

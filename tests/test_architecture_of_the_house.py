@@ -27,10 +27,11 @@ RUNNING = {
     "costmodels.calibration.suite.Pace",
     "search.assignment.Assignment",
     "search.assignment._UnderWay",
+    "search.guided._Guide",
     "search.local._Worker",
     "search.spreading.Spread",
 }
-"""Dataclasses that change: the clock of a measuring session; a walk or work that is under way."""
+"""Dataclasses that change: the clock of a measuring session; a walk or work that is under way; what is learnt on the way."""
 
 DOORS = {"costmodels.compiling.machine_code": "llvmlite", "costmodels.compiling.translation": "llvmlite"}
 """Modules that are the door to a library of another name."""

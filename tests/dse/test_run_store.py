@@ -94,7 +94,7 @@ def test_what_was_told_is_there_for_the_next_process(tmp_path: Path) -> None:
     assert store.trials().costs.tolist() == [[1.5], [2.5]]
     assert store.found(0) == (b"slice", 1.0)
     store.tell(trials_of_one([2, 9]), b"nine")
-    assert store.figures() == [b"nine"]
+    assert store.trials().figures == (b"nine",)
     assert store.trials().ordinals.tolist() == [4, 2, 9]
     store.close()
 
