@@ -152,9 +152,9 @@ def _operator(op: Operator, graph: Graph, stack: ServingStack, local: Local) -> 
         yield from _grouped(op, graph, local)
     elif op.kind is Kind.PERMUTE:
         if op.name in ("permute", "combine"):
-            yield from _stream(stack, "permute", assignments(local), local["hidden"])
+            yield from _stream(stack, "permute", expert_rows(local), local["hidden"])
     elif routed and op.kind in _CLASS:
-        yield from _stream(stack, _CLASS[op.kind], assignments(local), graph.local("moe_ffn", PLACEMENT).evaluate(local))
+        yield from _stream(stack, _CLASS[op.kind], expert_rows(local), graph.local("moe_ffn", PLACEMENT).evaluate(local))
     elif op.kind in _CLASS:
         wide = [dim for dim in op.reads[0][1] if dim not in ("stream", "tokens", "keys")]
         rows: Value = here.tokens
@@ -230,6 +230,14 @@ def assignments(local: Local) -> Value:
     busiest = 1.0 + np.sqrt(2.0 * np.log(np.maximum(ranks, 1.0)) / np.maximum(mean, 1.0))
     skew = np.where(ranks > 1, local["stack.imbalance"], 1.0)
     return np.minimum(mean * busiest * skew, local.tokens * local["attention_data"] * local["experts_per_token"])
+
+
+def expert_rows(local: Local) -> Value:
+    """Rows of the kernels beside an expert's products, (c, T): a rank's assignments, or all of them (`stack.whole_rows`) where
+    ranks that hold other experts of the same tokens leave rows out of the products alone.
+    """
+    whole = (local["stack.whole_rows"] > 0) & (np.asarray(local["attention_data"]) == 1)
+    return np.where(whole, local.tokens * local["experts_per_token"], assignments(local))
 
 
 def experts_touched(local: Local) -> Value:
