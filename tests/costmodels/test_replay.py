@@ -145,6 +145,7 @@ def test_a_replay_is_set_beside_the_prediction_for_the_very_requests(
     rows = {row["measure"]: row for row in csv.DictReader((tmp_path / "run" / "compared.csv").read_text().splitlines())}
     assert {"ttft", "ttft_p50", "ttft_p90", "ttft_p99", "tpot", "tpot_p99", "latency", "throughput"} <= set(rows)
     row = {"model": "llama-3.1-8b", "gpu": "H100", "tp": "1", "precision": "bf16", "isl": "9", "osl": "3", "concurrency": "1"}
+    row |= {"length_ratio": "1"}  # the replay asks for exactly so many tokens
     alone = predict_rows([row], "serving")[0]
     for measure, cell in (("ttft", "ttft_s"), ("tpot", "tpot_s"), ("throughput", "tokens_per_s_per_gpu")):
         found = rows[measure]

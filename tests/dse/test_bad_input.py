@@ -110,7 +110,7 @@ def test_debug_shows_the_traceback(dse: Run) -> None:
 def test_a_space_with_no_feasible_plan_names_the_closest_and_what_it_lacks(dse: Run, small: Path) -> None:
     done = dse("run", small, "--set", "hardware.device={like: H100, memory_capacity: 8 GB, name: tiny}")
     assert done.code == 2
-    assert "No plan is feasible. The closest:" in done.out
+    assert "No plan is feasible. None keeps memory. The closest:" in done.out
     assert "GiB needed, 7.451 GiB allowed" in done.out
     assert "% over" in done.out
 
