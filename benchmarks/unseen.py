@@ -146,12 +146,13 @@ Written by `python -m benchmarks.unseen --write`. Rows of `costmodels/data/unsee
 (2026-11-27) and H200s (2026-11-28), at shapes and of architectures drawn at random, which the fitted measurements lack, after
 the models stood.
 
-Kernels are of the H200s alone. Those of the H100 (products, attention, norms) were such an exam as well until 2026-11-28;
-then they joined the fitted rows, and the H200s gave new ones. Before they joined, products of more than 64 rows were 8.2 %
-off here in bf16 and 8.2 % in fp8; so what the H100 taught about odd shapes holds on the H200. What is left has two causes.
-Head counts and widths that no fitted row has (256 wide: decoding is 40 % slower than predicted). And large products at all:
-36 shapes that both the fitted suite and the H100's exam measured differ by 3 % (median) and by up to 22 %, since a suite of
-large products in a row draws 650 W and clocks lower than a few of them among small ones.
+Products and attention are of the H200s alone. Those of the H100 (and its norms) were such an exam as well until 2026-11-28;
+then they joined the fitted rows, and the H200s gave new ones. When these were first printed, before that, bf16 products of
+more than 64 rows were 8.2 % off here and flash decoding 7.4 %, so what the H100 taught about odd shapes helps the H200; fp8
+products were 8.2 % off and are not helped. What is left has two causes. Head counts and widths that no fitted row has (256
+wide: decoding is 40 % slower than predicted). And large products at all: 22 shapes of more than 64 rows that both the fitted
+suite and the H100's exam measured differ by 5 % (median) and by up to 22 %, since a suite of large products in a row draws
+650 W and clocks lower than a few of them among small ones.
 
 No fit has read these rows, but the H100's table has been read: what was worked on after its first printing (autocast,
 host-bound sharded steps, decode steps on two devices) was chosen because it was wrong there. The H200's was printed after all

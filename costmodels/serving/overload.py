@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from costmodels.serving.engine import engines
 from costmodels.serving.pools import side
+from costmodels.simulation.outcome import STEADY_MARGIN
 from costmodels.step_tables import StepTables
 from spaces.columns import Columns, FloatArray, IntArray
 from spaces.problem import Problem
@@ -34,10 +35,6 @@ class Deadlines:
     latency: float = np.inf
     share: float = 0.0
     mean_tpot: float = np.inf
-
-
-MARGIN = 0.1
-"""Share of the requests left out at either end (costmodels.simulation.outcome)."""
 
 
 def cannot_keep(problem: Problem, points: Columns, asked: Requests, deadlines: Deadlines, whole: bool) -> NDArray[np.bool_]:
@@ -95,7 +92,7 @@ _ROUNDING = 1.0 + 1e-9
 def _kept(asked: Requests, whole: bool) -> IntArray:
     """The requests that statistics are of, in the order of their arrival."""
     order = np.argsort(asked.arrival, kind="stable")
-    margin = 0 if whole else int(MARGIN * len(order))
+    margin = 0 if whole else int(STEADY_MARGIN * len(order))
     return np.asarray(order[margin : len(order) - margin], np.int64)
 
 

@@ -119,7 +119,7 @@ def _gaps(layer: Sequence[Call], local: Local, parts: Mapping[str, bool]) -> Cal
     if parts["experts"]:
         words, _ = compute_format(local["precision"], local)
         shared = (words == "fp8") & (np.asarray(local["block_scaled"]) > 0) & (np.asarray(local["expert"]) == 1)
-        waited = waited + np.where(shared & (np.asarray(local["expert_tensor"]) > 1), local["stack.split_experts"], 0.0)
+        waited = waited + np.where(shared & (np.asarray(local["expert_tensor"]) > 1), local["stack.split_experts_time"], 0.0)
     return Call(op="", floor=started * local["stack.kernel_gap"] + small * (local["stack.kernel_gap"] + _SMALL) + waited)
 
 

@@ -125,15 +125,18 @@ def test_the_host_bounds_the_cache_and_the_experts_it_holds() -> None:
     assert np.all(ServingModel().evaluate(problem, plans).violation["memory"] > 0)
 
 
-def test_both_fidelities_fetch() -> None:
-    # two prompts fit one step, so that both requests stay together
-    problem, closed = served("vllm", together=2)
+@pytest.mark.parametrize("together", [2, 4, 8, 16])
+def test_both_fidelities_fetch(together: int) -> None:
+    problem, closed = served("vllm", together=together)
     plans = Columns.from_values({"kv_offload": SHARES})
-    traffic = Traffic(lengths=(Lengths(shape="fixed", mean=4000), Lengths(shape="fixed", mean=200)), concurrency=2, count=20)
+    lengths = (Lengths(shape="fixed", mean=4000), Lengths(shape="fixed", mean=200))
+    traffic = Traffic(lengths=lengths, concurrency=together, count=10 * together)
     simulated = SimulatedServing(closed=ServingModel(), traffic=traffic, asked=Statistics()).evaluate(problem, plans)
     assert np.all(np.diff(simulated.value["tpot"]) >= 0)
-    assert simulated.value["tpot"] == pytest.approx(closed.value["tpot"], rel=0.1)
-    assert simulated.value["ttft"] == pytest.approx(closed.value["ttft"], rel=0.1)
+    for metric in ("tpot", "tokens_per_second"):
+        assert simulated.value[metric] == pytest.approx(closed.value[metric], rel=0.1)
+    # more prompts than fit a step come back apart, and the closed form tells their first tokens less well (docs/serving.md)
+    assert simulated.value["ttft"] == pytest.approx(closed.value["ttft"], rel=0.1 if together == 2 else 0.3)
 
 
 def preempted(link: float = 64e9, host: float = 256e9, batch: float = 64) -> tuple[float, float]:
