@@ -198,8 +198,19 @@ def require(name: str, known: Collection[str]) -> Measure:
 
 
 def limit(name: str, text: object) -> float:
-    """A limit on the metric, as written ("70 GiB", 90), in SI. Raises ValueError."""
-    return quantity(text, measure(name).dimension)
+    """A limit on the metric, as written ("70 GiB", 90, "1700 mm2"), in SI. Raises ValueError, naming the metric."""
+    shown = measure(name)
+    if not shown.dimension and shown.unit not in ("", "%") and isinstance(text, str):
+        unit = shown.unit.replace("²", "2")
+        plain = text.replace("²", "2").strip().removesuffix(unit).strip()
+        try:
+            return quantity(plain, "")
+        except ValueError:
+            raise ValueError(f"{name}: expected a number of {shown.unit}, such as '100 {unit}', got {text!r}") from None
+    try:
+        return quantity(text, shown.dimension)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def nearest(wanted: object, known: Mapping[str, object] | tuple[str, ...] | frozenset[str] | list[str]) -> str:

@@ -178,6 +178,11 @@ def _broken(answer: PlanAnswer, constraint: str, excess: float) -> str:
 def nothing_fits(run: Run) -> str:
     """What is closest when no plan keeps every constraint."""
     if run.closest is None:
+        c = run.certificate
+        if c["failed"]:
+            return "No plan could be predicted; the certificate says why."
+        if c["evaluated"] or sum(c["pruned"].values()):
+            return "No plan is feasible: those that were looked at break a constraint, and the certificate says which."
         return "No plan is possible at all: structure leaves nothing to choose from (see what it removed below)."
     closest = run.closest
     conflict = run.certificate.get("conflict") or ()

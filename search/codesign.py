@@ -18,7 +18,7 @@ from costmodels.machines.area import reticle_violation, silicon_area, total_area
 from costmodels.machines.carbon import embodied_carbon
 from costmodels.machines.checks import held_out_ratio
 from costmodels.machines.designs import capital_per_device, design_symbols, hourly_price
-from costmodels.machines.power import design_power, sustained_share
+from costmodels.machines.power import design_power, static_power, sustained_share
 from costmodels.machines.price import cluster_capital, device_price, ownership_per_hour
 from costmodels.metrics import CostModel, Evidence, Metrics
 from search.inner import Best, best_plans
@@ -72,9 +72,9 @@ class CodesignModel:
         return frozenset(self.axes)
 
     def bound(self, problem: Problem, points: Columns) -> Metrics:  # noqa: ARG002
-        """What needs no plan: area, power and price, exactly; and whether a reticle exposes the dies."""
+        """What needs no plan: area, power and price, exactly; and whether such a package can be made and powered."""
         at = self.designs(points)
-        return Metrics(n=points.n, value=self._absolute(at), violation={"reticle": reticle_violation(at)})
+        return Metrics(n=points.n, value=self._absolute(at), violation=_made(at))
 
     def evaluate(self, problem: Problem, points: Columns) -> Metrics:  # noqa: ARG002
         """All metrics of the n machines, each with its best plans."""
@@ -82,22 +82,20 @@ class CodesignModel:
         value = self._absolute(at)
         if points.n == 0:
             names = [*SCORES, *(f"{w.name}.{what}" for w in self.workloads for what in ("throughput", "latency", "energy"))]
-            return self._metrics(
-                at, value | {name: np.empty(0) for name in names}, {w.name: np.empty(0) for w in self.workloads}
-            )
+            return self._metrics(at, value | {name: np.empty(0) for name in names}, {})
         found = self.best(at)
         reference = self.best({name: values[:1] for name, values in self.base.columns().items()})
         scores = {name: np.zeros(points.n) for name in SCORES}
         total = sum(w.weight for w in self.workloads)
         price = hourly_price(at, self.workloads[0].devices) / hourly_price(self.base.columns(), self.workloads[0].devices)
-        violation = {}
+        violation: dict[str, FloatArray] = {}
         for w in self.workloads:
             own, base = _figures(w, found[w.name]), _figures(w, reference[w.name])
             relative = {name: np.log(own[name]) - np.log(base[name]) for name in own}
             scores["performance"] += w.weight / total * relative["throughput"]
             scores["performance_per_watt"] -= w.weight / total * relative["energy"]
             scores["latency"] += w.weight / total * relative["latency"]
-            violation[w.name] = found[w.name].violation
+            violation |= _broken(w, found[w.name])
             value |= {f"{w.name}.{name}": figure for name, figure in own.items()}
         scores["performance_per_dollar"] = scores["performance"] - np.log(price)
         return self._metrics(at, value | {name: np.exp(score) for name, score in scores.items()}, violation)
@@ -150,9 +148,21 @@ class CodesignModel:
                 "die_area": silicon_area(at),
                 "design_power": design_power(at),
             },
-            violation={"reticle": reticle_violation(at), **violation},
+            violation={**_made(at), **violation},
             evidence=np.full(n, int(Evidence.FIRST_PRINCIPLES), np.int8),
         )
+
+
+def _broken(w: Workload, best: Best) -> dict[str, FloatArray]:
+    """How far the best plans pass what the workload must keep, by what that is: `serve: memory`, `serve: tpot`."""
+    value, own = best.metrics.value, best.metrics.violation
+    limits = {name: value[name] / most - 1.0 for name, most in w.limits.items()}
+    return {f"{w.name}: {name}": np.broadcast_to(v, (best.metrics.n,)) for name, v in {**own, **limits}.items()}
+
+
+def _made(at: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """Whether a reticle exposes the dies, and whether the cap leaves anything of the watts that they draw at rest."""
+    return {"reticle": reticle_violation(at), "static_power": static_power(at) * (1 + 1e-9) / at["device.power"] - 1.0}
 
 
 def _spread(name: str) -> float:

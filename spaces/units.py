@@ -34,6 +34,8 @@ _UNITS: Mapping[str, Mapping[str, float]] = {
     "USD/h": {"USD/h": 1.0, "$/h": 1.0, "USD/hour": 1.0, "$/hour": 1.0},
     "": {"": 1.0, "%": 0.01},
 }
+_LIKE = {"B": "80 GB", "B/s": "900 GB/s", "FLOP": "2 TFLOP", "FLOP/s": "2 TFLOP/s", "s": "50 ms", "W": "700 W", "J": "5 kWh",
+         "Hz": "1.8 GHz", "USD": "25000 USD", "USD/h": "2.5 USD/h"}  # fmt: skip
 _NUMBER = re.compile(r"\s*([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(.*?)\s*")
 
 
@@ -49,7 +51,8 @@ def quantity(value: object, unit: str) -> float:
         return float(value)
     match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f"expected a quantity in {unit or 'no unit'}, as a number or text like '900 GB/s', got {value!r}")
+        like = f"a quantity in {unit}, as a number or text like '{_LIKE[unit]}'" if unit else "a plain number"
+        raise ValueError(f"expected {like}, got {value!r}")
     number, written = float(match[1].replace("_", "")), match[2]
     scale = _UNITS[unit].get(written) if written else 1.0
     if scale is None:
@@ -64,7 +67,7 @@ def measured_in(written: str) -> tuple[str, float] | None:
 
 def _wrong_unit(value: str, written: str, unit: str) -> str:
     """What to say about a unit that is unknown or measures something else."""
-    expected = f"{value!r}: expected a quantity in {unit or 'no unit'}"
+    expected = f"{value!r}: expected {f'a quantity in {unit}' if unit else 'a plain number'}"
     for dimension, units in _UNITS.items():
         if written in units:
             return f"{expected}, but {written} is a unit of {dimension or 'a share'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -52,7 +52,8 @@ def _fault(entry: Any, value: object, file: type[Section], examples: Examples) -
     elif kind == "extra_forbidden":
         message = f"unknown key{nearest(path[-1], keys(file, path[:-1]))}"
     elif kind.startswith(("model_type", "model_attributes", "dict")):
-        message = f"expected a mapping of {', '.join(keys(file, path))}, got {said(entry['input'])}"
+        wanted = ", ".join(keys(file, path))
+        message = f"expected a mapping{' of ' if wanted else ''}{wanted}, got {said(entry['input'])}"
     elif kind in ("too_short", "list_type"):
         given = "an empty list" if kind == "too_short" else said(entry["input"])
         message = f"expected a list of at least one, got {given}"
@@ -88,9 +89,14 @@ def _place(value: object, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
 def keys(file: type[BaseModel], path: tuple[str | int, ...]) -> tuple[str, ...]:
     """Keys that the section at a path may have."""
     section: type[BaseModel] | None = file
+    chosen = False
     for part in path:
+        if chosen:  # a name that the file chose, under which the section stands
+            chosen = False
+            continue
         field = None if section is None else section.model_fields.get(str(part))
         section = None if field is None else _section(field.annotation)
+        chosen = field is not None and get_origin(field.annotation) is dict
     return () if section is None else tuple(section.model_fields)
 
 

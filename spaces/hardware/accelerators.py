@@ -34,6 +34,17 @@ class UnknownAccelerator(ValueError):
     """An accelerator that is not described; the message lists the nearest."""
 
 
+class BadFigure(ValueError):
+    """A figure of a device that no device can have; `name` is that of its formula."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+_WANTED = "a device's figures are numbers from 0"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
     """One number that describes an accelerator; `usual` is that of a part that does not say."""
@@ -195,7 +206,7 @@ def _sound(derived: Mapping[str, FloatArray], values: Mapping[str, FloatArray], 
         if len(bad):
             numbers = [n for n in changed if n not in CATEGORIES]
             design = ", ".join(f"{n} {values[n][bad[0]]:g}" for n in sorted(numbers)) or "the base"
-            raise ValueError(f"the formula of {name} gives {figure[bad[0]]:g} for {design}; no device has less than nothing")
+            raise BadFigure(name, f"the formula of {name} gives {figure[bad[0]]:g} for {design}; {_WANTED}")
 
 
 @cache

@@ -71,8 +71,9 @@ class Formulas:
     def evaluate(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Every derived quantity under the given parameters (SI, scalars or arrays that broadcast together)."""
         known = dict(values)
-        for name, tree in self.trees.items():
-            known[name] = _value(tree, known)
+        with np.errstate(all="ignore"):  # what is not finite is told by name, by whoever asked
+            for name, tree in self.trees.items():
+                known[name] = _value(tree, known)
         return {name: known[name] for name in self.trees}
 
     def depends(self) -> nx.DiGraph[str]:
@@ -145,7 +146,12 @@ def _parsed(text: str) -> ast.expr:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError):
         raise ValueError(f"{text!r} is no formula; write arithmetic over names, such as 'stacks * stack_bandwidth'") from None
-    for node in ast.walk(tree):
+    except (RecursionError, MemoryError):
+        raise ValueError(_TOO_LONG) from None
+    nodes = list(ast.walk(tree))
+    if len(nodes) > _LONGEST:
+        raise ValueError(_TOO_LONG)
+    for node in nodes:
         if isinstance(node, ast.Call):
             called = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
             if called not in _FUNCTIONS or node.keywords:
@@ -158,11 +164,17 @@ def _parsed(text: str) -> ast.expr:
     return tree
 
 
+_LONGEST = 600
+_TOO_LONG = "the formula is too long; give its parts names and formulas of their own"
+
 _ALLOWED = (ast.BinOp, ast.UnaryOp, ast.Name, ast.Attribute, ast.Constant, ast.Load, ast.USub, ast.UAdd, *_OPERATORS)
 
 
 def _is_constant(value: object) -> bool:
-    return isinstance(value, int | float | str) and not isinstance(value, bool)
+    return isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST)
+
+
+_LARGEST = 1e100
 
 
 def _names(tree: ast.expr) -> Iterator[str]:
@@ -205,7 +217,7 @@ def _dimension(tree: ast.expr, known: Mapping[str, Dimension]) -> Dimension:
         case ast.BinOp(left=left, op=ast.Div(), right=right):
             return _dimension(left, known) / _dimension(right, known)
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
-            return _to_power(_dimension(left, known), right)
+            return _to_power(_dimension(left, known), right, known)
         case ast.BinOp(left=left, right=right):
             return _alike(tree, left, right, known)
         case ast.Call(func=ast.Name(id=called), args=[left, right]):
@@ -219,12 +231,12 @@ def _dimension(tree: ast.expr, known: Mapping[str, Dimension]) -> Dimension:
     raise ValueError(f"{ast.unparse(tree)!r} has no place in a formula")
 
 
-def _to_power(base: Dimension, exponent: ast.expr) -> Dimension:
-    if base == NONE:
+def _to_power(base: Dimension, exponent: ast.expr, known: Mapping[str, Dimension]) -> Dimension:
+    if base == NONE and _dimension(exponent, known) == NONE:
         return NONE
     if isinstance(exponent, ast.Constant) and isinstance(exponent.value, int):
         return base**exponent.value
-    raise ValueError(f"a quantity with a unit takes whole constant powers, got {ast.unparse(exponent)}")
+    raise ValueError(f"a power is a plain number, and a whole constant where a unit is raised; got {ast.unparse(exponent)}")
 
 
 def _alike(tree: ast.expr, left: ast.expr, right: ast.expr, known: Mapping[str, Dimension]) -> Dimension:
@@ -239,8 +251,8 @@ def _value(tree: ast.expr, known: Mapping[str, Value]) -> Value:
     match tree:
         case ast.Constant(value=str() as text):
             return _quantity(text)[0]
-        case ast.Constant(value=number):
-            return number
+        case ast.Constant(value=int() | float() as number):
+            return np.float64(number)  # whole numbers of Python grow without end: 9**9**9 would never come back
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_value(operand, known)
         case ast.UnaryOp(operand=operand):

@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from typing import TYPE_CHECKING, Any
 
 from spaces.hardware.device import TOPOLOGIES
@@ -67,12 +67,14 @@ def check_topology(topology: str, devices: int) -> None:
         raise ImpossibleTopology(f"there is no topology {topology!r}; the nearest is {near!r}")
     if devices < 1:
         raise ImpossibleTopology(f"a topology joins at least one device, got {devices}")
+    if devices > _MOST:
+        raise ImpossibleTopology(f"{devices:,} devices are more than any links join directly; {_MOST:,} at most")
     rule = _RULES.get(topology)
     if rule is None or devices == 1 or rule[0](devices):
         return
-    near_counts = [n for n in range(2, 4 * devices + 64) if rule[0](n)]
-    told = ", ".join(str(n) for n in sorted(near_counts, key=lambda n: (abs(n - devices), n))[:2])
-    raise ImpossibleTopology(f"a {topology} cannot connect {devices} devices: {rule[1]}; {told or 1} would do")
+    away = (n for step in range(1, devices + 64) for n in (devices - step, devices + step) if n > 1 and rule[0](n))
+    told = " or ".join(str(n) for n in islice(away, 2)) if topology != "none" else "1"
+    raise ImpossibleTopology(f"{topology} cannot connect {devices} devices: {rule[1]}; {told} would do")
 
 
 def graph(topology: str, devices: int) -> nx.Graph[Any]:
@@ -155,6 +157,8 @@ def _rail_edges(devices: int) -> list[tuple[object, object]]:
 def _star(devices: int) -> list[tuple[object, object]]:
     return [(i, ("switch", 0)) for i in range(devices)] if devices > 1 else []
 
+
+_MOST = 1_000_000
 
 _SWITCHED = frozenset({"nvswitch", "switch", "pcie", "rail-optimised", "package-mesh", "none"})
 _EDGES: Mapping[str, Callable[[int], Sequence[Any]]] = {

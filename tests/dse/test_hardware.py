@@ -78,6 +78,27 @@ def test_training_and_serving_together_weigh_as_their_geometric_mean() -> None:
         ({"formulas": {"a": {"formula": "b", "unit": ""}, "b": {"formula": "a", "unit": ""}}}, "in a circle: a -> b -> a"),
         ({"formulas": {"device.memory_bandwidth": {"formula": "stack_bandwidth * memory_stacks"}}}, "has no unit"),
         ({"formulas": {"spare": {"formula": "memory_stacks * clock", "unit": "B/s"}}}, "declared in B/s"),
+        ({"formulas": {"device.memory_bandwith": {"formula": "memory_stacks * stack_bandwidth", "unit": "B/s"}}},
+         "formulas.device.memory_bandwith: is read by no model .*nearest are device.memory_bandwidth"),
+        ({"formulas": {"memory_stacks": {"formula": "cores / 20", "unit": ""}}}, "formulas.memory_stacks: is a parameter"),
+        ({"formulas": {"device.power": {"formula": "power * 9 ** 9 ** 9", "unit": "W"}}}, "formulas.device.power: .*gives inf"),
+        ({"formulas": {"device.power": "power / 2"}}, "formulas.device.power: expected a mapping of formula, unit"),
+        ({"formulas": {"device.memory_bandwidth": {"formula": "stack_bandwidth * 0", "unit": "B/s"}}},
+         "formulas.device.memory_bandwidth: memory_bandwidth comes out at 0"),
+        ({"formulas": {"device.domain": {"formula": "scale_up_domain / 3", "unit": ""}}},
+         "formulas.device.domain: domain comes out at 2.66667 .*whole number"),
+        ({"design": {"memory_stacks": [0, 5]}}, "memory_capacity comes out at 0 .*memory_stacks 0"),
+        ({"design": {"power": ["20 W", "30 W"]}}, "design.power: the power caps leave no clock: the silicon draws 8"),
+        ({"design": {"cores": 400}}, "no design can be made: its dies are 2,.* mm² or more, and a reticle exposes 858"),
+        ({"design": {"scale_up_topology": "none"}}, "design.scale_up_topology: none cannot connect 8 .*1 would do"),
+        ({"design": {"clock": {"from": "1 GHz", "to": "2 GHz", "steps": 10**8}}}, "100,000,000 steps .* too many"),
+        ({"design": {"memory_stacks": "six"}}, "memory_stacks: expected a plain number, got 'six'"),
+        ({"constraints": ["die_area <= 700 W"]}, "die_area: expected a number of mm², such as '100 mm2', got '700 W'"),
+        ({"constraints": ["capital <= 7 kW"]}, "capital: '7 kW': expected a quantity in USD, but kW"),
+        ({"workloads": [{**SERVE, "space": {"max_batchs": 16}}]}, "space.max_batchs: no axis .*nearest is max_batch"),
+        ({"workloads": [{**SERVE, "space": {"max_batch": -16}}]}, "space.max_batch: expected a whole number from 1"),
+        ({"workloads": [{**SERVE, "space": {"max_batch": []}}]}, "workloads.0.space.max_batch: an empty list leaves nothing"),
+        ({"workloads": [{**SERVE, "limits": {"tpot": "-5 ms"}}]}, "workloads.0.limits.tpot: a limit must be a positive"),
         ({"formulas": {"device.memory_bandwidth": {"formula": "(memory_stacks - 5) * stack_bandwidth", "unit": "B/s"}}},
          "formula of device.memory_bandwidth gives -6.7e.11 for clock 1.4e.09, memory_stacks 4"),
         ({"workloads": []}, "workloads: expected a list of at least one, got an empty list; for example workloads"),
@@ -95,6 +116,30 @@ def test_training_and_serving_together_weigh_as_their_geometric_mean() -> None:
 def test_bad_files_are_told_in_words(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ExperimentError, match=words):
         load(asked(**changes))
+
+
+def test_a_limit_may_be_written_in_the_unit_that_the_report_shows() -> None:
+    held = load(asked(constraints=["die_area <= 1700 mm2", "die_area <= 1700 mm²", "embodied_carbon <= 900 kg CO2e"]))
+    assert [limit.value for limit in held.limits] == [1700, 1700, 900]
+
+
+def test_a_design_whose_cap_leaves_no_clock_is_ruled_out_and_others_are_not() -> None:
+    run = answer_to(load(asked(design={"power": ["20 W", "700 W"]}, objectives=["capital"])))
+    assert run.certificate["pruned"] == {"static_power": 1}
+    assert [answer.plan["power"] for answer in run.front] == [700]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"limits": {"tpot": "1 ns"}}, "None keeps serve: tpot."),
+        ({"model": "llama-3.1-70b"}, "None keeps serve: memory."),
+        ({"models": 10**6}, "None keeps serve: far_memory."),
+    ],
+)
+def test_what_a_workload_cannot_keep_is_named(changes: dict[str, Any], told: str) -> None:
+    run = answer_to(load(asked(design={"memory_stacks": [4, 5]}, workloads=[{**SERVE, **changes}])))
+    assert told in str(run)
 
 
 def test_the_smallest_conflicting_set_is_named() -> None:

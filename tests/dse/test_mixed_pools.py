@@ -11,6 +11,8 @@ import pytest
 
 from dse.asking import models_of, plan_codes, point, problem_of, space_of
 from dse.experiment import ExperimentError, load
+from dse.runner import answer_to
+from dse.tables import place
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "hardware"
 QUESTION: dict[str, Any] = {
@@ -58,6 +60,15 @@ def test_the_phase_feels_its_own_devices() -> None:
     assert mixed["rated_power"] == pytest.approx(2 * 700 + 2 * 400)
     price = {pair: f["price_per_million_tokens"] * f["tokens_per_second"] for pair, f in both.items()}
     assert price[fast, slow] == pytest.approx((price[fast, fast] + price[slow, slow]) / 2)
+
+
+def test_pools_of_one_kind_each_are_named_by_their_kinds() -> None:
+    """Not all of them by the decode pool's."""
+    run = answer_to(asked("H100", "A100"))
+    assert all("prefill H100" in answer.text and "decode A100" in answer.text for answer in run.front)
+    assert place(run.front[0]).endswith(" devices: ")
+    same = answer_to(asked("H100", "H100"))
+    assert all("H100" not in answer.text for answer in same.front)
 
 
 def test_every_pair_of_kinds_is_tried_once() -> None:

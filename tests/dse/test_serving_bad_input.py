@@ -63,6 +63,11 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "{pools: {prefill: {devices: 4}, decode: {device: H100, devices: 4}}}",
         ("hardware.pools.prefill.device: is missing",),
     ),
+    "two pools on one device": (
+        "devices: 8}",
+        "devices: 1}\nspace: {mode: disaggregated}",
+        ("hardware.devices: a pool for prefill and one for decode take a device each",),
+    ),
     "unknown mode": ("stack: vllm", "stack: vllm\nspace: {mode: apart}", ("space.mode: ", "aggregated")),
     "unknown axis": ("stack: vllm", "stack: vllm\nspace: {tensr: 2}", ("space.tensr: unknown key", "tensor")),
     "unknown axis of a pool": (

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dse.measures import limit
+from dse.measures import limit, nearest
 from spaces.architecture import Architecture
 from spaces.hardware import Accelerator
 from spaces.hardware.accelerators import derived_formulas, parameter_units
-from spaces.hardware.formulas import Formula, Formulas, check_formulas
+from spaces.hardware.formulas import BadFormulas, Formula, FormulaFault, Formulas, check_formulas
 
 if TYPE_CHECKING:
     from dse.kinds.hardware.schema import File, FormulaSection
@@ -94,6 +94,18 @@ def _work(entry: Any) -> Work:
 
 
 def formulas_of(given: Mapping[str, FormulaSection]) -> Formulas:
-    """The engine's formulas with those of the file in place. Raises `BadFormulas`."""
+    """The engine's formulas with those of the file in place. Raises `BadFormulas`, also for one that nothing would read."""
     own = {name: Formula(text=section.formula, unit=section.unit) for name, section in given.items()}
-    return check_formulas(derived_formulas() | own, parameter_units())
+    derived, units = derived_formulas(), parameter_units()
+    known = check_formulas(derived | own, units)
+    reads = known.depends()
+    faults = [
+        FormulaFault(name=name, message=f"is a parameter; say it in design ({name}: …), or give the formula a name of its own")
+        if name in units
+        else FormulaFault(name=name, message=f"is read by no model and no formula{nearest(name, list(derived))}")
+        for name in own
+        if name not in derived and (name in units or not reads.out_degree(name))
+    ]
+    if faults:
+        raise BadFormulas(tuple(faults))
+    return known

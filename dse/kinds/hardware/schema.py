@@ -11,12 +11,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from costmodels.constants import stack_names
 from costmodels.serving.stack import serving_stack_names
+from dse.kinds.serving.schema import coded
 from dse.kinds.training.schema import Space as TrainingSpace
 from dse.measures import nearest
-from dse.schema.fields import as_list, one_of, read_count, said
+from dse.schema.fields import one_of, read_count, said
 from dse.schema.sections import Count, Limits, Model, Number, Objectives, Question, Section, Text
 from spaces.hardware import Accelerator, find_accelerator
 from spaces.hardware.accelerators import CATEGORIES, parameter_value, parameters
+from spaces.serving_plan import SERVING_PLAN
 
 EXAMPLES: Mapping[tuple[str, ...], str] = {
     ("kind",): "kind: hardware",
@@ -53,6 +55,10 @@ def read_design(value: object) -> dict[str, tuple[float, ...]]:
     return design
 
 
+MOST_STEPS = 10_000
+"""Steps of a range at most."""
+
+
 def _level_faults(name: str, given: object) -> Iterator[InitErrorDetails]:
     """What is wrong with one parameter, each level of a list at its own place in the file."""
     levels: list[tuple[tuple[str | int, ...], object]] = [((name,), given)]
@@ -75,6 +81,8 @@ def read_axis(name: str, given: object) -> tuple[float, ...]:
             raise ValueError(f"{name}: expected a value, a list, or {{from: …, to: …, steps: 5}}")
         low, high = (parameter_value(name, given[end]) for end in ("from", "to"))
         steps = read_count(given["steps"])
+        if steps > MOST_STEPS:
+            raise ValueError(f"{name}: {steps:,} steps of one parameter are too many; {MOST_STEPS:,} at most")
         if high <= low or steps < 2:
             raise ValueError(f"{name}: a range goes up, in two steps or more; got {given['from']} to {given['to']}")
         levels = np.linspace(low, high, steps)
@@ -83,6 +91,32 @@ def read_axis(name: str, given: object) -> tuple[float, ...]:
     if not values:
         raise ValueError(f"{name}: an empty list leaves nothing to choose from; leave the key out to keep the base's value")
     return tuple(dict.fromkeys(parameter_value(name, value) for value in values))
+
+
+def read_serving_axes(value: object) -> dict[str, list[float]]:
+    """Axes of one engine with the values they are restricted to, as codes."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected axes such as tensor and max_batch with their values, got {said(value)}")
+    axes: dict[str, list[float]] = {}
+    wrong = []
+    for name, given in value.items():
+        try:
+            if name not in SERVING_AXES:
+                raise ValueError(f"no axis of an engine is called {name!r}{nearest(name, list(SERVING_AXES))}")
+            levels = given if isinstance(given, list) else [given]
+            if not levels:
+                raise ValueError("an empty list leaves nothing to choose from; leave the key out to open every legal value")
+            axes[name] = [coded(name)(one) for one in levels]
+        except ValueError as error:
+            told = PydanticCustomError("axis", "{said}", {"said": str(error)})
+            wrong.append(InitErrorDetails(type=told, loc=(str(name),), input=given))
+    if wrong:
+        raise ValidationError.from_exception_data("space", wrong)
+    return axes
+
+
+SERVING_AXES = tuple(name for name in SERVING_PLAN if name != "devices")
+"""What a serving workload's space may restrict; a design serves from one pool."""
 
 
 class FormulaSection(Section):
@@ -131,7 +165,7 @@ class ServingWorkload(Section):
     weight: Number = 1.0
     workload: ServingWork
     stack: Annotated[str, BeforeValidator(one_of("serving stack", serving_stack_names))] = "vllm"
-    space: dict[str, Annotated[list[float], BeforeValidator(as_list)]] = Field(default_factory=dict)
+    space: Annotated[dict[str, list[float]], BeforeValidator(read_serving_axes)] = Field(default_factory=dict)
     limits: dict[str, float | str] = Field(default_factory=dict)
     models: Count = 1
 

@@ -237,6 +237,9 @@ def _machine_faults(file: File) -> Iterable[Fault]:
                 yield Fault(path=("hardware", key), message=f"is missing; for example {key}: {example} (or give pools)")
         if hardware.device is not None and hardware.devices is not None:
             yield from cluster_faults(hardware)
+        if modes == ("disaggregated",) and hardware.devices is not None and hardware.devices[1] < 2:
+            message = "a pool for prefill and one for decode take a device each, or more; got 1"
+            yield Fault(path=("hardware", "devices"), message=message)
         return
     if hardware.row is not None:
         yield Fault(path=("hardware", "row"), message="a row is of servers that do both phases: leave out pools, or row")

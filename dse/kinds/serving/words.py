@@ -55,10 +55,13 @@ def spelled(problem: Problem, point: Mapping[str, Any]) -> dict[str, Any]:
     bound = {**problem.scalars, **point}
     apart = int(bound.get("mode", 0)) == 1
     named: dict[str, Any] = {}
+    kinds = ("device", PREFILL + "device")  # told apart where they differ, also where neither was a choice
     if "device.domain" in point:
         named["domain"] = int(point["device.domain"])
     for symbol in ("device", PREFILL + "device", *SYMBOLS):
-        if symbol not in bound or (symbol.startswith(PREFILL) and (not apart or symbol not in point)):
+        if symbol not in bound or (symbol.startswith(PREFILL) and not apart):
+            continue
+        if symbol.startswith(PREFILL) and symbol not in point and (symbol != kinds[1] or bound[kinds[0]] == bound[kinds[1]]):
             continue
         value = bound[symbol]
         if symbol in problem.labels:
