@@ -15,7 +15,7 @@ from costmodels.serving.engine import engines
 from costmodels.serving.intervals import pairs
 from costmodels.serving.problem import serving_problem
 from costmodels.serving.replay import Replay, TooLong, replay
-from costmodels.serving.stack import find_serving_stack
+from costmodels.serving.stack import find_serving_stack, plans_ahead
 from costmodels.serving.static_batch import static_batch
 from costmodels.step_tables import StepTables
 from dse.serving_rows import ServingQuestion
@@ -97,11 +97,12 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         mixed=symbols["stack.mixed_steps"] > 0,
         chunked=chunked,
         whole_answer=symbols["stack.reserve_output"] > 0,
-        ahead=symbols["stack.schedules_ahead"] > 0,
+        ahead=bool(plans_ahead(symbols) > 0),
         overhead=symbols["stack.request_overhead"],
         shortest=shortest,
         longest=longest,
         compiling=symbols["stack.compile_blocks"] * symbols["block_scaled"] * (PRECISIONS[int(symbols["precision"])] == "fp8"),
+        intake=(symbols["stack.intake.request"], symbols["stack.intake.token"]),
         prefix_hit=symbols["prefix_hit"],
         steady=question.steady,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from costmodels.serving.intake import held_up, since_sent, waits
 from costmodels.simulation import Limits, Outcome, simulate
 from costmodels.step_tables import StepTables
 from spaces.columns import IntArray
@@ -22,7 +23,8 @@ class Replay:
     share steps with decoding; `whole_answer`: a request is admitted only where all of its answer fits; `ahead`: a step is
     planned while the one before it runs; `overhead` seconds between client and scheduler, part of the time to first token;
     `steady` drops the first and last tenth. Lengths are even between the shares `shortest` and `longest` of those
-    given. Those that start a closed loop wait `compiling` seconds for kernels of their shapes.
+    given. Those that start a closed loop wait `compiling` seconds for kernels of their shapes. A request, and each token of its
+    prompt, keep the front of a replica's attention group for the seconds of `intake`.
     """
 
     prompt: int
@@ -44,6 +46,7 @@ class Replay:
     shortest: float = 1.0
     longest: float = 1.0
     compiling: float = 0.0
+    intake: tuple[float, float] = (0.0, 0.0)
     prefix_hit: float = 0.0
     steady: bool = False
     seed: int = 0
@@ -151,7 +154,9 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
     else:
         gaps = np.random.default_rng(run.seed).exponential(1.0 / run.rate, count)
         requests = Requests(arrival=np.cumsum(gaps), prompt=prompt, output=output, known=known)
-    outcome: Outcome = simulate(tables, engine, requests, limits_of(run), replicas=run.replicas, log=False)
+    waited = waits(requests, run.intake[0] + run.intake[1] * prompt.astype(np.float64), run.replicas * run.attention_data)
+    asked = held_up(requests, waited)
+    outcome: Outcome = since_sent(simulate(tables, engine, asked, limits_of(run), replicas=run.replicas, log=False), waited)
     # requests that all end at once leave no middle to look at: then all of them count
     steady = run.steady and math.isfinite(outcome.token_throughput(steady=True))
     first, latency = outcome.mean("ttft", steady=steady), outcome.mean("latency", steady=steady)

@@ -15,9 +15,10 @@ import numpy as np
 from costmodels.metrics import CostModel, Metrics
 from costmodels.serving.capacity import capacity
 from costmodels.serving.engine import engines
+from costmodels.serving.intake import held_up, intake_seconds, since_sent, waits
 from costmodels.serving.pools import side, transfer_time
 from costmodels.serving.speculation import accepted_tokens
-from costmodels.serving.stack import find_serving_stack
+from costmodels.serving.stack import find_serving_stack, plans_ahead
 from costmodels.serving.statistics import Statistics, percentile_of
 from spaces.columns import Columns, FloatArray
 from spaces.problem import Problem
@@ -244,10 +245,14 @@ class _Servers:
         pools = self.pools[row]
         if asked.concurrency:  # a client's next request is as far from the scheduler as its last answer
             asked = dataclasses.replace(asked, turnaround=self.overhead)
-        if len(pools) == 2:
-            return simulate_disaggregated(pools[0], pools[1], asked, self.links[row])
         pool = pools[0]
-        return simulate(pool.tables, pool.engine, asked, pool.limits, replicas=pool.replicas, router="least-loaded")
+        waited = waits(asked, intake_seconds(self.problem.scalars, asked.prompt), pool.ranks)
+        asked = held_up(asked, waited)
+        if len(pools) == 2:
+            found = simulate_disaggregated(pools[0], pools[1], asked, self.links[row])
+        else:
+            found = simulate(pool.tables, pool.engine, asked, pool.limits, replicas=pool.replicas, router="least-loaded")
+        return since_sent(found, waited)
 
 
 def _pools(problem: Problem, points: Columns, context: int) -> list[Any]:
@@ -270,6 +275,7 @@ def _pools(problem: Problem, points: Columns, context: int) -> list[Any]:
     swaps = rows("preemption") > 0
     spare = np.maximum(held.host_memory - held.on_host - rows("kv_offload") * held.whole * held.tokens, 0.0)
     on_host = np.minimum(spare / np.maximum(held.token, 1e-3) / block, UNBOUNDED_BLOCKS).astype(int)
+    ahead = np.broadcast_to(plans_ahead(at), (points.n,)) > 0
     each = held.token / rows("device.host_link_bandwidth")  # every device moves its own part of a token over its own link
     found = []
     for i in range(points.n):
@@ -283,7 +289,7 @@ def _pools(problem: Problem, points: Columns, context: int) -> list[Any]:
             block_size=int(block[i]),
             reserve="whole" if whole[i] else "prompt",
             context=context,
-            ahead=bool(rows("stack.schedules_ahead")[i]),
+            ahead=bool(ahead[i]),
             preemption="swap" if swaps[i] else "recompute",
             host_blocks=int(on_host[i]),
             swap_time_per_token=float(each[i]),

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from costmodels.constants import DATA, UnknownStack, flat
 from spaces.blocks import GraphTraits
+from spaces.columns import Value
+from spaces.expressions import SymbolTable
 from spaces.facts import facts_in
 
 
@@ -46,6 +50,12 @@ class ServingStack:
         """The choices a person leaves out, on a device of that generation and so many bytes."""
         less = memory < self.lesser_below or generation in self.lesser_on
         return {**self.default, **self.lesser} if less else self.default
+
+
+def plans_ahead(at: SymbolTable) -> Value:
+    """Whether a step is planned while the one before it runs; servers leave that out where several stages hold batches of
+    their own (disable_overlap_schedule in SGLang's server_args.py, vllm/config, _executor_loop_pp of TensorRT-LLM)."""
+    return np.where(np.asarray(at["pipeline"]) > 1, 0.0, at["stack.schedules_ahead"])
 
 
 @cache

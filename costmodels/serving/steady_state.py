@@ -18,10 +18,11 @@ from costmodels.metrics import Metrics
 from costmodels.serving import load, waiting
 from costmodels.serving.capacity import Capacity, capacity
 from costmodels.serving.engine import engines
+from costmodels.serving.intake import intake_seconds
 from costmodels.serving.intervals import interval
 from costmodels.serving.operating_cost import joules_per_second, price_per_second
 from costmodels.serving.speculation import verified_tokens
-from costmodels.serving.stack import find_serving_stack
+from costmodels.serving.stack import find_serving_stack, plans_ahead
 from costmodels.step_tables import Batch, StepTables, parts_of
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
 from spaces.problem import Problem
@@ -149,7 +150,8 @@ def work_of(at: Bindings, engine: IntArray) -> load.Work:
         acceptance=_rows(at["acceptance"], k),
         draft_share=_rows(at["draft_share"], k),
         overhead=_rows(at["stack.request_overhead"], k),
-        ahead=_rows(at["stack.schedules_ahead"], k),
+        intake=_rows(intake_seconds(at, tokens), k),
+        ahead=_rows(plans_ahead(at), k),
         groups=_rows(at["attention_data"], k),
     )
 
@@ -259,20 +261,22 @@ def _open(states: States, row: IntArray, rate: FloatArray, most: FloatArray, une
     """Poisson arrivals at `rate` a second on one batch of at most `most` requests."""
     assert states.open_ is not None
     curve, work = states.open_, states.work
+    stages, groups = states.tables.stages[work.engine[row]], work.groups[row]
     highest = load.at(curve, row, *load.place_of(curve.running, row, most), "rate") / uneven
+    highest = np.minimum(highest, 1.0 / np.maximum(work.intake[row] * stages, 1e-9))
     carried = np.minimum(rate, highest)
     left, share = load.place_of(curve.rate, row, carried * uneven)
     v = {name: load.at(curve, row, left, share, name) for name in load.Curve.__slots__}
     few = np.minimum(carried * uneven / curve.rate[row, 0], 1.0)  # below one running request: as lonely, and rarer
     running = np.minimum(v["running"] * few, most)
     fits = (work.budget[row] - np.where(work.mixed[row] > 0, running, 0.0)) / work.prompt[row]
-    stages, groups = states.tables.stages[work.engine[row]], work.groups[row]
     first = waiting.open_loop(carried, v["decode"], v["added"], v["service"], fits, work.mixed[row], stages)
     long = v["decode"] + (v["step"] - v["decode"]) / v["loaded"]
     chunks = np.maximum(v["service"] / long, 1.0)
     share_loaded = np.where(groups > 1, load.loaded_share(carried, v["decode"], long, chunks, groups), v["loaded"] * few)
     together = waiting.lockstep(carried, v["decode"], share_loaded, long - v["decode"], v["service"], fits)
     first = np.where(groups > 1, together, first) + work.overhead[row]
+    first = first + waiting.front(carried * stages, work.intake[row])
     first = first + work.ahead[row] * few * v["step"]  # the step planned before it came
     lonely = few * (v["step"] - v["decode"])
     step = v["decode"] + np.where((groups > 1) & (few < 1), share_loaded * (long - v["decode"]), lonely)
@@ -294,6 +298,7 @@ def _closed(states: States, row: IntArray, together: FloatArray, most: FloatArra
     cohorts = np.maximum(inside / v["shared"], 1.0)
     first_round = waiting.burst(inside, v["shared"], v["service"], v["added"], mixed)
     steady = np.where(mixed > 0, v["service"], first_round)
+    held = np.maximum(together * states.tables.stages[work.engine[row]] - 1.0, 0.0) * work.intake[row]
     others = np.where(mixed > 0, (cohorts - 1.0) * v["added"] * v["shared"], 0.0)
     lives = np.maximum(work.output[row] - 1.0, load.LEAST)
     round_ = (steady + (work.output[row] - 1.0) * v["decode"] * v["token"] / v["step"] + others) * uneven
@@ -302,10 +307,10 @@ def _closed(states: States, row: IntArray, together: FloatArray, most: FloatArra
     each = with_prompts * v["service"] + (1.0 - with_prompts) * v["decode"]
     wait = np.maximum(each - work.overhead[row], 0.0) + work.ahead[row] * each
     steady = steady + np.minimum(cohorts - 1.0, 1.0) * wait
-    rate = inside / (round_ + work.overhead[row])
+    rate = inside / (round_ + work.overhead[row] + held / ROUNDS)
     queued = np.maximum(together - inside, 0.0) / rate
     token = np.where(work.output[row] > 1, (round_ - steady * uneven) / lives, v["token"] * uneven)
-    first = (first_round + (ROUNDS - 1.0) * steady) / ROUNDS + queued + work.overhead[row]
+    first = (first_round + held + (ROUNDS - 1.0) * steady) / ROUNDS + queued + work.overhead[row]
     return _Served(inside, token, v["decode"], first, rate, rate, np.full(len(row), -1.0))
 
 

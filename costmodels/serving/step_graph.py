@@ -102,7 +102,10 @@ def token_calls(architecture: Architecture, stack: ServingStack, at: Bindings, t
         yield from (_repeated(call, count) for call in (*layer, _gaps(layer, local, parts)))
     yield from _stream(stack, "embedding", tokens, local["hidden"])
     yield reduction(local, local["tensor"], tokens * 2.0 * local["hidden"], times=local["stack.embedding_sharded"])
-    yield send(local, tokens * 2.0 * local["hidden"], local["pipeline"] - 1)
+    # the stream and what is added to it are sent apart (fused_add_rms_norm leaves them so)
+    yield send(local, tokens * 2.0 * local["hidden"], 2.0 * (np.asarray(local["pipeline"], np.float64) - 1.0))
+    stages = np.where(np.asarray(local["pipeline"]) > 1, np.asarray(local["pipeline"], np.float64), 0.0)
+    yield Call(op="", floor=stages * local["stack.pipeline.stage"] + stages**2 * local["stack.pipeline.ring"])
 
 
 def _gaps(layer: Sequence[Call], local: Local, parts: Mapping[str, bool]) -> Call:

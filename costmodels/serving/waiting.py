@@ -69,6 +69,12 @@ def admission(running: FloatArray, most: FloatArray, stay: FloatArray) -> FloatA
     return np.asarray(load ** (np.sqrt(2.0 * (places + 1.0)) - 1.0) / (places * (1.0 - load)) * stay / 2.0)
 
 
+def front(rate: FloatArray, seconds: FloatArray) -> FloatArray:
+    """Mean seconds that a request waits for others to be taken in, `rate` a second at `seconds` each (M/D/1), (n,)."""
+    busy = np.clip(rate * seconds, 0.0, _FULL)
+    return np.asarray(seconds * busy / (2.0 * (1.0 - busy)))
+
+
 def overload(rate: FloatArray, highest: FloatArray) -> FloatArray:
     """Mean seconds waited over an hour in which more requests come than can be served, (n,)."""
     return np.asarray(HOUR / 2.0 * np.maximum(1.0 - highest / np.maximum(rate, 1e-300), 0.0))

@@ -9,7 +9,7 @@ from costmodels.serving.capacity import capacity
 from costmodels.serving.engine import engines
 from costmodels.serving.problem import serving_problem
 from costmodels.serving.replay import Replay, replay
-from costmodels.serving.stack import find_serving_stack
+from costmodels.serving.stack import find_serving_stack, plans_ahead
 from costmodels.serving.steady_state import ServingModel
 from spaces.architecture import find
 from spaces.columns import Columns
@@ -67,8 +67,9 @@ def test_steady_state_is_what_simulation_finds(case: str, lengths: tuple[int, in
         mixed=bound["stack.mixed_steps"] > 0,
         chunked=bound["stack.chunked"] > 0,
         whole_answer=bound["stack.reserve_output"] > 0,
-        ahead=bound["stack.schedules_ahead"] > 0,
+        ahead=bool(plans_ahead(bound) > 0),
         overhead=bound["stack.request_overhead"],
+        intake=(bound["stack.intake.request"], bound["stack.intake.token"]),
         steady=True,
     )
     found = replay(tables, int(engine[0]), run)

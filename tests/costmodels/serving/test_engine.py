@@ -10,7 +10,7 @@ from costmodels.kernel_models.protocol import KernelTime
 from costmodels.kernel_models.registry import find_kernel_model
 from costmodels.serving.engine import CACHED, OUTSIDE, TOKENS, engines, kv_capacity
 from costmodels.serving.problem import serving_problem, serving_symbols
-from costmodels.serving.stack import find_serving_stack, serving_stack_names
+from costmodels.serving.stack import find_serving_stack, plans_ahead, serving_stack_names
 from costmodels.serving.step_graph import Local, experts_touched
 from costmodels.step_tables import Batch, StepTables, step_time
 from spaces.architecture import find
@@ -164,3 +164,25 @@ def test_tables_of_a_forgotten_kernel_model_are_never_taken_for_anothers() -> No
     problem, columns = problem_of(), columns_of(tensor=[1.0])
     found = [float(engines(problem, columns, Slowed(factor))[0].token_time[0, 0]) for factor in (1.0, 2.0, 4.0, 8.0)]
     assert found == sorted(set(found))
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_stages_that_wait_for_each_other_lengthen_every_step(stages: int) -> None:
+    """A ring: each of p batches in flight waits for all p stages; a chain: for each stage once."""
+    fixed = {"devices": stages, "input_tokens": 1000, "output_tokens": 100, "pipeline": stages}
+    batch = Batch(decode_requests=8.0, decode_kv=8000.0)
+
+    def seconds(ring: float, stage: float) -> float:
+        own = {**fixed, "stack.pipeline.ring": ring, "stack.pipeline.stage": stage}
+        bound = serving_problem(find("llama-3.1-8b"), "sglang", find_device("H100"), own)
+        tables, row = engines(bound, Columns.from_values({"tensor": np.array([1])}))
+        return float(step_time(tables, row, batch)[0])
+
+    alone = seconds(0.0, 0.0)
+    assert seconds(1e-3, 0.0) - alone == pytest.approx(stages**2 * 1e-3, rel=0.02)
+    assert seconds(0.0, 1e-3) - alone == pytest.approx(stages * 1e-3, rel=0.02)
+
+
+def test_pipelines_plan_no_step_ahead() -> None:
+    at = {"stack.schedules_ahead": 1.0, "pipeline": np.array([1, 2, 4])}
+    assert np.array_equal(plans_ahead(at), [1.0, 0.0, 0.0])
