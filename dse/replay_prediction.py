@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from costmodels.calibration.replay import MEASURES, PERCENTILES
-from costmodels.serving.intervals import pairs
+from costmodels.serving.intervals import pairs, sides
 from costmodels.serving.pools import PooledServingModel
 from costmodels.serving.problem import serving_problem
 from costmodels.serving.simulated import serve
@@ -112,7 +112,6 @@ def expected(against: Against, requests: Requests) -> Expected:
 
 def _around(stack: str, generation: str, name: str, value: float) -> tuple[float, float, float]:
     """A figure with its interval of 90 %."""
-    sides = pairs(stack, generation)
-    low, high = (float(sides[s]) for s in (("first_low", "first_high") if name.startswith("ttft") else ("low", "high")))
-    low, high = (1.0 / high, 1.0 / low) if name == "throughput" else (low, high)
+    prefix = "first_" if name.startswith("ttft") else "rate_" if name == "throughput" else ""
+    low, high = sides(pairs(stack, generation), prefix)
     return value, value * low, value * high if math.isfinite(value) else math.nan

@@ -12,7 +12,7 @@ import numpy as np
 from costmodels.metrics import Evidence
 from costmodels.serving.capacity import Capacity, capacity
 from costmodels.serving.engine import engines
-from costmodels.serving.intervals import pairs
+from costmodels.serving.intervals import pairs, sides
 from costmodels.serving.problem import serving_problem
 from costmodels.serving.replay import Replay, TooLong, replay
 from costmodels.serving.stack import find_serving_stack, plans_ahead
@@ -150,8 +150,7 @@ def _cells(question: ServingQuestion, served: _Served, held: Capacity, i: int) -
         return {"error": served.error or "the run gives no finite prediction for this plan", "assumptions": notes}
     cells: dict[str, Any] = {}
     for name, number in value.items():
-        low, high = (float(around[side]) for side in (("first_low", "first_high") if name == "ttft_s" else ("low", "high")))
-        low, high = (1.0 / high, 1.0 / low) if name == RATE else (low, high)
+        low, high = sides(around, "first_" if name == "ttft_s" else "rate_" if name == RATE else "")
         cells |= {name: f"{number:.9g}", f"{name}_low": f"{number * low:.9g}", f"{name}_high": f"{number * high:.9g}"}
     groups = question.symbols["attention_data"]
     if question.static:

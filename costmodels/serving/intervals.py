@@ -16,6 +16,7 @@ from spaces.facts import facts_in
 from spaces.problem import Problem
 
 EXACT = frozenset({"devices", "rated_power", "kv_capacity", "kv_headroom", "running_requests", "request_rate", "highest_rate"})
+_OVER_RATE = frozenset({"price_per_million_tokens", "energy_per_token"})
 _MEMORY = (0.97, 1.05)
 
 
@@ -27,9 +28,16 @@ def table() -> dict[str, Any]:
 
 
 def pairs(stack: str, generation: str) -> dict[str, Any]:
-    """`low`, `high` of times, `first_low`, `first_high` of times to first token, and their evidence."""
+    """`low`, `high` of times, `first_...` of times to first token, `rate_...` of one over rates, and their evidence."""
     found = table().get(stack, {}).get(generation) or table()["default"]
-    return dict(found)
+    entry = dict(found)
+    return {"rate_low": entry["low"], "rate_high": entry["high"], **entry}
+
+
+def sides(around: Mapping[str, Any], prefix: str) -> tuple[float, float]:
+    """(low, high) factors of a figure whose names begin with `prefix`: of a rate itself, where that is `rate_`."""
+    low, high = float(around[f"{prefix}low"]), float(around[f"{prefix}high"])
+    return (1.0 / high, 1.0 / low) if prefix == "rate_" else (low, high)
 
 
 def interval(
@@ -40,7 +48,7 @@ def interval(
     generation = np.broadcast_to(np.asarray(at.get("generation", 0)), (at.n,)).astype(np.int64)
     found = [pairs(problem.stack, name) for name in names]
     factor = {
-        side: np.array([float(p[side]) for p in found])[generation] for side in ("low", "high", "first_low", "first_high")
+        prefix: np.array([sides(p, prefix) for p in found]).reshape(-1, 2)[generation].T for prefix in ("", "first_", "rate_")
     }
     low: dict[str, FloatArray] = {}
     high: dict[str, FloatArray] = {}
@@ -49,10 +57,12 @@ def interval(
             low[metric], high[metric] = array, array
         elif metric == "memory":
             low[metric], high[metric] = array * _MEMORY[0], array * _MEMORY[1]
-        elif metric in MAXIMISED:
-            low[metric], high[metric] = array / factor["high"], array / factor["low"]
+        elif metric in _OVER_RATE:
+            below, above = factor["rate_"]
+            low[metric], high[metric] = array / above, array / below
         else:
-            prefix = "first_" if metric == "ttft" else ""
-            low[metric], high[metric] = array * factor[f"{prefix}low"], array * factor[f"{prefix}high"]
+            prefix = "rate_" if metric in MAXIMISED else "first_" if metric == "ttft" else ""
+            below, above = factor[prefix]
+            low[metric], high[metric] = array * below, array * above
     evidence = np.array([int(Evidence[str(p["evidence"]).upper()]) for p in found], np.int8)[generation]
     return low, high, evidence

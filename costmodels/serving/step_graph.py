@@ -17,6 +17,7 @@ import numpy as np
 
 from costmodels.block_table import graphs
 from costmodels.constants import DATA
+from costmodels.kernels import smooth_max
 from costmodels.serving.calls import Call
 from costmodels.serving.exchanges import expert_exchange, reduction, send
 from costmodels.serving.formats import block_scaled_time, cache_bytes, compute_format, dequantised_share, weight_bytes
@@ -263,10 +264,21 @@ def _grouped(op: Operator, graph: Graph, local: Local) -> Iterator[Call]:
     reads = op.reads[0][1]
     n = sum(graph.elements([d for d in t.dims if d not in reads], PLACEMENT).evaluate(local) for t in op.writes)
     k = graph.elements(op.contracted, PLACEMENT).evaluate(local)
-    # whole groups, and rows filled up to what the smallest tile takes in
+    # whole groups, and rows filled up to whole tiles: routed at random, half a tile more than the mean
     groups = np.maximum(np.round(experts_touched(local)), 1.0)
-    rows = np.ceil(np.maximum(assignments(local) / groups, 1.0) / _ROWS) * _ROWS
-    yield _product(local, rows, n, k, groups, quantised=True, slower=local["stack.expert_time"], experts=True)
+    few = np.asarray(local.tokens * local["attention_data"]) <= np.asarray(local["experts"])
+    tile: Value = np.where(few, local["stack.expert_tile.fewer"], local["stack.expert_tile.more"])
+    mean = np.maximum(assignments(local) / groups, 1.0)
+    rows = np.where(tile > _ROWS, np.maximum(mean + (tile - 1.0) / 2.0, tile), np.ceil(mean / _ROWS) * _ROWS)
+    call = _product(local, rows, n, k, groups, quantised=True, slower=local["stack.expert_time"], experts=True)
+    share = local.at.get("kernel.grouped.tile", 0.0)
+    fed = np.where(tile > _ROWS, column(share), 0.0)  # of the matrix peak, what the cache feeds to so small tiles
+    if not np.any(fed > 0):
+        yield call
+        return
+    rate = np.maximum(local["device.matrix_flops.bf16"], local["device.matrix_flops.fp16"]) * np.maximum(fed, 1e-9)
+    floor = np.where(fed > 0, 2.0 * rows * n * k * groups / rate, 0.0)
+    yield Call(op=call.op, shape=call.shape, times=call.times, floor=smooth_max(call.floor, floor), cap=call.cap)
 
 
 def _stream(stack: ServingStack, named: str, rows: Value, width: Value) -> Iterator[Call]:
