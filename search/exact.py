@@ -23,6 +23,7 @@ from search.spreading import Errand, Spread
 from search.store import Ledger
 from search.visiting import Hopeless, Task
 from spaces.columns import Columns
+from spaces.listing import Listing
 from spaces.problem import Problem
 from spaces.space import Space
 
@@ -81,7 +82,7 @@ def search(
             names = tuple(axis.name for axis in space.axes)
             spread = Spread(
                 space=space,
-                errand=Errand(task, none, names, top, sample, seed, rows),
+                errand=Errand(task, Listing.of(space), none, names, top, sample, seed, rows),
                 executor=executor or Serial(),
                 ledger=ledger,
                 state=state,

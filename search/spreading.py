@@ -15,7 +15,8 @@ from search.packing import packed, unpacked
 from search.result import Progress
 from search.store import Ledger
 from search.visiting import Hopeless, Task
-from spaces.space import Slice, Space, slices
+from spaces.listing import Listing
+from spaces.space import Space
 
 _GRAIN = 1 << 18  # points of a batch, and of most slices: every batch makes the tables of the model's parts anew
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
@@ -30,6 +31,7 @@ class Errand:
     """What a worker does with a slice; it travels to each worker once."""
 
     task: Task
+    listing: Listing
     none: Points
     axes: tuple[str, ...]
     top: int
@@ -37,27 +39,35 @@ class Errand:
     seed: int
     rows: int
 
-    def __call__(self, chunk: tuple[Slice, float]) -> Found:
-        """The state after the slice alone; sample keys from the given one on are known to be of no use."""
-        part, below = chunk
+    def __call__(self, chunk: Slice) -> Found:
+        """The state after the slice alone."""
         processor = time.process_time()
         state = State.empty(self.none, len(self.task.objectives), self.top, self.sample)
-        state = replace(state, reservoir=replace(state.reservoir, below=below))
+        state = replace(state, reservoir=replace(state.reservoir, below=chunk.below))
         bits = np.random.PCG64(self.seed)
-        bits.advance(part.start)
+        bits.advance(chunk.start)
         random = np.random.Generator(bits)
-        offset = part.start
+        offset = chunk.start
         hopeless = ""
         try:
-            for batch in part.batches(self.none.columns.levels, self.axes, self.rows):
-                patient = part.start > 0  # only who starts the space may give up
+            for batch in self.listing.batches(chunk.start, chunk.n, self.none.columns.levels, self.axes, self.rows):
+                patient = chunk.start > 0  # only who starts the space may give up
                 visit = self.task.visit(batch, state, None, offset, patient)
                 state = state.after(visit, random.random(batch.n)[visit.places])
         except Hopeless as error:
             hopeless = str(error)
         return Found(
-            start=part.start, n=part.n, state=packed(state), cpu_s=time.process_time() - processor, hopeless=hopeless
+            start=chunk.start, n=chunk.n, state=packed(state), cpu_s=time.process_time() - processor, hopeless=hopeless
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """`n` consecutive points of the space from number `start` on; sample keys from `below` on are known to be of no use."""
+
+    start: int
+    n: int
+    below: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,24 +140,22 @@ class Spread:
             results.close()
             self.state = replace(self.state, reservoir=samples.joined())
 
-    def _chunks(self, known: Mapping[int, int]) -> Iterator[tuple[Slice, float]]:
-        """The slices that are not known, each with the sample key from which on none is of use."""
+    def _chunks(self, known: Mapping[int, int]) -> Iterator[Slice]:
+        """The slices that are not known: by measured cost, up to the next on record."""
         starts = np.array(sorted(known), np.int64)
         size, hands = self.space.size(), self.executor.hands
-
-        def wanted(start: int) -> int:
-            """Points of the slice that starts here: as on record, or by measured cost up to the next on record."""
+        start = 0
+        while start < size:
             if start in known:
-                return known[start]
+                start += known[start]
+                continue
             after = int(np.searchsorted(starts, start))
             until = int(starts[after]) if after < len(starts) else size
             # smaller towards the end, so that workers end together; a single one has nobody to wait for
             share = max(_LEAST, (size - start) // (_SHARES * hands)) if hands > 1 else size
-            return max(1, min(_chunk(self._cost), share, until - start))
-
-        for part in slices(self.space, wanted):
-            if part.start not in known:
-                yield part, np.inf if self._samples is None else self._samples.below
+            n = max(1, min(_chunk(self._cost), share, until - start))
+            yield Slice(start=start, n=n, below=np.inf if self._samples is None else self._samples.below)
+            start += n
 
 
 def _chunk(cost: float) -> int:

@@ -126,72 +126,12 @@ class Space:
         """Legal partial choices of the first `depth` axes, codes of shape (depth, m): how a space is split among workers."""
         axes = self.axes[:depth]
         found = list(_joined(axes, _count(axes).split(), 1 << 17))
-        return np.concatenate(found, axis=1) if found else np.empty((len(axes), 0), _code_type(axes))
+        return np.concatenate(found, axis=1) if found else np.empty((len(axes), 0), code_type(axes))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Slice:
-    """`n` consecutive points from the ordinal `start` on, as choices already made: it holds no rule and can travel.
-
-    Each of `runs` is (prefixes, counts, offsets, tails): prefix i stands beside `counts[i]` columns of tails from `offsets[i]`.
-    """
-
-    start: int
-    n: int
-    runs: tuple[tuple[CodeArray, IntArray, IntArray, CodeArray], ...]
-
-    def batches(self, levels: Mapping[str, tuple[str, NDArray[Any]]], axes: tuple[str, ...], rows: int) -> Iterator[Columns]:
-        """Its points in order, in batches of `rows`; `levels` and the names of the `axes` are those of the space."""
-        pieces = (piece for run in self.runs for piece in _join(*run, rows))
-        for codes in _blocks(pieces, rows):
-            yield Columns(n=codes.shape[1], codes=dict(zip(axes, codes, strict=True)), levels=levels)
-
-
-def slices(space: Space, wanted: Callable[[int], int]) -> Iterator[Slice]:
-    """The whole space in order, cut into slices of `wanted(start)` points, at least one; the last may be shorter."""
-    start = held = 0
-    size = 0
-    runs: list[tuple[CodeArray, IntArray, IntArray, CodeArray]] = []
-    for prefixes, counts, offsets, tails in _runs(space):
-        ends = np.cumsum(counts)
-        at, total = 0, int(ends[-1]) if len(ends) else 0
-        while at < total:
-            size = size or max(1, wanted(start))
-            stop = min(total, at + size - held)
-            runs.append(_part(prefixes, counts, offsets, tails, ends, at, stop))
-            held, at = held + stop - at, stop
-            if held == size:
-                yield Slice(start, held, tuple(runs))
-                start, held, size, runs = start + held, 0, 0, []
-    if held:
-        yield Slice(start, held, tuple(runs))
-
-
-def _runs(space: Space) -> Iterator[tuple[CodeArray, IntArray, IntArray, CodeArray]]:
-    """Blocks of prefixes with their completions, in order."""
-    split = _count(space.axes).split()
-    completions = _Completions(space.axes, split)
-    for prefixes in _prefixes(space.axes, np.zeros((0, 1), _code_type(space.axes)), split, 1 << 17):
-        for start in range(0, prefixes.shape[1], _BLOCK):
-            block = prefixes[:, start : start + _BLOCK]
-            yield (block, *completions.of(block))
-
-
-def _part(
-    prefixes: CodeArray, counts: IntArray, offsets: IntArray, tails: CodeArray, ends: IntArray, start: int, stop: int
-) -> tuple[CodeArray, IntArray, IntArray, CodeArray]:
-    """Points `start` to `stop` of a run, with only those tails that they use."""
-    first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-    inside = slice(int(first), int(last) + 1)
-    skipped = start - (ends[inside] - counts[inside])
-    skipped = np.maximum(skipped, 0)
-    kept = np.minimum(ends[inside], stop) - (ends[inside] - counts[inside]) - skipped
-    begins, index = np.unique(offsets[inside] + skipped, return_inverse=True)
-    most = np.zeros(len(begins), np.int64)
-    np.maximum.at(most, index, kept)
-    places = np.cumsum(most) - most
-    columns = np.arange(int(most.sum())) + np.repeat(begins - places, most)
-    return prefixes[:, inside], kept, places[index], tails[:, columns]
+def split_of(space: Space) -> int:
+    """The depth at which choices of the first axes are best joined to the completions of the others."""
+    return _count(space.axes).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,14 +221,19 @@ def legal_extensions(
     away, every row `times` over.
     """
     axis = axes[depth]
-    step = max(1, _CELLS // max(len(axis.values), 1))
+    few, lost_alone, rules = _by_values_alone(axes, depth)
+    if removed is not None and times is not None and len(times):
+        for reason, count in lost_alone:
+            removed[axis.name, reason] = removed.get((axis.name, reason), 0) + count * int(times.sum())
+    values = axis.values[None, few]
+    step = max(1, _CELLS // max(len(few), 1))
     parents: list[IntArray] = []
     choices: list[IntArray] = []
     for start in range(0, n, step):
         part = {i: codes[start : start + step] for i, codes in chosen.items()}
-        mask = np.ones((min(step, n - start), len(axis.values)), np.bool_)
-        for reason, rule in axis.rules:
-            allowed = rule(_Chosen(axes, part), axis.values[None, :])
+        mask = np.ones((min(step, n - start), len(few)), np.bool_)
+        for reason, rule in rules:
+            allowed = rule(_Chosen(axes, part), values)
             if removed is not None and times is not None:
                 lost = (mask & ~allowed).sum(axis=1)
                 key = (axis.name, reason)
@@ -297,8 +242,28 @@ def legal_extensions(
             mask &= allowed
         parent, choice = np.nonzero(mask)
         parents.append(parent + start)
-        choices.append(choice)
+        choices.append(few[choice])
     return (np.concatenate(parents), np.concatenate(choices)) if parents else (np.empty(0, np.int64),) * 2
+
+
+@lru_cache(maxsize=256)
+def _by_values_alone(
+    axes: tuple[Axis, ...], depth: int
+) -> tuple[IntArray, tuple[tuple[str, int], ...], tuple[tuple[str, Rule], ...]]:
+    """What the first rules of an axis say that read no earlier choice: the levels that they leave, how many each took by
+    reason, and the rules that come after them."""
+    axis = axes[depth]
+    few = np.arange(len(axis.values))
+    lost: list[tuple[str, int]] = []
+    for at, (reason, rule) in enumerate(axis.rules):
+        watched, allowed = _watched(axes, depth, rule, axis.values[None, few])
+        if watched:
+            return few, tuple(lost), axis.rules[at:]
+        kept = np.broadcast_to(allowed, (1, len(few)))[0]
+        if not kept.all():
+            lost.append((reason, int(np.count_nonzero(~kept))))
+        few = few[kept]
+    return few, tuple(lost), ()
 
 
 def contexts_read(axes: tuple[Axis, ...]) -> list[tuple[int, ...]]:
@@ -312,16 +277,19 @@ def contexts_read(axes: tuple[Axis, ...]) -> list[tuple[int, ...]]:
 
 
 def _reads(axes: tuple[Axis, ...], depth: int) -> set[int]:
-    """The earlier axes that the rules of one axis read, found by watching them."""
-    first = {i: np.zeros(min(len(axes[i].values), 1), np.int32) for i in range(depth)}
-    watched = _Chosen(axes, first)
-    for _, rule in axes[depth].rules:
-        with np.errstate(all="ignore"):
-            rule(watched, axes[depth].values[None, :])
-    return watched.read
+    """The earlier axes that the rules of one axis read."""
+    return set().union(*(_watched(axes, depth, rule, axes[depth].values[None, :])[0] for _, rule in axes[depth].rules))
 
 
-def _code_type(axes: tuple[Axis, ...]) -> type[np.int16] | type[np.int32]:
+def _watched(axes: tuple[Axis, ...], depth: int, rule: Rule, values: Value) -> tuple[set[int], Value]:
+    """The earlier axes that a rule reads, found by watching it, and what it says of the first choices."""
+    watched = _Chosen(axes, {i: np.zeros(min(len(axes[i].values), 1), np.int32) for i in range(depth)})
+    with np.errstate(all="ignore"):
+        said = rule(watched, values)
+    return watched.read, said
+
+
+def code_type(axes: tuple[Axis, ...]) -> type[np.int16] | type[np.int32]:
     """The narrower integer that numbers the levels of every axis."""
     return np.int16 if all(len(axis.values) < 1 << 15 for axis in axes) else np.int32
 
@@ -329,14 +297,14 @@ def _code_type(axes: tuple[Axis, ...]) -> type[np.int16] | type[np.int32]:
 def _joined(axes: tuple[Axis, ...], split: int, rows: int) -> Iterator[CodeArray]:
     """Code matrices (axes, m ≤ rows) of all legal points in order: prefixes of `split` axes joined to their completions."""
     completions = _Completions(axes, split)
-    for prefixes in _prefixes(axes, np.zeros((0, 1), _code_type(axes)), split, rows):
+    for prefixes in _prefixes(axes, np.zeros((0, 1), code_type(axes)), split, rows):
         for start in range(0, prefixes.shape[1], _BLOCK):
             block = prefixes[:, start : start + _BLOCK]
             counts, offsets, tails = completions.of(block)
-            yield from _join(block, counts, offsets, tails, rows)
+            yield from completed(block, counts, offsets, tails, rows)
 
 
-def _join(
+def completed(
     prefixes: CodeArray, counts: IntArray, offsets: IntArray, tails: CodeArray, rows: int
 ) -> Iterator[CodeArray]:
     """Each prefix beside the `counts` completions that start at column `offsets` of `tails`, at most `rows` at a time."""
@@ -386,7 +354,7 @@ class _Completions:
         self._known.clear()
         self._counts = np.empty(0, np.int64)
         self._offsets = np.empty(0, np.int64)
-        self._tails = np.empty((len(self._axes) - self._split, 0), _code_type(self._axes))
+        self._tails = np.empty((len(self._axes) - self._split, 0), code_type(self._axes))
 
     def of(self, prefixes: CodeArray) -> tuple[IntArray, IntArray, CodeArray]:
         """For each prefix how many completions it has and the column where they start; and all completions."""

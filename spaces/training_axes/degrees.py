@@ -71,11 +71,11 @@ def data(scope: Scope) -> Axis:
     return axis_of(
         "data",
         scope.levels("data", every),
+        ("global batch not divisible by data", lambda _, d: scope.global_batch % d == 0),
         (
             "tensor·context·pipeline·data is not the number of devices",
             lambda x, d: x["tensor"] * x["context"] * x["pipeline"] * d == x["devices"],
         ),
-        ("global batch not divisible by data", lambda _, d: scope.global_batch % d == 0),
     )
 
 

@@ -15,9 +15,8 @@ from search.execution import Executor, ExecutorError, Serial
 from search.executors import executor
 from search.local import Local
 from search.on_ray import OnRay
-from spaces.space import slices
 from tests.search.errands import always_dies, dawdles_once, killed_once, raises
-from tests.search.test_exact import DEVICES, MEMORY, PROBLEM, SPEED, TIME, Toy, keys, points_of, space_of
+from tests.search.test_exact import DEVICES, MEMORY, PROBLEM, SPEED, TIME, Toy, keys, space_of
 
 
 def told(result: Result) -> tuple[object, ...]:
@@ -53,15 +52,6 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch, model: Toy, size
     asked = (space_of(), model, PROBLEM, (TIME, MEMORY, SPEED))
     alone = search(*asked, sample=20, seed=3)
     assert told(search(*asked, sample=20, seed=3, executor=Serial())) == told(alone)
-
-
-@pytest.mark.parametrize("size", [1, 5, 64, 10_000])
-def test_slices_hold_the_space_in_order(size: int) -> None:
-    space = space_of()
-    names = tuple(axis.name for axis in space.axes)
-    parts = list(slices(space, lambda _: size))
-    assert [part.start for part in parts] == list(range(0, space.size(), size))
-    assert [key for part in parts for b in part.batches(space.levels, names, 9) for key in keys(b)] == points_of(space)
 
 
 @pytest.mark.parametrize("kind", ["one", "two", "ray"])
