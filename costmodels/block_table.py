@@ -6,7 +6,7 @@ A space of millions of plans holds a few thousand distinct block shapes; each is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
@@ -92,7 +92,7 @@ class Known:
         """Tabulate all blocks of the problem's model for the given points."""
         # sharded parameters have narrower gradients and need no autocast
         sharding = frozenset() if stack.numbers["stack.memory.persistent_gradients"] else {"zero_stage"}
-        combinations, index = distinct(points, frozenset(points.levels) - (PLAN_ONLY - sharding))
+        combinations, index = distinct(_without_counts(problem, points), frozenset(points.levels) - (PLAN_ONLY - sharding))
         graphs_ = blocks_of(graphs(problem.architecture, stack.traits))
 
         def evaluated(cost: Callable[..., Cost], kind: type[Cost]) -> Callable[[Columns], Cost]:
@@ -104,6 +104,20 @@ class Known:
         cost = partial(block_time, times=kernel_times(problem))
         time, later = self.found(problem, combinations, BlockTime, evaluated(cost, BlockTime))
         return BlockTable(time, memory, place[index], later[index])
+
+
+def _without_counts(problem: Problem, points: Columns) -> Columns:
+    """The points with one count of devices for all that fit a scale-up domain and one for all that do not.
+
+    A block is told no more of the devices by the group's links (`costmodels.block.links_of`).
+    """
+    axis, counts = points.levels.get("devices", ("", np.empty(0)))
+    if len(counts) < 2 or sum(other == axis for other, _ in points.levels.values()) > 1:
+        return points
+    code = points.codes[axis]
+    beyond = counts[code] > np.asarray(problem.at(points)["device.domain"])
+    few = np.where(beyond, np.argmax(counts), np.argmin(counts)).astype(code.dtype)
+    return replace(points, codes={**points.codes, axis: few})
 
 
 class _Rows(Generic[Record]):

@@ -93,7 +93,7 @@ def activation_memory(
     per_layer = np.divide(kept, layers, out=np.zeros_like(kept), where=layers > 0)
     alone = pipeline == 1
     positions = np.stack([0 * pipeline, np.minimum(1, pipeline - 1), pipeline - 1])
-    flights = np.stack([in_flight(at["schedule"], pipeline, virtual, microbatches, index) / virtual for index in positions])
+    flights = in_flight(at["schedule"], pipeline, virtual, microbatches, positions) / virtual
     entry = np.zeros_like(kept)
     entry[FIRST] = blocks.kept[kinds, 0][combination]
     entry[LAST] = np.where(alone, entry[FIRST], 0.0)

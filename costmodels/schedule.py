@@ -128,9 +128,7 @@ def in_flight(
     with g = `group_size` (Narayanan 2021 §2.2, Korthikanti 2022 §4.2.3); ZB-H1 min(m, p) on every stage: p − i of them whole, i
     of them only what their weight gradients need (Qi 2023, table 1); DualPipe p + 1 (DeepSeek-V3 2024, table 2).
     """
-    code, p, v, m, i = np.broadcast_arrays(
-        *(np.asarray(x, dtype=np.int64) for x in (schedule, pipeline, virtual, microbatches, stage_index))
-    )
+    code, p, v, m, i = (np.asarray(x, dtype=np.int64) for x in (schedule, pipeline, virtual, microbatches, stage_index))
     chunks = np.where((code == Schedule.INTERLEAVED) | (code == Schedule.GPIPE), v, 1)
     plain = np.minimum(m, p - i)
     warm = 2 * (p - i - 1) + (v - 1) * group_size(p, m) + 1

@@ -130,6 +130,9 @@ PARAMETERS_ONLY = frozenset({"zero_stage", "shard_degree", "offload"})
 MICROBATCH_ONLY = frozenset({"micro_batch", "sequence_parallel", "schedule", "recompute", "recompute_layers"})
 """Symbols that parameters, their reduction and the optimizer do not depend on."""
 
+TIME_ONLY = frozenset({"rank_order"})
+"""Symbols that no memory depends on."""
+
 
 def parameters_only(problem: Problem, points: Columns) -> frozenset[str]:
     """`PARAMETERS_ONLY`; without buffers that always hold the gradients, a microbatch's memory depends on their sharding."""
@@ -146,6 +149,7 @@ def tables_of(problem: Problem, points: Columns, *, with_time: bool, known: Know
     known = Known() if known is None else known
     stack = find_stack(problem.stack)
     names = frozenset(points.levels)
+    names -= frozenset() if with_time else TIME_ONLY
     inner, by_pipe = distinct(points, names - parameters_only(problem, points))
     times = kernel_times(problem)
     blocks = known.blocks(problem, inner, stack, with_time=with_time)

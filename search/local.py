@@ -49,8 +49,12 @@ class Local:
             while not work.over:
                 for worker in workers:
                     worker.take(work)
-                while len(workers) < count and (job := work.take()) is not None:
-                    workers.append(_Worker.started(carried, job))
+                fresh = []
+                while len(workers) + len(fresh) < count and (job := work.take()) is not None:
+                    fresh.append((_Worker.started(), job))
+                for worker, job in fresh:  # all of them start while the first is still to read
+                    worker.learn(carried, job)
+                    workers.append(worker)
                 work.draw()
                 ready = wait([worker.pipe for worker in workers if worker.at is not None], timeout=work.until_straggler())
                 for worker, index in [(w, w.at) for w in workers if w.pipe in ready and w.at is not None]:
@@ -79,17 +83,19 @@ class _Worker:
     at: int | None = None
 
     @classmethod
-    def started(cls, function: bytes, job: tuple[int, Any]) -> _Worker:
-        """A new one, with its first chunk."""
+    def started(cls) -> _Worker:
+        """A new one, which does not know yet what to do."""
         context = multiprocessing.get_context("spawn")
         pipe, far = context.Pipe()
         process = context.Process(target=_serve, args=(far,), daemon=True)
         process.start()
         far.close()
-        worker = cls(process, pipe)
-        worker._send(function)
-        worker._give(job)
-        return worker
+        return cls(process, pipe)
+
+    def learn(self, function: bytes, job: tuple[int, Any]) -> None:
+        """What to do, and its first chunk."""
+        self._send(function)
+        self._give(job)
 
     def take(self, work: Assignment[Any]) -> None:
         """The next chunk, if it is free and there is one."""

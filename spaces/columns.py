@@ -162,12 +162,12 @@ def _distinct(codes: Mapping[str, CodeArray], sizes: Mapping[str, int]) -> tuple
     span = 1
     for axis in varied:
         if span * sizes[axis] > _room(len(starts)):  # squeeze what there is before it outgrows a table of flags
-            keys, key = _keys(key, span)
+            keys, key = numbered(key, span)
             span = len(keys)
         code = codes[axis] if every else codes[axis][starts]
         key = key * sizes[axis] + code if span > 1 else code.astype(np.int32)
         span *= sizes[axis]
-    keys, run = _keys(key, span)
+    keys, run = numbered(key, span)
     first = np.empty(len(keys), np.int64)
     first[run[::-1]] = starts[::-1]
     return first, run if every else np.repeat(run, np.diff(np.append(starts, n)))
@@ -178,7 +178,7 @@ def _room(n: int) -> int:
     return max(4 * n, 1 << 16)
 
 
-def _keys(code: CodeArray, span: int) -> tuple[IntArray, IntArray]:
+def numbered(code: CodeArray, span: int) -> tuple[IntArray, IntArray]:
     """Sorted distinct codes below `span`, and the place of every code among them."""
     if span > _room(len(code)):
         keys, index = np.unique(code, return_inverse=True)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from costmodels.schedules.profiles import IntArray
+from spaces.columns import numbered
 
 
 def group_size(pipeline: ArrayLike, microbatches: ArrayLike) -> IntArray:
@@ -18,7 +19,9 @@ def group_size(pipeline: ArrayLike, microbatches: ArrayLike) -> IntArray:
     size = np.where(m % p == 0, p, m)
     odd = np.flatnonzero((m % p != 0) & (m > p))
     if odd.size:
-        pairs, inverse = np.unique(np.stack([p.ravel()[odd], m.ravel()[odd]]), axis=1, return_inverse=True)
-        legal = [next(g for g in range(a, b + 1) if b % g == 0) for a, b in pairs.T.tolist()]
-        size.ravel()[odd] = np.asarray(legal, dtype=np.int64)[inverse.ravel()]
+        few, most = p.ravel()[odd], m.ravel()[odd]
+        radix = int(most.max()) + 1
+        pairs, place = numbered(few * radix + most, (int(few.max()) + 1) * radix)
+        legal = [next(g for g in range(a, b + 1) if b % g == 0) for a, b in zip(*np.divmod(pairs, radix), strict=True)]
+        size.ravel()[odd] = np.asarray(legal, dtype=np.int64)[place]
     return np.asarray(size, dtype=np.int64)
