@@ -21,9 +21,9 @@ from spaces.space import Space
 _GRAIN = 1 << 18  # points of a batch, and of most slices: every batch makes the tables of the model's parts anew
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
 _LARGEST = 1 << 21  # points of a slice
-_LEAST = 1 << 16  # points of a slice that is not cut smaller towards the end
+_LEAST = 1 << 17  # points of a slice that is not cut smaller towards the end
 _CHUNK_S = 1.5  # seconds of work in a slice
-_SHARES = 4  # of a worker's part of what is left, a slice is at most one of so many
+_SHARES = 2  # of a worker's part of what is left, a slice is at most one of so many
 
 
 @dataclass(frozen=True, slots=True, eq=False)
