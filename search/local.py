@@ -49,7 +49,7 @@ class Local:
             while not work.over:
                 for worker in workers:
                     worker.take(work)
-                fresh = []
+                fresh: list[tuple[_Worker, tuple[int, T]]] = []
                 while len(workers) + len(fresh) < count and (job := work.take()) is not None:
                     fresh.append((_Worker.started(), job))
                 for worker, job in fresh:  # all of them start while the first is still to read

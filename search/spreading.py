@@ -18,6 +18,7 @@ from search.visiting import Hopeless, Task
 from spaces.listing import Listing
 from spaces.space import Space
 
+_BOUNDED = 4  # batches bounded together: bounds rule most points out, and what is left makes tables anew each time
 _GRAIN = 1 << 18  # points of a batch, and of most slices: every batch makes the tables of the model's parts anew
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
 _LARGEST = 1 << 21  # points of a slice
@@ -50,10 +51,11 @@ class Errand:
         offset = chunk.start
         hopeless = ""
         try:
-            for batch in self.listing.batches(chunk.start, chunk.n, self.none.columns.levels, self.axes, self.rows):
+            for batch in self.listing.batches(chunk.start, chunk.n, self.none.columns.levels, self.axes, _BOUNDED * self.rows):
                 patient = chunk.start > 0  # only who starts the space may give up
-                visit = self.task.visit(batch, state, None, offset, patient)
-                state = state.after(visit, random.random(batch.n)[visit.places])
+                keys = random.random(batch.n)
+                for visit in self.task.visits(batch, state, None, self.rows, offset, patient):
+                    state = state.after(visit, keys[visit.places])
         except Hopeless as error:
             hopeless = str(error)
         return Found(

@@ -89,25 +89,34 @@ class Task:
         self, batch: Columns, state: State, screen: Screen | None, offset: int = 0, patient: bool = False
     ) -> Visit:
         """Prune, evaluate and sort out the batch that comes after a state, which began at the ordinal `offset`."""
+        (visit,) = self.visits(batch, state, screen, max(batch.n, 1), offset, patient)
+        return visit
+
+    def visits(
+        self, batch: Columns, state: State, screen: Screen | None, most: int, offset: int = 0, patient: bool = False
+    ) -> Iterator[Visit]:
+        """The same, evaluated `most` points at a time; the first of the visits counts the whole batch."""
         start = offset + state.visited
         broken: dict[str, int] = {}
         rows, pruned, bounds = self._alive(batch, screen, broken)
         near = np.empty(0, np.int64) if state.feasible else least(bounds, np.flatnonzero(bounds > 0), NEAREST)
-        alive = batch if len(rows) == batch.n else batch.take(rows)
         patience = np.inf if patient or state.evaluated else _HOPELESS
-        points, worst, failed = self.evaluated(alive, start + rows, patience)
-        return Visit(
-            n=batch.n,
-            start=start,
-            points=points,
-            worst=worst,
-            pruned=pruned,
-            near=batch.take(near) if len(near) else None,
-            near_bounds=bounds[near],
-            near_ordinals=start + near,
-            failed=failed,
-            broken=broken,
-        )
+        for first in range(0, max(len(rows), 1), most):
+            own, told = rows[first : first + most], first == 0
+            points, worst, failed = self.evaluated(batch if len(own) == batch.n else batch.take(own), start + own, patience)
+            yield Visit(
+                n=batch.n if told else 0,
+                start=start,
+                points=points,
+                worst=worst,
+                pruned=pruned if told else {},
+                near=batch.take(near) if told and len(near) else None,
+                near_bounds=bounds[near],
+                near_ordinals=start + near,
+                failed=failed,
+                broken=broken if told else {},
+            )
+            patience = np.inf if len(points) else patience
 
     def proven(self, points: Columns, broken: dict[str, int]) -> dict[str, FloatArray]:
         """Violations that the model's bounds prove, each (n,), minus infinity where they say nothing.
