@@ -297,20 +297,20 @@ def _closed(states: States, row: IntArray, together: FloatArray, most: FloatArra
     v = {name: load.at(curve, row, left, share, name) for name in load.Curve.__slots__}
     cohorts = np.maximum(inside / v["shared"], 1.0)
     first_round = waiting.burst(inside, v["shared"], v["service"], v["added"], mixed)
-    steady = np.where(mixed > 0, v["service"], first_round)
     held = np.maximum(together * states.tables.stages[work.engine[row]] - 1.0, 0.0) * work.intake[row]
-    others = np.where(mixed > 0, (cohorts - 1.0) * v["added"] * v["shared"], 0.0)
     lives = np.maximum(work.output[row] - 1.0, load.LEAST)
-    round_ = (steady + (work.output[row] - 1.0) * v["decode"] * v["token"] / v["step"] + others) * uneven
-    # others run while a client comes back: the rest of their step, with their prompts but for the first cohort to return
-    with_prompts = np.where(mixed > 0, 1.0 - 1.0 / cohorts, 0.0)
-    each = with_prompts * v["service"] + (1.0 - with_prompts) * v["decode"]
-    wait = np.maximum(each - work.overhead[row], 0.0) + work.ahead[row] * each
-    steady = steady + np.minimum(cohorts - 1.0, 1.0) * wait
-    rate = inside / (round_ + work.overhead[row] + held / ROUNDS)
+    away = work.overhead[row]
+    chunks = np.maximum(work.prompt[row] / np.maximum(work.budget[row] - inside, 1.0), 1.0)
+    lag, back = waiting.returning(cohorts, v["decode"], v["service"], chunks, away, work.ahead[row])
+    # prompts that have steps of their own come first, and all of them before anybody's second token
+    added = v["added"] * v["shared"]
+    all_prompts = np.where(mixed > 0, v["service"] + (cohorts - 1.0) * added, cohorts * added)
+    lag, back = np.where(mixed > 0, lag, away), np.where(mixed > 0, back, first_round + away)
+    round_ = (lag + all_prompts + (work.output[row] - 1.0) * v["decode"] * v["token"] / v["step"]) * uneven
+    rate = inside / (round_ + held / ROUNDS)
     queued = np.maximum(together - inside, 0.0) / rate
-    token = np.where(work.output[row] > 1, (round_ - steady * uneven) / lives, v["token"] * uneven)
-    first = (first_round + held + (ROUNDS - 1.0) * steady) / ROUNDS + queued + work.overhead[row]
+    token = np.where(work.output[row] > 1, (round_ - back * uneven) / lives, v["token"] * uneven)
+    first = (first_round + away + held + (ROUNDS - 1.0) * back) / ROUNDS + queued
     return _Served(inside, token, v["decode"], first, rate, rate, np.full(len(row), -1.0))
 
 

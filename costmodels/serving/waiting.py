@@ -75,6 +75,26 @@ def front(rate: FloatArray, seconds: FloatArray) -> FloatArray:
     return np.asarray(seconds * busy / (2.0 * (1.0 - busy)))
 
 
+def returning(
+    cohorts: FloatArray, decode: FloatArray, service: FloatArray, chunks: FloatArray, away: FloatArray, ahead: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Seconds in a closed loop of equal requests (from the end of the first cohort to the step that takes it in again, and from
+    an answer's end to the next first token, mean over cohorts), (n,) each.
+
+    Those that were prefilled together end together, a step (`chunks` steps where a prompt is cut) after the cohort before. What
+    ended comes back `away` later and is taken in at the end of that step, or of the next where steps are planned `ahead`. By
+    then m cohorts have ended; the j-th of them waits for the j − 1 before it, `service` seconds each. While prompts are taken
+    in, a cohort ends with every one, so that all others wait for m. Where all end before the first comes back, it finds the
+    engine idle.
+    """
+    steps = np.ceil(away / decode) + ahead
+    all_ended = cohorts * chunks <= steps
+    lag = np.where(all_ended, np.maximum(away, (cohorts - 1.0) * chunks * decode), steps * decode)
+    ended = np.minimum(1.0 + np.floor(steps / chunks), cohorts)
+    waits = ended * lag + ended * (ended + 1.0) / 2.0 * service - ended * (ended - 1.0) / 2.0 * chunks * decode
+    return lag, np.asarray((waits + (cohorts - ended) * ended * service) / cohorts)
+
+
 def overload(rate: FloatArray, highest: FloatArray) -> FloatArray:
     """Mean seconds waited over an hour in which more requests come than can be served, (n,)."""
     return np.asarray(HOUR / 2.0 * np.maximum(1.0 - highest / np.maximum(rate, 1e-300), 0.0))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from costmodels.metrics import Metrics
 from costmodels.serving.capacity import capacity
 from costmodels.serving.engine import engines
 from costmodels.serving.problem import serving_problem
@@ -14,6 +17,7 @@ from costmodels.serving.steady_state import ServingModel
 from spaces.architecture import find
 from spaces.columns import Columns
 from spaces.hardware import find_device
+from spaces.problem import Problem
 from spaces.serving_plan import serving_code
 
 FP8 = float(serving_code("precision", "fp8"))
@@ -36,6 +40,7 @@ CASES = {
     "eight-groups": ("deepseek-v3", "H200", "sglang", {"devices": 8, "attention_data": 8, "expert": 8, "precision": FP8}),
     "sixteen-groups": ("deepseek-v3", "H200", "vllm", {"devices": 16, "attention_data": 16, "expert": 16, "precision": FP8}),
 }
+CLOSED = ("llama-3.1-8b-vllm", "llama-3.1-8b-sglang", "llama-3.1-70b-vllm", "qwen3-30b-tensorrt-llm")
 LENGTHS = [(1000, 300), (4000, 500), (200, 800)]
 
 
@@ -50,19 +55,35 @@ def test_steady_state_is_what_simulation_finds(case: str, lengths: tuple[int, in
     highest = ServingModel().evaluate(problem, Columns.from_values({"request_rate": np.array([1e6])})).value["request_rate"][0]
     points = Columns.from_values({"request_rate": np.array([load * highest])})
     expected = ServingModel().evaluate(problem, points)
-    tables, engine = engines(problem, points)
-    bound = problem.scalars
     # so many that what runs at the ends is a small part of them
     requests = max(4000, int(15 * expected.value["running_requests"][0]))
-    run = Replay(
-        prompt=prompt,
-        output=output,
-        rate=load * highest,
-        requests=requests,
-        attention_data=int(plan.get("attention_data", 1)),
+    agree(problem, points, expected, rate=load * highest, requests=requests, steady=True)
+
+
+@pytest.mark.parametrize("case", CLOSED)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("together", [1, 4, 16, 64])
+def test_equal_requests_in_a_closed_loop_return_as_the_closed_form_says(
+    case: str, lengths: tuple[int, int], together: int
+) -> None:
+    model, device, stack, plan = CASES[case]
+    fixed = {"input_tokens": lengths[0], "output_tokens": lengths[1], "max_batch": 256, **plan}
+    problem = serving_problem(find(model), stack, find_device(device), fixed)
+    points = Columns.from_values({"concurrency": np.array([float(together)])})
+    agree(problem, points, ServingModel().evaluate(problem, points), concurrency=together, requests=10 * together)
+
+
+def agree(problem: Problem, points: Columns, expected: Metrics, **run: Any) -> None:
+    """The simulation of a run of equal requests is within a tenth of what is expected."""
+    tables, engine = engines(problem, points)
+    bound = problem.scalars
+    whole = Replay(
+        prompt=int(bound["input_tokens"]),
+        output=int(bound["output_tokens"]),
+        attention_data=int(bound["attention_data"]),
         max_batch=256,
         token_budget=int(bound["token_budget"]),
-        kv_tokens=float(capacity(problem.architecture, find_serving_stack(stack), problem.at(points)).tokens[0]),
+        kv_tokens=float(capacity(problem.architecture, find_serving_stack(problem.stack), problem.at(points)).tokens[0]),
         block_tokens=int(bound["stack.block_tokens"]),
         mixed=bound["stack.mixed_steps"] > 0,
         chunked=bound["stack.chunked"] > 0,
@@ -70,9 +91,9 @@ def test_steady_state_is_what_simulation_finds(case: str, lengths: tuple[int, in
         ahead=bool(plans_ahead(bound) > 0),
         overhead=bound["stack.request_overhead"],
         intake=(bound["stack.intake.request"], bound["stack.intake.token"]),
-        steady=True,
+        **run,
     )
-    found = replay(tables, int(engine[0]), run)
+    found = replay(tables, int(engine[0]), whole)
     assert expected.value["tokens_per_second"][0] == pytest.approx(found.tokens_per_second, rel=0.10)
     assert expected.value["tpot"][0] == pytest.approx(found.tpot, rel=0.10)
     assert expected.value["ttft"][0] == pytest.approx(found.ttft, rel=0.10)

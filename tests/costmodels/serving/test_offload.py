@@ -67,7 +67,7 @@ def served(stack: str = "torch-graph", together: float = 16.0, link: float = 0.0
 def test_a_cache_on_the_host_is_never_faster_where_it_fits_and_holds_more(stack: str) -> None:
     _, found = served(stack)
     assert np.all(np.diff(found.value["tpot"]) >= 0)
-    assert np.all(np.diff(found.value["ttft"]) >= 0)
+    assert np.all(np.diff(found.value["request_latency"]) >= 0)  # first tokens may come sooner: fewer return at once
     assert np.all(np.diff(found.value["tokens_per_second"]) <= 0)
     assert np.all(np.diff(found.value["kv_capacity"]) > 0)
     assert found.parts["tpot"]["cache_fetch"][0] == 0
@@ -135,8 +135,9 @@ def test_both_fidelities_fetch(together: int) -> None:
     assert np.all(np.diff(simulated.value["tpot"]) >= 0)
     for metric in ("tpot", "tokens_per_second"):
         assert simulated.value[metric] == pytest.approx(closed.value[metric], rel=0.1)
-    # more prompts than fit a step come back apart, and the closed form tells their first tokens less well (docs/serving.md)
-    assert simulated.value["ttft"] == pytest.approx(closed.value["ttft"], rel=0.1 if together == 2 else 0.3)
+    # requests that wait beside a prompt fetch nothing meanwhile, which the closed form does not know
+    near = np.where(SHARES > 0, 0.25, 0.1)
+    assert np.all(np.abs(simulated.value["ttft"] / closed.value["ttft"] - 1.0) < near)
 
 
 def preempted(link: float = 64e9, host: float = 256e9, batch: float = 64) -> tuple[float, float]:
