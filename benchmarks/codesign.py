@@ -75,11 +75,15 @@ def main() -> None:
 
 
 def served(base: Accelerator, model: Architecture, device: Device, changes: Mapping[str, FloatArray]) -> dict[str, float]:
-    """Designs a CPU-second by their best server: every plan of eight devices for each, none of them skipped."""
+    """Designs a CPU-second by their best server: every plan of eight devices for each, a thousand, none of them skipped."""
     limits = {"max_batch": 256.0, "token_budget": 2048.0, "kv_fraction": 0.9}
     fixed = {"devices": 8, "input_tokens": 2000, "output_tokens": 500, "concurrency": 128, **limits}
     problem = serving_problem(model, "vllm", device, fixed)
-    options = {"max_batch": (64, 256), "token_budget": (2048,)}
+    options = {
+        "max_batch": (8, 16, 32, 48, 64, 96, 128, 192, 256, 512),
+        "token_budget": (1024, 2048, 4096, 8192, 16384),
+        "kv_fraction": (0.85, 0.9),
+    }
     plans = next(serving_space(architecture=model, count=8, options=options, defaults=limits).batches())
     start = time.process_time()
     designs = design_symbols(base, serving_symbols(device), base.columns(changes), 8.0)

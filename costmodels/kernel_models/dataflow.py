@@ -6,7 +6,7 @@ with its base's sustained shares times the factors of `costmodels.machines.relat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,9 +49,9 @@ class Dataflow:
         narrow = np.array([one.get("device.matrix_flops.fp8", 0.0) > 0 for one in devices])[device]
         seconds = np.empty(len(device))
         for kind in np.unique(narrow).tolist():
-            rows = np.flatnonzero(narrow == kind)
+            rows: Any = slice(None) if np.all(narrow == kind) else np.flatnonzero(narrow == kind)
             own = {name: np.asarray(values)[rows] for name, values in shapes.items()}
-            at = _a_row_each(devices, device[rows])
+            at = _RowEach(devices, device[rows])
             main = roofline_time(op, own, at)
             if _moved(op, at):
                 main = np.maximum(main * _factor(op, own, at), datasheet_bound(op, own, at))
@@ -100,10 +100,23 @@ def near_memory_time(op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArr
     return np.asarray(np.where(runs, time, np.inf), np.float64)
 
 
-def _a_row_each(devices: Sequence[DeviceSymbols], device: IntArray) -> Mapping[str, Any]:
-    """Symbols of devices for rows on `devices[device]`: a number where all devices agree, else one a row, (n,)."""
-    columns = {name: np.array([one[name] for one in devices]) for name in devices[0]}
-    return {name: float(v[0]) if np.all(v == v[0]) else v[device] for name, v in columns.items()}
+class _RowEach(Mapping[str, Any]):
+    """Symbols of devices for rows on `devices[device]`: a number where all devices agree, else one a row, (n,), when asked."""
+
+    def __init__(self, devices: Sequence[DeviceSymbols], device: IntArray) -> None:
+        self._devices, self._device, self._found = devices, device, dict[str, Any]()
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._found:
+            values = np.array([one[name] for one in self._devices])
+            self._found[name] = float(values[0]) if np.all(values == values[0]) else values[self._device]
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._devices[0])
+
+    def __len__(self) -> int:
+        return len(self._devices[0])
 
 
 def _factors(op: str, shapes: Shapes, device: DeviceSymbols) -> tuple[FloatArray, FloatArray]:

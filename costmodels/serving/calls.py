@@ -59,22 +59,59 @@ def _answers(
     device: IntArray,
     model: KernelModel,
 ) -> list[FloatArray]:
-    """The model's seconds for each call of one operator, (c, *grid) each."""
+    """The model's seconds for each call of one operator, (c, *grid) each.
+
+    Engines that ask for the same shapes (the same plan on other devices) are looked at once: shapes are found for one engine
+    of each kind, and every device is asked for those of the kinds it has.
+    """
     names = sorted({name for call in group for name in call.shape})
     words = {name: _codes(group, name) for name in names if name in TEXT}
-    axes = (len(device), *([1] * (len(whole) - 1)))
-    wanted = np.stack([np.broadcast_to(np.asarray(call.times) > 0, whole) for call in group]).ravel()
-    coded = [[_coded(call, name, words) for call in group] for name in names] + [[device.reshape(axes)] * len(group)]
-    keys = np.stack([np.stack([np.broadcast_to(one, whole) for one in column]).ravel()[wanted] for column in coded])
-    _, first, index = np.unique(_hashed(keys), return_index=True, return_inverse=True)
-    rows = keys[:, first]
+    columns = [[_coded(call, name, words) for call in group] for name in names]
+    wants = [np.asarray(call.times) > 0 for call in group]
+    some, kind = _kinds([*(one for column in columns for one in column), *wants], whole)
+    grid = (len(some), *whole[1:])
+    wanted = np.stack([np.broadcast_to(_of(want, some, whole), grid) for want in wants]).ravel()
+    keys = np.stack(
+        [np.stack([np.broadcast_to(_of(one, some, whole), grid) for one in column]).ravel()[wanted] for column in columns]
+    )
+    _, first, found = np.unique(_hashed(keys), return_index=True, return_inverse=True)
     shapes: dict[str, NDArray[Any]] = {
-        name: words[name][rows[i].astype(np.int64)] if name in words else rows[i] for i, name in enumerate(names)
+        name: words[name][keys[i, first].astype(np.int64)] if name in words else keys[i, first] for i, name in enumerate(names)
     }
-    seconds = _seconds(op, shapes, devices, rows[-1].astype(np.int64), model)
-    answer = np.zeros(len(group) * int(np.prod(whole)))
-    answer[wanted] = seconds[index]
-    return list(answer.reshape((len(group), *whole)))
+    index = np.full(len(wanted), len(first), np.int64)  # what is not wanted is the last shape, which takes no time
+    index[wanted] = found
+    places = index.reshape(len(group), len(some), int(np.prod(whole[1:])))
+    uses = np.zeros((len(some), len(first) + 1), np.bool_)
+    uses[np.arange(len(some))[None, :, None], places] = True
+    needs = np.zeros((len(devices), len(first)), np.bool_)
+    for one in range(len(some)):
+        needs[device[kind == one]] |= uses[one, :-1]
+    asked, shape = np.nonzero(needs)
+    times = np.zeros((len(devices), len(first) + 1))
+    rows = {name: _taken(values, shape, alike=len(words.get(name, ())) == 1) for name, values in shapes.items()}
+    times[asked, shape] = _seconds(op, rows, devices, asked, model)
+    flat, starts = times.ravel(), device * times.shape[1]
+    return [flat[starts[:, None] + own[kind]].reshape(whole) for own in places]
+
+
+def _taken(values: NDArray[Any], rows: IntArray, *, alike: bool) -> NDArray[Any]:
+    """`values[rows]`; a word that is the same in all of them is held once."""
+    return np.broadcast_to(values[:1], rows.shape) if alike and len(rows) else values[rows]
+
+
+def _kinds(arrays: Sequence[NDArray[Any]], whole: tuple[int, ...]) -> tuple[IntArray, IntArray]:
+    """(one engine of each kind, the kind of every engine (c,)): engines for which all the arrays say the same."""
+    own = [one for one in arrays if one.ndim == len(whole) and len(one) > 1]
+    if not own:
+        return np.zeros(min(whole[0], 1), np.int64), np.zeros(whole[0], np.int64)
+    keys = np.concatenate([one.reshape(len(one), -1).T.astype(np.float64) for one in own])
+    _, first, kind = np.unique(_hashed(keys), return_index=True, return_inverse=True)
+    return first, kind
+
+
+def _of(array: NDArray[Any], engines: IntArray, whole: tuple[int, ...]) -> NDArray[Any]:
+    """What an array that broadcasts to (c, *grid) says of some engines."""
+    return array[engines] if array.ndim == len(whole) and len(array) > 1 else array
 
 
 def _seconds(
@@ -105,7 +142,7 @@ def _codes(group: Sequence[Call], name: str) -> NDArray[np.str_]:
     return np.unique(np.concatenate([np.asarray(call.shape.get(name, ""), np.str_).ravel() for call in group]))
 
 
-def _coded(call: Call, name: str, words: Mapping[str, NDArray[np.str_]]) -> Value:
+def _coded(call: Call, name: str, words: Mapping[str, NDArray[np.str_]]) -> NDArray[Any]:
     if name not in words:
         return np.asarray(call.shape.get(name, 1.0), np.float64)  # one group where none are named
     return np.searchsorted(words[name], np.asarray(call.shape.get(name, ""), np.str_))

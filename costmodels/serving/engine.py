@@ -72,11 +72,14 @@ def engines(problem: Problem, columns: Columns, model: KernelModel | None = None
 
 def _remembered(problem: Problem, stack: ServingStack, combinations: Columns, model: KernelModel | None) -> StepTables:
     """The tables of c engines, those filled before taken from memory: screening and simulation ask for the same ones."""
+    if combinations.n > _REMEMBERED:  # more than are kept: nobody asks for them again before they are forgotten
+        return _tables(problem, stack, problem.at(combinations), model or find_kernel_model())
     own = {name: value for name, value in problem.scalars.items() if name not in OUTSIDE and not name.startswith(PREFILL)}
     shared = frozenset(own.items())
     devices = tuple(problem.labels.get("device", ()))
-    memory = _memory(problem.architecture, stack.name, shared, devices, _Identity(model))
-    keys = [tuple(sorted(combinations.row(i).items())) for i in range(combinations.n)]
+    names = tuple(sorted(combinations.levels))
+    memory = _memory(problem.architecture, stack.name, shared, devices, _Identity(model), names)
+    keys = list(zip(*(combinations[name].tolist() for name in names), strict=True)) if names else [()] * combinations.n
     new = [i for i, key in enumerate(keys) if key not in memory]
     if new or not keys:
         if len(memory) > _REMEMBERED:
@@ -110,8 +113,8 @@ class _Identity:
 
 
 @lru_cache(maxsize=8)
-def _memory(*_: Hashable) -> dict[tuple[tuple[str, Any], ...], dict[str, FloatArray]]:
-    """Tables of engines by their choices, one memory for each problem."""
+def _memory(*_: Hashable) -> dict[tuple[Any, ...], dict[str, FloatArray]]:
+    """Tables of engines by their choices, one memory for each problem and set of symbols that choose."""
     return {}
 
 
@@ -222,8 +225,5 @@ def _devices(problem: Problem, at: Bindings) -> tuple[list[dict[str, float]], In
     own = problem.at(combinations)
     if not combinations.n:  # no plans run on no device: its figures are asked for nothing
         return [dict.fromkeys(names, 1.0)], np.asarray(index, np.int64)
-    found = [
-        {name: float(np.asarray(own[name]).reshape(-1)[i if np.ndim(own[name]) else 0]) for name in names}
-        for i in range(combinations.n)
-    ]
-    return found, np.asarray(index, np.int64)
+    columns = [np.broadcast_to(np.asarray(own[name], np.float64), (combinations.n,)).tolist() for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)], np.asarray(index, np.int64)

@@ -32,8 +32,15 @@ ROWS = 1 << 14
 """Plans evaluated at a time."""
 LOAD_ONLY = frozenset({"request_rate", "concurrency", "data", "devices"})
 """Symbols that say how much is asked of a replica, not what it is."""
+HELD = frozenset({"device.memory_capacity", "device.host_memory"})
+"""What memory in use is read off a device; how quick it is tells nothing."""
 BATCH_LIMITS = frozenset({"max_batch", "kv_fraction"})
 """Symbols that say how large a batch may grow, not what it costs."""
+
+
+def _of_memory(symbol: str) -> bool:
+    """Whether memory in use may depend on a symbol: all but what says how quick a device is."""
+    return symbol in HELD or not symbol.startswith(("device.", "kernel.", "link.", "chip.", "base.", "energy."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class ServingModel:
 
     def bound(self, problem: Problem, points: Columns) -> Metrics:
         """Exact memory, from the graph before any time is computed."""
-        combinations, index = distinct(points, frozenset(points.levels) - LOAD_ONLY)
+        combinations, index = distinct(points, frozenset(filter(_of_memory, points.levels)) - LOAD_ONLY)
         at = problem.at(combinations)
         room = _room(capacity(problem.architecture, find_serving_stack(problem.stack), at), at)
         devices = _rows(problem.at(points)["devices"], points.n)

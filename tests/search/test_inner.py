@@ -13,7 +13,7 @@ import search.inner
 from costmodels.constants import device_symbols, find_stack
 from costmodels.kernel_models.dataflow import Dataflow
 from costmodels.machines.designs import design_symbols
-from costmodels.serving.problem import serving_problem
+from costmodels.serving.problem import serving_problem, serving_symbols
 from costmodels.serving.steady_state import ServingModel
 from costmodels.training import TrainingModel, training_problem
 from search.inner import best_plans
@@ -98,6 +98,30 @@ def test_no_plan_is_quicker_on_a_design_than_on_its_ideal(seed: int, n: int) -> 
     assert (ideal <= time).all()
     if n == 1:
         np.testing.assert_allclose(ideal, time, rtol=1e-8)
+
+
+def test_memory_in_use_is_looked_up_by_what_it_depends_on_and_is_that_of_the_evaluation() -> None:
+    """Designs that differ in how quick they are share it; those that differ in what they hold do not."""
+    limits = {"max_batch": 64.0, "token_budget": 2048.0, "kv_fraction": 0.9}
+    fixed = {"devices": 8, "input_tokens": 2000, "output_tokens": 500, "concurrency": 64, **limits}
+    problem = serving_problem(MODEL, "vllm", DEVICE, fixed)
+    plans = next(serving_space(architecture=MODEL, count=8, options={"kv_offload": (0.0, 0.5)}, defaults=limits).batches())
+    rng = np.random.default_rng(0)
+    changes = {
+        "memory_stacks": [1.0, 2.0, 5.0] * 4, "stack_capacity": rng.choice([1e9, 4e9, 1.6e10], 12),
+        "host_memory": rng.choice([1e9, 1e12], 12), "clock": rng.uniform(1e9, 2e9, 12),
+        "nic_bandwidth": rng.uniform(1e10, 1e11, 12),
+    }  # fmt: skip
+    symbols = design_symbols(BASE, serving_symbols(DEVICE), BASE.columns(changes), 8.0)
+    rows = np.repeat(np.arange(12), plans.n)
+    points = Columns.from_values(
+        {name: plans[name][np.tile(np.arange(plans.n), 12)] for name in plans.levels}
+        | {name: values[rows] for name, values in symbols.items()}
+    )
+    model = ServingModel(Dataflow())
+    quick, exact = model.bound(problem, points).violation["memory"], model.evaluate(problem, points).violation["memory"]
+    np.testing.assert_allclose(quick, exact, rtol=1e-12)
+    assert 0 < np.count_nonzero(quick > 0) < len(quick)
 
 
 def test_designs_share_what_they_agree_in() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
+from costmodels.kernel_models.dataflow import Dataflow
 from costmodels.kernel_models.operations import DeviceSymbols, Shapes
 from costmodels.kernel_models.protocol import KernelTime
 from costmodels.kernel_models.registry import find_kernel_model
+from costmodels.machines.designs import design_symbols
 from costmodels.serving.engine import CACHED, OUTSIDE, TOKENS, engines, kv_capacity
 from costmodels.serving.problem import serving_problem, serving_symbols
 from costmodels.serving.stack import find_serving_stack, plans_ahead, serving_stack_names
@@ -15,7 +19,7 @@ from costmodels.serving.step_graph import Local, experts_touched
 from costmodels.step_tables import Batch, StepTables, step_time
 from spaces.architecture import find
 from spaces.columns import Columns
-from spaces.hardware import find_device
+from spaces.hardware import find_accelerator, find_device
 from spaces.problem import Problem
 
 LLAMA = find("llama-3.1-8b")
@@ -157,6 +161,48 @@ class Slowed:
         time = find_kernel_model().predict(op, shapes, device)
         value, low, high = (self.factor * part for part in (time.value, time.low, time.high))
         return KernelTime(value=value, low=low, high=high, evidence=time.evidence)
+
+
+class Counted:
+    """The dataflow model, counting the rows it is asked for."""
+
+    def __init__(self) -> None:
+        self.rows, self.inner = 0, Dataflow()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.inner.reads
+
+    def predict(self, op: str, shapes: Shapes, device: DeviceSymbols) -> KernelTime:
+        self.rows += len(next(iter(shapes.values())))
+        return self.inner.predict(op, shapes, device)
+
+    def seconds_on(self, op: str, shapes: Shapes, devices: Sequence[DeviceSymbols], device: np.ndarray) -> np.ndarray:
+        self.rows += len(device)
+        return self.inner.seconds_on(op, shapes, devices, device)
+
+
+def test_engines_of_many_designs_are_each_as_alone_and_share_their_shapes() -> None:
+    """Ranks of a design with a domain of two ask for shapes of their own; three alike ask for each shape once each."""
+    problem, base = problem_of(device="H100"), find_accelerator("H100")
+    designs = design_symbols(
+        base, serving_symbols(find_device("H100")), base.columns({"clock": np.linspace(1e9, 2e9, 6)}), 8.0
+    )
+    designs |= {"device.domain": np.array([8.0, 2.0] * 3)}
+    which = np.repeat(np.arange(6), 2)
+    columns = Columns.from_values(
+        {"tensor": np.array([1, 4] * 6), **{name: values[which] for name, values in designs.items()}}
+    )
+    together, index = engines(problem, columns, Dataflow())
+    for i in (0, 1, 3, 10, 11):
+        own, _ = engines(problem, columns.take(np.array([i])), Dataflow())
+        for name in ("token_time", "sequence_time", "decode_time", "prefill_time"):
+            np.testing.assert_allclose(getattr(together, name)[index[i]], getattr(own, name)[0], rtol=1e-12, err_msg=name)
+    for engine, alike in ((0, [0, 4, 8]), (1, [1, 5, 9])):
+        one, three = Counted(), Counted()
+        engines(problem, columns.take(np.array([engine])), one)
+        engines(problem, columns.take(np.array(alike)), three)
+        assert three.rows == 3 * one.rows > 0
 
 
 def test_tables_of_a_forgotten_kernel_model_are_never_taken_for_anothers() -> None:
