@@ -219,9 +219,6 @@ def words_in(words: NDArray[Any]) -> list[str]:
 def by_word(words: NDArray[Any], value: Callable[[str], Value]) -> FloatArray:
     """What `value` says of each word, one number or one for each row, shape (n,)."""
     result = np.zeros(words.shape)
-    if words.size and not any(words.strides):  # one word for all, held once
-        result[...] = value(str(words.flat[0]))
-        return result
     for word in words_in(words):
         own = words == word
         found = np.asarray(value(word), np.float64)

@@ -191,11 +191,10 @@ def accelerator_columns(
         name: np.broadcast_to(np.asarray(value, np.float64), (n,)).copy() for name, value in chosen.evaluate(values).items()
     }
     _sound(derived, values, set(changes))
-    ports = [
-        reach(TOPOLOGIES[int(code)], int(size)).ports
-        for code, size in zip(values["scale_up_topology"], values["scale_up_domain"], strict=True)
-    ]
-    derived.setdefault("device.peer_bandwidth", derived["device.scale_up_bandwidth"] / np.array(ports, np.float64))
+    linked = np.stack([values["scale_up_topology"], values["scale_up_domain"]])
+    kinds, kind = np.unique(linked, axis=1, return_inverse=True)
+    ports = np.array([reach(TOPOLOGIES[int(code)], int(size)).ports for code, size in kinds.T], np.float64)
+    derived.setdefault("device.peer_bandwidth", derived["device.scale_up_bandwidth"] / ports[kind.reshape(-1)])
     return {f"chip.{name}": value for name, value in values.items()} | derived
 
 
