@@ -26,6 +26,7 @@ from spaces.architecture import Architecture
 from spaces.columns import Bindings, Value
 from spaces.facts import facts_in
 from spaces.graph import Graph, Kind, Operator, Placement
+from spaces.serving_plan import serving_code
 
 PLACEMENT = Placement(
     {
@@ -39,6 +40,7 @@ PLACEMENT = Placement(
     }
 )
 """Which mesh axes shard a dimension of a served model."""
+_FP4 = serving_code("precision", "nvfp4")
 _SMALL = 2.0e-6  # s of a kernel that does next to nothing (costmodels/data/measurements: the smallest pointwise operands)
 _ROWS = 8  # rows of the smallest tile of a product on the matrix units
 _COLLECTIVES = frozenset({"all_reduce", "all_gather", "reduce_scatter"})
@@ -202,7 +204,11 @@ def _product(
     words, narrow = compute_format(precision, local)
     share = np.where(narrow, weight_bytes(precision) / 2.0, 1.0)
     rate = np.maximum(local["device.matrix_flops.bf16"], local["device.matrix_flops.fp16"]) * local["kernel.gemm.share.bf16"]
-    floor = np.where(narrow, 2.0 * m * n * k * groups / (rate * dequantised_share()), 0.0)
+    widened: Value = dequantised_share()
+    if experts:
+        four = local.at.get("kernel.grouped.fp4", dequantised_share())
+        widened = np.where(np.asarray(precision) == _FP4, column(four), widened)
+    floor = np.where(narrow, 2.0 * m * n * k * groups / (rate * widened), 0.0)
     shape = {"m": m, "n": n, "k": np.maximum(k * share, 1.0), "groups": groups, "dtype": words, "cache": "cold"}
     memory = groups * n * k * weight_bytes(precision) / local["device.memory_bandwidth"]
     compute = 2.0 * m * n * k * groups / rate

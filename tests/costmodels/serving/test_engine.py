@@ -21,6 +21,7 @@ from spaces.architecture import find
 from spaces.columns import Columns
 from spaces.hardware import find_accelerator, find_device
 from spaces.problem import Problem
+from spaces.serving_plan import serving_code
 
 LLAMA = find("llama-3.1-8b")
 
@@ -232,3 +233,29 @@ def test_stages_that_wait_for_each_other_lengthen_every_step(stages: int) -> Non
 def test_pipelines_plan_no_step_ahead() -> None:
     at = {"stack.schedules_ahead": 1.0, "pipeline": np.array([1, 2, 4])}
     assert np.array_equal(plans_ahead(at), [1.0, 0.0, 0.0])
+
+
+def test_experts_in_four_bits_are_slow_where_triton_widens_them() -> None:
+    """Where the matrix units bound them, and not where their bytes do."""
+
+    def seconds(share: float, tokens: float) -> float:
+        fixed = {"precision": float(serving_code("precision", "nvfp4")), "kernel.grouped.fp4": share, "devices": 1}
+        problem = problem_of("gpt-oss-20b", "tensorrt-llm", **fixed)
+        tables, row = engines(problem, columns_of(tensor=[1]))
+        batch = Batch(prefill_queries=tokens, prefill_pairs=tokens**2 / 2)
+        return float(step_time(tables, row, batch)[0])
+
+    assert seconds(0.3, 8192.0) > 1.5 * seconds(0.85, 8192.0)
+    assert seconds(0.3, 4.0) == pytest.approx(seconds(0.85, 4.0), rel=0.05)
+
+
+def test_rows_of_experts_fill_whole_tiles() -> None:
+    """Rows that fill tiles take time where the matrix units bound a step; a step of a few tokens is its bytes'."""
+
+    def seconds(tile: float, tokens: float) -> float:
+        fixed = {"stack.expert_tile.more": tile, "stack.expert_tile.fewer": tile, "devices": 4, "tensor": 4, "expert_tensor": 4}
+        tables, row = engines(problem_of("qwen3-235b-a22b", "vllm", "A100-80GB", **fixed), columns_of(data=[1]))
+        return float(step_time(tables, row, Batch(decode_requests=tokens, decode_kv=tokens))[0])
+
+    assert seconds(128.0, 2048.0) > 1.05 * seconds(64.0, 2048.0) > 1.05 * 1.05 * seconds(8.0, 2048.0)
+    assert seconds(64.0, 2.0) == pytest.approx(seconds(16.0, 2.0), rel=0.1)
