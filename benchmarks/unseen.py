@@ -136,10 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     found = report()
     if chosen.write:
-        PAGE.write_text(f"{_PREFACE}\n{table(found)}\n", encoding="utf-8")
+        _, mark, first = PAGE.read_text(encoding="utf-8").partition(_FIRST)
+        PAGE.write_text(f"{_PREFACE}\n{table(found)}\n\n{mark}{first}", encoding="utf-8")
     print(json.dumps(found) if chosen.json else table(found))
 
 
+_FIRST = "## First printed"  # what stands below it was written before a fit, and is kept
 _PREFACE = """# Errors on rows that no fit has seen
 
 Written by `python -m benchmarks.unseen --write`. Rows of `costmodels/data/unseen` were measured on one and two H100s
