@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from costmodels.kernel_models.forms import uncut
+from costmodels.kernel_models.forms import flash_parts, padded
 from costmodels.kernel_models.operations import (
     ATTENTION,
     DeviceSymbols,
@@ -105,14 +105,16 @@ def _gemm(op: str, at: Shapes, device: DeviceSymbols, prior: FloatArray) -> dict
 
 def _attention(op: str, at: Shapes, device: DeviceSymbols, prior: FloatArray) -> dict[str, FloatArray]:
     columns = _general(op, at, device, prior)
+    units = device["device.compute_units"]
     blocks = at["batch"] * at["heads"] * np.ceil(at["q_len"] / 128)
-    waves = blocks / device["device.compute_units"]
+    waves = blocks / units
     columns |= {"log waves": np.log2(waves), "wave fill": waves / np.ceil(waves)}
-    columns["log key blocks"] = np.log2(
-        at["batch"] * at["kv_heads"] * np.ceil(at["kv_len"] / 128) / device["device.compute_units"]
-    )
-    sequences = at["batch"] * at["kv_heads"] / device["device.compute_units"]
-    columns |= {"log sequences": np.log2(sequences), "uncut": uncut(at, device).astype(np.float64)}
+    columns["log key blocks"] = np.log2(at["batch"] * at["kv_heads"] * np.ceil(at["kv_len"] / 128) / units)
+    sequences = at["batch"] * at["kv_heads"] / units
+    flash = at["implementation"] == "flash"
+    parts = flash_parts(at["batch"] * at["kv_heads"] * np.ceil(at["q_len"] / 64), at["kv_len"], at["head_dim"], units)
+    columns |= {"log sequences": np.log2(sequences), "log parts": np.log2(parts)}
+    columns["padding"] = padded(at["head_dim"], flash) / at["head_dim"]
     columns["log share of queries"] = np.log2(at["heads"] / at["kv_heads"])
     columns["causal"] = (at["causal"] == "true").astype(np.float64)
     columns |= {phase: np.full(prior.shape, float(op == phase)) for phase in ATTENTION}

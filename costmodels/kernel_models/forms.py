@@ -19,13 +19,14 @@ from costmodels.kernel_models.operations import (
     Shapes,
     bound_of,
     complete,
+    element_bytes,
     family_of,
     format_rate,
     words_in,
     work_of,
 )
 from costmodels.kernels import smooth_max
-from spaces.columns import FloatArray
+from spaces.columns import FloatArray, Value
 
 Parameters = Mapping[str, float]
 
@@ -119,48 +120,131 @@ _QUERY_TILE = 128
 
 
 def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> FloatArray:
-    """Blocks of queries, one a compute unit and wave, beside the traffic; head_dim of 64 and below has a rate of its own.
+    """Blocks of queries, one a compute unit and wave, beside the traffic; heads of each padded width have a rate of their own.
 
     Causal blocks on the diagonal are computed whole. `block_ns` is paid by a block for each tile of keys, `row_ns` by a
     unit for each query row (its reduction and accumulation, mostly in backward), `split` is how many parts a decoding
-    sequence is cut into at most, `unit_gbps` what a unit streams where sequences are left whole.
+    sequence is cut into at most.
     """
+    flash = at["implementation"] == "flash"
+    if op == "attention_decode" and flash.any():
+        if flash.all():
+            return _flash_decode(op, at, device, p)
+        result = np.zeros(len(flash))
+        for rows in (flash, ~flash):
+            result[rows] = _attention(op, {name: values[rows] for name, values in at.items()}, device, p)
+        return result
     batch, heads, q, length, width = (at[name] for name in ("batch", "heads", "q_len", "kv_len", "head_dim"))
     units = device["device.compute_units"]
     work = work_of(op, at, device)
     memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
-    blocks = batch * heads * np.ceil(q / _QUERY_TILE)
+    small = (width > 128) if op == "attention_backward" else flash & (width > 192)  # what shared memory leaves room for
+    tile, cut = np.where(small, _FLASH_ROWS, _QUERY_TILE), np.ones(len(q))
+    blocks, joined = batch * heads * np.ceil(q / tile), np.zeros(len(q))
     if op == "attention_decode":
         # sequences are cut so that the units are filled, to `split` parts at most
         parts = np.minimum(np.maximum(p["split"], 1.0), np.ceil(length / _QUERY_TILE))
         blocks = np.minimum(batch * heads * parts, np.maximum(batch * heads, units))
+        joined = np.where(length > _QUERY_TILE, p["join_us"], 0.0)
+        memory = memory * np.where(width > 128, padded(width, flash) / width / _of_width(width, p), 1.0)
     keys = np.ceil(length / _QUERY_TILE)
-    if op == "attention_prefill":  # FlashAttention-2 cuts the keys where blocks of queries leave units idle
-        few = (at["implementation"] == "flash") & (blocks < _ENOUGH * units)
-        cut = np.where(few, np.clip(np.floor(units / blocks), 1.0, keys), 1.0)
-        blocks, keys = blocks * cut, np.ceil(keys / cut)
+    if op == "attention_prefill" and flash.any():  # FlashAttention-2 cuts the keys where blocks of queries leave units idle
+        cut = np.where(flash, flash_parts(batch * heads * np.ceil(q / _FLASH_ROWS), length, width, units), 1.0)
+        tile = np.where(cut > 1, _FLASH_ROWS, tile)
+        blocks, keys = batch * heads * np.ceil(q / tile) * cut, np.ceil(keys / cut)
+        joined = np.where(cut > 1, p["join_us"], 0.0)
     diagonal = np.where(at["causal"] == "true", 1.0 + _QUERY_TILE / length, 1.0)
     waves = blocks / units
     filled = np.where(waves > 1, waves + (np.ceil(waves) - waves) * p["tail"], 1.0) / waves
-    rate = work.rate * p["share"] * np.where(width <= 64, p["narrow"], 1.0)
+    rate = work.rate * p["share"] * _of_width(width, p)
     steps = np.maximum(waves, 1.0) * keys * p["block_ns"] * 1e-9
-    rows = batch * heads * q / units * p["row_ns"] * 1e-9
-    compute = work.flops * diagonal * filled / rate + steps
-    if op == "attention_decode":
-        # sequences that fill the units are not cut, and each streams its keys alone
-        waves = np.maximum(np.ceil(batch * at["kv_heads"] / (_RESIDENT * units)), 1.0)
-        alone = waves * work.traffic / (batch * at["kv_heads"]) * _RESIDENT / (p["unit_gbps"] * 1e9)
-        memory = np.where(uncut(at, device), np.maximum(memory, alone), memory)
-    return np.asarray(p["overhead_us"] * 1e-6 + rows + smooth_max(compute, memory))
+    wide = padded(width, flash)
+    rows = batch * heads * q / units * p["row_ns"] * 1e-9 * (wide / 128 if op == "attention_backward" else 1.0)
+    if op == "attention_backward":  # gradients of shared keys and values are written for each head, then summed
+        summed = np.where(heads > at["kv_heads"], 8.0 * batch * heads * length * width, 0.0)
+        rows = rows + summed / device["device.memory_bandwidth"] * p["summed"]
+    compute = work.flops * wide / width * diagonal * filled / rate + steps
+    if op != "attention_decode":  # causal blocks are unequal: the longest takes in all keys, whoever else is done
+        passes = 10.0 if op == "attention_backward" else 4.0
+        shared = np.where(flash & (op == "attention_prefill") & (blocks > units), 2.0, 1.0)  # two blocks share a unit, …
+        shared = np.where((at["causal"] == "true") & (cut == 1), 0.5 + 0.5 * shared, shared)  # … the other half as long
+        longest = passes * np.minimum(tile, q) * keys * _QUERY_TILE * wide / (rate / units) * shared * p["lone"]
+        compute = smooth_max(compute, longest)
+    start = p["overhead_us"] + joined + p["broad_us"] * np.maximum(wide / 128 - 1.0, 0.0)
+    return np.asarray(start * 1e-6 + rows + smooth_max(compute, memory))
 
 
-_RESIDENT = 2  # blocks of keys that a compute unit holds at once
-_ENOUGH = 0.8  # of the places on all units: a library that finds as many sequences does not cut them (FlashAttention-2)
+def padded(width: FloatArray, flash: NDArray[Any]) -> FloatArray:
+    """The head width that a kernel computes, shape (n,): cuDNN's and the others' go by 64, FlashAttention-2 has 96 as well."""
+    return np.where(flash & (width > 64) & (width <= 96), 96.0, np.ceil(width / 64) * 64)
 
 
-def uncut(at: Shapes, device: DeviceSymbols) -> NDArray[np.bool_]:
-    """Whether sequences times KV heads fill the compute units, so that decoding need not cut sequences, shape (n,)."""
-    return np.asarray(at["batch"] * at["kv_heads"] >= _ENOUGH * _RESIDENT * device["device.compute_units"])
+def _of_width(width: FloatArray, p: Parameters) -> FloatArray:
+    """Rate of a kernel of each padded width against that of 128, shape (n,)."""
+    return np.select([width <= 64, width <= 128, width <= 192], [p["narrow"], 1.0, p["broad"]], p["wide"])
+
+
+def _flash_decode(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> FloatArray:
+    """FlashAttention-2 on one query: heads of a KV head are the rows of a block, and sequences are cut where blocks are few.
+
+    Sequences left whole go through the kernel of prefill, whose tiles of 128 rows are all but empty: each unit then streams
+    keys at `unit_gbps`, as fast as it multiplies them; cut ones at `cut_gbps` a unit, and the parts are joined afterwards
+    for `join_us` and `join_ns` for each of them, one after another.
+    """
+    batch, heads, kv, length, width = (at[name] for name in ("batch", "heads", "kv_heads", "kv_len", "head_dim"))
+    units, size = device["device.compute_units"], element_bytes(at["dtype"])
+    work = work_of(op, at, device)
+    sequences = batch * kv * np.ceil(heads / kv / _FLASH_ROWS)
+    parts = flash_parts(sequences, length, width, units)
+    cut = parts > 1
+    wide = padded(width, np.full(len(width), True))
+    tile = np.where(cut, _flash_keys(width), 64.0)
+    keys = np.ceil(np.ceil(length / tile) / parts)
+    blocks = sequences * parts
+    together = np.clip(np.ceil(blocks / units), 1.0, np.where(cut | (width <= 128) | (width > 192), 2.0, 1.0))
+    waves = blocks / (units * together)
+    waves = np.where(waves > 1, waves + (np.ceil(waves) - waves) * p["tail"], 1.0)
+    streamed = 2.0 * size * np.minimum(keys * tile, length) * wide * together
+    unit = np.where(cut, p["cut_gbps"], p["unit_gbps"] * _of_width(width, p)) * 1e9
+    alone = waves * (streamed / unit + keys * p["block_ns"] * 1e-9)
+    joined = np.where(cut, 8.0 * batch * heads * width * parts, 0.0)
+    memory = memory_time(work.traffic + joined, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
+    start = p["overhead_us"] + np.where(cut, p["join_us"] + p["join_ns"] * 1e-3 * parts, 0.0)
+    return np.asarray(start * 1e-6 + smooth_max(alone, memory))
+
+
+_FLASH_ROWS = 64  # queries of a block where keys may be cut
+_RESIDENT = 2  # blocks that the heuristic counts on a compute unit
+_ENOUGH = 0.8  # of the places on all units: as many blocks are not cut
+_GOOD = 0.85  # of the best filling of the last wave: the fewest parts that reach it are taken
+_PARTS = 128  # at most
+
+
+def _flash_keys(width: FloatArray) -> FloatArray:
+    """Keys of a tile where FlashAttention-2 cuts them, shape (n,)."""
+    return np.select([width <= 64, width <= 128], [256.0, 128.0], 64.0)
+
+
+def flash_parts(blocks: FloatArray, length: FloatArray, width: FloatArray, units: Value) -> FloatArray:
+    """Parts that FlashAttention-2 cuts the keys of `blocks` blocks of queries into, shape (n,).
+
+    Its num_splits_heuristic (csrc/flash_attn/flash_api.cpp): one where blocks fill 0.8 of the places, else the fewest whose
+    last wave is filled within 0.85 of the best; a number of parts that shortens none of them is passed over.
+    """
+    tiles = np.ceil(length / _flash_keys(width))
+    places = np.broadcast_to(np.asarray(_RESIDENT * units, np.float64), np.shape(blocks))
+    found = np.ones(np.shape(blocks))
+    few = np.flatnonzero(blocks < _ENOUGH * places)
+    if not len(few):
+        return found
+    tiles, places, own = tiles[few, None], places[few, None], blocks[few, None]
+    parts = np.arange(1.0, min(_PARTS, float(tiles.max())) + 1.0)[None, :]
+    shorter = (parts == 1) | (np.ceil(tiles / parts) != np.ceil(tiles / np.maximum(parts - 1, 1.0)))
+    allowed = shorter & (parts <= np.minimum(tiles, places))
+    waves = own * parts / places
+    filling = np.where(allowed, waves / np.ceil(waves), 0.0)
+    found[few] = parts[0, np.argmax(filling >= _GOOD * filling.max(axis=1, keepdims=True), axis=1)]
+    return found
 
 
 def _attention_form(share: float, bandwidth: float) -> Form:
@@ -168,6 +252,8 @@ def _attention_form(share: float, bandwidth: float) -> Form:
         parameters=(
             Parameter(name="share", start=share, low=0.01, high=1.0),
             Parameter(name="narrow", start=0.8, low=0.3, high=1.2),
+            Parameter(name="broad", start=0.9, low=0.3, high=1.5),
+            Parameter(name="wide", start=0.9, low=0.3, high=1.5),
             Parameter(name="bandwidth", start=bandwidth, low=0.05, high=1.0),
             Parameter(name="overhead_us", start=5.0, low=0.2, high=60.0),
             Parameter(name="cache_fits", start=0.8, low=0.1, high=1.2),
@@ -177,6 +263,12 @@ def _attention_form(share: float, bandwidth: float) -> Form:
             Parameter(name="row_ns", start=1.0, low=0.0, high=200.0),
             Parameter(name="split", start=4.0, low=1.0, high=64.0),
             Parameter(name="unit_gbps", start=22.0, low=5.0, high=100.0),
+            Parameter(name="cut_gbps", start=30.0, low=5.0, high=200.0),
+            Parameter(name="join_us", start=2.0, low=0.0, high=10.0),
+            Parameter(name="join_ns", start=80.0, low=0.0, high=400.0),
+            Parameter(name="summed", start=1.0, low=0.0, high=4.0),
+            Parameter(name="lone", start=0.8, low=0.0, high=2.0),
+            Parameter(name="broad_us", start=2.0, low=0.0, high=20.0),
         ),
         time=_attention,
     )
