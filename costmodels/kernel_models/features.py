@@ -114,7 +114,7 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, prior: FloatArray) ->
     flash = at["implementation"] == "flash"
     parts = flash_parts(at["batch"] * at["kv_heads"] * np.ceil(at["q_len"] / 64), at["kv_len"], at["head_dim"], units)
     columns |= {"log sequences": np.log2(sequences), "log parts": np.log2(parts)}
-    columns["padding"] = padded(at["head_dim"], flash) / at["head_dim"]
+    columns["padding"] = padded(op, at["head_dim"], flash) / at["head_dim"]
     columns["log share of queries"] = np.log2(at["heads"] / at["kv_heads"])
     columns["causal"] = (at["causal"] == "true").astype(np.float64)
     columns |= {phase: np.full(prior.shape, float(op == phase)) for phase in ATTENTION}

@@ -137,6 +137,7 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
     batch, heads, q, length, width = (at[name] for name in ("batch", "heads", "q_len", "kv_len", "head_dim"))
     units = device["device.compute_units"]
     work = work_of(op, at, device)
+    wide = padded(op, width, flash)
     memory = memory_time(work.traffic, at["cache"], device, p["bandwidth"], p["cache_fits"], p["cache_faster"])
     small = (width > 128) if op == "attention_backward" else flash & (width > 192)  # what shared memory leaves room for
     tile, cut = np.where(small, _FLASH_ROWS, _QUERY_TILE), np.ones(len(q))
@@ -146,7 +147,10 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
         parts = np.minimum(np.maximum(p["split"], 1.0), np.ceil(length / _QUERY_TILE))
         blocks = np.minimum(batch * heads * parts, np.maximum(batch * heads, units))
         joined = np.where(length > _QUERY_TILE, p["join_us"], 0.0)
-        memory = memory * np.where(width > 128, padded(width, flash) / width / _of_width(width, p), 1.0)
+        # wide heads stream at what a unit takes in of its padded tiles, whatever the memory gives
+        waves = np.maximum(batch * at["kv_heads"] / units, 1.0)
+        alone = (waves + (np.ceil(waves) - waves) * p["tail"]) / waves * work.traffic * wide / width / units
+        memory = np.where(width > 128, smooth_max(memory, alone / (p["unit_gbps"] * 1e9)), memory)
     keys = np.ceil(length / _QUERY_TILE)
     if op == "attention_prefill" and flash.any():  # FlashAttention-2 cuts the keys where blocks of queries leave units idle
         cut = np.where(flash, flash_parts(batch * heads * np.ceil(q / _FLASH_ROWS), length, width, units), 1.0)
@@ -158,7 +162,6 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
     filled = np.where(waves > 1, waves + (np.ceil(waves) - waves) * p["tail"], 1.0) / waves
     rate = work.rate * p["share"] * _of_width(width, p)
     steps = np.maximum(waves, 1.0) * keys * p["block_ns"] * 1e-9
-    wide = padded(width, flash)
     rows = batch * heads * q / units * p["row_ns"] * 1e-9 * (wide / 128 if op == "attention_backward" else 1.0)
     if op == "attention_backward":  # gradients of shared keys and values are written for each head, then summed
         summed = np.where(heads > at["kv_heads"], 8.0 * batch * heads * length * width, 0.0)
@@ -174,9 +177,15 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
     return np.asarray(start * 1e-6 + rows + smooth_max(compute, memory))
 
 
-def padded(width: FloatArray, flash: NDArray[Any]) -> FloatArray:
-    """The head width that a kernel computes, shape (n,): cuDNN's and the others' go by 64, FlashAttention-2 has 96 as well."""
-    return np.where(flash & (width > 64) & (width <= 96), 96.0, np.ceil(width / 64) * 64)
+def padded(op: str, width: FloatArray, flash: NDArray[Any]) -> FloatArray:
+    """The head width that a kernel computes, shape (n,), as steps in time over widths of 72 to 256 tell.
+
+    cuDNN's and the others' go by 64, FlashAttention-2 has 96 as well; cuDNN decodes what is wider than 128 as 256.
+    """
+    by64 = np.ceil(width / 64) * 64
+    if op == "attention_decode":
+        by64 = np.where(~flash & (width > 128), np.ceil(width / 256) * 256, by64)
+    return np.where(flash & (width > 64) & (width <= 96), 96.0, by64)
 
 
 def _of_width(width: FloatArray, p: Parameters) -> FloatArray:
@@ -197,7 +206,7 @@ def _flash_decode(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> 
     sequences = batch * kv * np.ceil(heads / kv / _FLASH_ROWS)
     parts = flash_parts(sequences, length, width, units)
     cut = parts > 1
-    wide = padded(width, np.full(len(width), True))
+    wide = padded(op, width, np.full(len(width), True))
     tile = np.where(cut, _flash_keys(width), 64.0)
     keys = np.ceil(np.ceil(length / tile) / parts)
     blocks = sequences * parts

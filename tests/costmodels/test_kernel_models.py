@@ -139,6 +139,8 @@ class TestForms:
                 for name in dimensions(op):
                     if name == "head_dim":
                         continue  # heads wider than 64 run at another rate
+                    if name == "kv_heads" and op == "attention_backward":
+                        continue  # as many as there are heads: no gradients of shared ones to sum
                     more = prepared(op, sizes | {name: np.ceil(sizes[name] * rng.uniform(1, 3, 200))}, symbols)
                     assert (prior_time(op, more, symbols, calibration.variants) >= before * (1 - 1e-9)).all(), (op, name)
 
