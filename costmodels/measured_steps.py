@@ -25,6 +25,9 @@ _USUAL = {
     "logits_held": "true", "variant": "none",
 }  # fmt: skip
 _OPTIMIZER = {"bf16": "adamw-bf16", "amp": "fsdp-mixed", "mixed": "fsdp-mixed", "fp32": "fsdp-mixed"}
+# reads and writes of each parameter by torch.optim's _multi_tensor_adamw, one kernel a line: decay 2, lerp_ of the first moment
+# 3, mul_ 2 and addcmul_ 3 of the second, sqrt 2, div_ 2, add_ 2, addcdiv_ 4
+_FOREACH = 20.0
 _ENQUEUED = 0.9  # of a step: a host that needs longer to issue it is what the step waits for
 
 
@@ -145,7 +148,8 @@ def _fixed(row: Mapping[str, str]) -> dict[str, float]:
     if row.get("variant") == "keep":
         fixed["stack.memory.reshard"] = 0.0
     if row["optimizer"] == "adamw_foreach":
-        fixed["stack.memory.update"] = 2.0 if row["precision"] == "bf16" else 4.0
+        width = 2.0 if row["precision"] == "bf16" else 4.0
+        fixed |= {"stack.memory.update": width, "optimizer.traffic": _FOREACH * width}
     if row["loss_dtype"] == "fp32":
         fixed["stack.loss_bytes"] = 4.0
     if row.get("variant") == "vocab":
@@ -160,11 +164,12 @@ def _architecture(row: Mapping[str, str]) -> Architecture:
     sizes: dict[str, Any] = {
         name: int(row[name]) for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab")
     }
-    tied, length = row["tied"] == "true", int(row["seq"])
-    if row["style"] == "gpt":
+    tied, length, rotary = row["tied"] == "true", int(row["seq"]), row["rotary"] == "true"
+    if row["style"] == "gpt":  # rotated as well as learned positions: the table is a small thing, the rotation is not
+        positions, table = ("rotary", 0) if rotary else ("learned", length)
         return Architecture(
-            name="gpt", **sizes, max_sequence=length, gated=False, activation="gelu", norm="layernorm", positions="learned",
-            max_positions=length, tied_embeddings=tied, biases=frozenset({"qkv", "attention_output", "mlp", "norm"}),
+            name="gpt", **sizes, max_sequence=length, gated=False, activation="gelu", norm="layernorm", positions=positions,
+            max_positions=table, tied_embeddings=tied, biases=frozenset({"qkv", "attention_output", "mlp", "norm"}),
         )  # fmt: skip
-    positions = "rotary" if row["rotary"] == "true" else "none"
+    positions = "rotary" if rotary else "none"
     return Architecture(name="llama", **sizes, max_sequence=length, positions=positions, tied_embeddings=tied)

@@ -70,11 +70,13 @@ def fit_collectives(data: Measurements) -> Fit | None:
     spreads = {
         model: quantiles(error, group) for model, (error, group) in network.errors(network.leave_sizes_out(many)).items()
     }
+    host, off = network.host_seconds(eager)
+    spreads["host"] = {"": off}
     return Fit(
         family="collectives",
         data=data_digest("collectives", data.root),
         code=features.code_hash(),
-        devices=network.measured_links(many, eager, SYMBOLS),
+        devices=network.measured_links(many, host, SYMBOLS),
         spreads=spreads,
         domains={},
         trees=None,

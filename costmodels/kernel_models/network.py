@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from costmodels.kernel_models.fitted import Calibration
-from costmodels.kernel_models.groups import group_of
+from costmodels.kernel_models.groups import group_of, quantiles
 from costmodels.kernel_models.operations import COLLECTIVES
 from costmodels.kernel_models.roofline import collective_prior
 from costmodels.kernel_models.samples import Sample
@@ -79,11 +79,22 @@ def leave_sizes_out(many: Sequence[Sample]) -> list[tuple[Sample, FloatArray, Fl
     return found
 
 
-def host_seconds(eager: Sequence[Sample]) -> dict[str, float]:
-    """Seconds a small call from Python takes, by kind, and the median of all under ''."""
-    small = {sample.op: sample.time[sample.at["bytes"] <= _QUICK] for sample in eager}
-    found = {op: float(np.median(times)) for op, times in small.items() if len(times)}
-    return found | ({"": float(np.median(list(found.values())))} if found else {})
+def host_seconds(eager: Sequence[Sample]) -> tuple[dict[str, float], float]:
+    """Seconds a small call from Python takes, by kind and '' for any other, and the 90 % quantile of |log error| of that.
+
+    The processor that issues a call is not the device's: sessions of one device differ by half. So the kinds' geometric
+    means over all devices stand for each of them.
+    """
+    small = [sample.take(sample.at["bytes"] <= _QUICK) for sample in eager]
+    middle: dict[str, list[float]] = {}
+    for sample in small:
+        if len(sample):
+            middle.setdefault(sample.op, []).append(float(np.log(np.median(sample.time))))
+    found = {op: float(np.exp(np.mean(logs))) for op, logs in middle.items()}
+    if not found:
+        return {}, 0.0
+    off = np.concatenate([np.abs(np.log(sample.time / found[sample.op])) for sample in small if len(sample)])
+    return found | {"": float(np.median(list(found.values())))}, quantiles(off, np.zeros(len(off)))[""]
 
 
 def errors(held: Sequence[tuple[Sample, FloatArray, FloatArray]]) -> dict[str, tuple[FloatArray, NDArray[np.str_]]]:
@@ -101,13 +112,12 @@ def two_ranks(many: Sequence[Sample]) -> list[Sample]:
     return [sample for sample in kept if len(sample)]
 
 
-def measured_links(many: Sequence[Sample], eager: Sequence[Sample], figures: Sequence[str]) -> dict[str, Calibration]:
+def measured_links(many: Sequence[Sample], host: Mapping[str, float], figures: Sequence[str]) -> dict[str, Calibration]:
     """The devices whose links were measured, with the host's time by kind."""
     names = dict.fromkeys(sample.device for sample in many)
     found = {}
     for name in names:
         symbols = next(sample.symbols for sample in many if sample.device == name)
-        host = host_seconds([sample for sample in eager if sample.device == name])
         found[name] = Calibration(symbols={figure: symbols[figure] for figure in figures}, variants={}, host=host)
     return found
 

@@ -12,7 +12,7 @@ from costmodels.kernel_models import features
 from costmodels.kernel_models.calibrated import Calibrated, answer
 from costmodels.kernel_models.domain import clipped, domain_of, inside
 from costmodels.kernel_models.fitted import FOLDER, Fit, is_current, read_fit
-from costmodels.kernel_models.forms import FORMS, prepared, prior_time, variant
+from costmodels.kernel_models.forms import FORMS, flash_parts, prepared, prior_time, variant
 from costmodels.kernel_models.groups import quantiles
 from costmodels.kernel_models.heldout import leave_groups_out
 from costmodels.kernel_models.learned import residual
@@ -166,6 +166,47 @@ class TestForms:
         for calibration in fit.devices.values():
             few, many = prior_time("attention_prefill", at, calibration.symbols, calibration.variants)
             assert few < 0.5 * many
+
+    def test_keys_are_cut_as_the_library_does(self) -> None:
+        """FlashAttention-2's num_splits_heuristic, written as its C++ is."""
+
+        def of_library(blocks: int, tiles: int, places: int) -> int:
+            if blocks >= 0.8 * places:
+                return 1
+            up = lambda a, b: -(-a // b)  # noqa: E731
+            allowed = [n for n in range(1, min(128, places, tiles) + 1) if n == 1 or up(tiles, n) != up(tiles, n - 1)]
+            filling = {n: blocks * n / places / up(blocks * n, places) for n in allowed}
+            return next(n for n in allowed if filling[n] >= 0.85 * max(filling.values()))
+
+        rng = np.random.default_rng(0)
+        blocks, length = rng.integers(1, 300, 200), rng.integers(1, 40_000, 200)
+        width = np.array([64, 96, 128, 192])[rng.integers(0, 4, 200)]
+        keys = np.where(width <= 64, 256, np.where(width <= 128, 128, 64))
+        found = flash_parts(blocks.astype(float), length.astype(float), width.astype(float), 132.0)
+        expected = [of_library(int(b), -(-int(n) // int(k)), 264) for b, n, k in zip(blocks, length, keys, strict=True)]
+        np.testing.assert_array_equal(found, expected)
+
+    def test_a_padded_head_takes_the_time_of_the_width_it_is_padded_to(self) -> None:
+        fit = read_fit("attention")
+        assert fit is not None
+        sizes = {name: np.full(3, v) for name, v in (("batch", 4.0), ("heads", 16.0), ("kv_heads", 16.0))}
+        sizes |= {"q_len": np.full(3, 4096.0), "kv_len": np.full(3, 4096.0), "head_dim": np.array([128.0, 144.0, 192.0])}
+        for kernel in ("flash", "cudnn"):
+            at = prepared("attention_prefill", sizes | {"implementation": np.full(3, kernel)}, H100)
+            for calibration in fit.devices.values():
+                whole, barely, padded_to = prior_time("attention_prefill", at, calibration.symbols, calibration.variants)
+                assert barely > 1.2 * whole
+                assert barely == pytest.approx(padded_to, rel=0.05)
+
+    def test_gradients_of_shared_keys_are_summed(self) -> None:
+        fit = read_fit("attention")
+        assert fit is not None
+        sizes = {name: np.full(2, v) for name, v in (("batch", 4.0), ("heads", 32.0), ("head_dim", 128.0))}
+        sizes |= {"q_len": np.full(2, 2048.0), "kv_len": np.full(2, 2048.0), "kv_heads": np.array([32.0, 8.0])}
+        at = prepared("attention_backward", sizes, H100)
+        for calibration in fit.devices.values():
+            own, shared = prior_time("attention_backward", at, calibration.symbols, calibration.variants)
+            assert own < shared
 
     def test_many_narrow_rows_of_a_norm_are_slower_than_few_wide_ones(self) -> None:
         fit = read_fit("pointwise")
