@@ -46,17 +46,26 @@ def fit_link(many: Sequence[Sample]) -> dict[str, float]:
 
 
 def fit_curves(many: Sequence[Sample]) -> Curves:
-    """Log of measured over α–β time at every measured size, by kind: (log2 bytes a rank, residual), sizes ascending."""
-    points: dict[str, dict[float, list[float]]] = {}
+    """Log of measured over α–β time at every measured size, by kind: (log2 bytes a rank, residual), sizes ascending.
+
+    At each size the mean over the devices, of which one that was not measured there stands on the line between its neighbours:
+    else a curve would step between devices where only one of them was asked.
+    """
+    own: dict[str, dict[str, tuple[FloatArray, FloatArray]]] = {}
     for sample in many:
         symbols = kernel_symbols(find_device(sample.device))
         log = np.log(sample.time / collective_prior(sample.op, sample.at, symbols))
-        for size, value in zip(_bytes_a_rank(sample).tolist(), log.tolist(), strict=True):
-            points.setdefault(sample.op, {}).setdefault(size, []).append(value)
-    return {
-        op: tuple((round(size, 4), round(float(np.median(values)), 5)) for size, values in sorted(own.items()))
-        for op, own in points.items()
-    }
+        each = _bytes_a_rank(sample)
+        sizes = np.unique(each)
+        middle = np.array([np.median(log[each == size]) for size in sizes])
+        own.setdefault(sample.op, {})[sample.device] = (sizes, middle)
+    return {op: _mean_curve(tuple(devices.values())) for op, devices in own.items()}
+
+
+def _mean_curve(curves: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[tuple[float, float], ...]:
+    sizes = np.unique(np.concatenate([own for own, _ in curves]))
+    at = np.stack([np.interp(sizes, own, value, left=np.nan, right=np.nan) for own, value in curves])
+    return tuple((round(float(x), 4), round(float(y), 5)) for x, y in zip(sizes, np.nanmean(at, axis=0), strict=True))
 
 
 def curve_time(sample: Sample, curves: Curves) -> FloatArray:
