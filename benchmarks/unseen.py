@@ -155,8 +155,8 @@ sites that other rows have joined the fit, and the rest, which no fit has read, 
 
 What the first printing taught, by the physics that was wrong:
 
-- **Head widths other than 64 and 128** were up to 43 % off. Kernels pad: FlashAttention-2 to 64, 96, 128, 192, 256; cuDNN by 64,
-  and to 256 where it decodes more than 128. A scan of widths from 72 to 256 shows the steps.
+- **Head widths other than 64 and 128** were up to 43 % off. Kernels pad: FlashAttention-2 to 64, 96, 128, 192, 256; cuDNN by
+  64, and to 256 where it decodes more than 128. A scan of widths from 72 to 256 shows the steps.
 - **Decoding with FlashAttention-2** cuts the keys by its own heuristic (batch × KV heads against two places on each unit,
   tiles of 256, 128 or 64 keys by width), and parts are joined one after another. Sequences left whole go through the kernel
   of prefill and multiply tiles of 128 rows that hold one query's heads, so they wait for the products, not for the memory.
