@@ -105,11 +105,14 @@ _SERVING = (
     *_LATENCIES,
 )  # fmt: skip
 
+BASE = "× base"
+"""Unit of what is relative to the part that designs descend from."""
+
 _HARDWARE = (
-    Measure(name="performance", title="performance", unit="", maximise=True),
-    Measure(name="performance_per_dollar", title="performance a dollar", unit="", maximise=True),
-    Measure(name="performance_per_watt", title="performance a watt", unit="", maximise=True),
-    Measure(name="latency", title="latency", unit=""),
+    Measure(name="performance", title="performance", unit=BASE, maximise=True),
+    Measure(name="performance_per_dollar", title="performance a dollar", unit=BASE, maximise=True),
+    Measure(name="performance_per_watt", title="performance a watt", unit=BASE, maximise=True),
+    Measure(name="latency", title="latency", unit=BASE),
     Measure(name="capital", title="capital a device", unit="USD", dimension="USD"),
     Measure(name="device_price", title="price of the device", unit="USD", dimension="USD"),
     Measure(name="hourly_price", title="cost of a device-hour", unit="USD", dimension="USD"),
@@ -119,6 +122,13 @@ _HARDWARE = (
     Measure(name="embodied_carbon", title="embodied carbon", unit="kg CO2e"),
 )  # fmt: skip
 """Of machines; the first four are relative to the part that designs descend from."""
+
+_OF_WORK: Mapping[str, Measure] = {
+    "throughput": Measure(name="throughput", title="throughput a device", unit="tokens/s", maximise=True),
+    "latency": Measure(name="latency", title="time of a step or request", unit="s", dimension="s"),
+    "energy": Measure(name="energy", title="energy a token", unit="J", dimension="J"),
+}
+"""Of one workload of a machine, by the end of the name: `train.throughput`."""
 
 MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in (*_TRAINING, *_SERVING, *_HARDWARE)})
 """Every metric that has a title and a unit of its own."""
@@ -185,6 +195,9 @@ def measure(name: str) -> Measure:
     if part is not None:
         whole = MEASURES[part[0]]
         return dataclasses.replace(whole, name=name, title=f"{whole.title} p{part[1]:g}")
+    work, _, what = name.rpartition(".")
+    if work and what in _OF_WORK:
+        return dataclasses.replace(_OF_WORK[what], name=name, title=f"{work}: {_OF_WORK[what].title}")
     return MEASURES.get(name) or Measure(name=name, title=name.replace("_", " "), unit="")
 
 
@@ -200,7 +213,7 @@ def require(name: str, known: Collection[str]) -> Measure:
 def limit(name: str, text: object) -> float:
     """A limit on the metric, as written ("70 GiB", 90, "1700 mm2"), in SI. Raises ValueError, naming the metric."""
     shown = measure(name)
-    if not shown.dimension and shown.unit not in ("", "%") and isinstance(text, str):
+    if not shown.dimension and shown.unit not in ("", "%", BASE) and isinstance(text, str):
         unit = shown.unit.replace("²", "2")
         plain = text.replace("²", "2").strip().removesuffix(unit).strip()
         try:

@@ -31,6 +31,8 @@ SCORES = ("performance", "performance_per_dollar", "performance_per_watt", "late
 """Relative to the base part; of the first three more is better."""
 ABSOLUTE = ("capital", "device_price", "hourly_price", "die_area", "design_power", "sustained_clock", "embodied_carbon")
 """USD a device (system, then package), USD an hour, mm², W, share of the boost clock, kg."""
+MADE = ("reticle", "static_power")
+"""Constraints of the package, whatever it is used for."""
 SURE = 0.9
 """Share of new parts that an interval is to hold."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,10 @@ def test_explain_says_what_the_answer_leans_on() -> None:
     question = asked(design={"memory_stacks": [5, 6]})
     told = dse.explain(question, plan="memory_stacks=5")
     text = str(told)
-    assert "Next bottleneck" in text
+    assert "Next bottleneck of performance: " in text
+    for label in (r"performance +1\.000 .* × base", r"train: throughput a device .* tokens/s", r"train: energy a token .* J"):
+        assert re.search(label, text), label
+    assert re.search(r"cores cannot grow to \d+: such a package cannot be made or powered", text)
     assert "tp" in text
     by = {(e.parameter, e.metric): e for e in told.elasticities}  # type: ignore[attr-defined]
     assert by["clock", "performance"].up >= -1e-9

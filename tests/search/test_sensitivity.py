@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.sensitivity import GROWTH, break_evens, elasticities, next_bottleneck
+from search.sensitivity import BEYOND, GROWTH, break_evens, elasticities, next_bottleneck
 from spaces.columns import FloatArray
 
 
@@ -51,6 +51,27 @@ def test_memory_stops_to_pay_until_compute_grows() -> None:
 
 def test_what_always_pays_has_no_break_even() -> None:
     assert break_evens(lambda at: {"f": at["x"]}, {"x": 1.0}, ("x",), "f", {}) == ()
+
+
+def test_what_cannot_be_is_no_break_even_and_no_bottleneck() -> None:
+    """Area is compute and memory: compute would pay, but no die holds 13 of it; memory is not said to pay again beyond that."""
+
+    def bounded(at: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        return {**roofline(at), BEYOND: (at["compute"] + at["memory"]) / 16.0 - 1.0}
+
+    here = {"compute": 6.0, "memory": 9.9}
+    found = elasticities(bounded, here, ("compute", "memory"), ("rate",), {})
+    assert [(e.parameter, e.up > 0, e.grows) for e in found] == [("compute", True, False), ("memory", False, False)]
+    assert next_bottleneck(found, "rate") is None
+    evens = {even.parameter: even for even in break_evens(bounded, here, ("compute", "memory"), "rate", {})}
+    assert evens["compute"].beyond
+    assert evens["compute"].value == pytest.approx(6.0 * GROWTH[1])
+    free = {even.parameter: even for even in break_evens(bounded, {"compute": 3.0, "memory": 2.0}, tuple(here), "rate", {})}
+    assert not free["memory"].beyond
+    assert free["memory"].other == "compute"
+    assert free["memory"].at == 4.5
+    impossible = {"compute": 10.0, "memory": 9.0}
+    assert break_evens(bounded, impossible, ("compute", "memory"), "rate", {}) == ()
 
 
 def test_whole_numbers_move_by_whole_steps() -> None:

@@ -18,8 +18,8 @@ from dse.kinds.serving.words import spelled as served_spelled
 from dse.kinds.training.words import plan_text
 from dse.measures import MEASURES, measure
 from dse.tables import plan_page, table
-from search.codesign import SCORES, CodesignModel
-from search.sensitivity import BreakEven, Elasticity, Figures, break_evens, elasticities, next_bottleneck
+from search.codesign import MADE, SCORES, CodesignModel
+from search.sensitivity import BEYOND, BreakEven, Elasticity, Figures, break_evens, elasticities, next_bottleneck
 from spaces.columns import Columns, FloatArray
 from spaces.hardware.accelerators import CATEGORIES, parameters
 from spaces.plan import spell
@@ -57,15 +57,19 @@ class Explanation:
         by = {(e.parameter, e.metric): e for e in self.elasticities}
         rows = [[name, *(f"{by[name, m].up:+.2f}" for m in METRICS)] for name in names]
         grid = table(["parameter, 1 % more", *(f"{measure(m).title}, %" for m in METRICS)], rows, left=frozenset({0}))
-        limit = f"Next bottleneck: {self.bottleneck}" if self.bottleneck else "No single parameter makes it faster."
+        limit = (
+            f"Next bottleneck of performance: {self.bottleneck}" if self.bottleneck else "No single parameter makes it faster."
+        )
         evens = "\n".join(f"  {sentence(even)}" for even in self.break_evens) or "  none within a factor of eight"
         return "\n\n".join(
-            [plan_page(self.answer), f"Best plans:\n{told}", grid, limit, f"Where more buys nothing (performance):\n{evens}"]
+            [plan_page(self.answer), f"Best plans:\n{told}", grid, limit, f"Where more stops to pay (performance):\n{evens}"]
         )
 
 
 def sentence(even: BreakEven) -> str:
-    """`memory beyond 6.1 TB/s buys nothing until scale_up_domain grows to 16`."""
+    """`memory beyond 6.1 TB/s buys nothing until scale_up_domain grows to 16`, or that no package can have more."""
+    if even.beyond:
+        return f"{even.parameter} cannot grow to {amount(even.parameter, even.value)}: such a package cannot be made or powered"
     head = f"{even.parameter} beyond {amount(even.parameter, even.value)} buys nothing"
     if even.other is None or even.at is None:
         return head
@@ -130,7 +134,8 @@ def _figures(model: CodesignModel, columns: Columns, here: Mapping[str, float]) 
     def figures(points: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
         n = len(next(iter(points.values())))
         values = {name: np.full(n, value) for name, value in names.items()} | dict(points)
-        return wide.evaluate(model.workloads[0].problem, Columns.from_values(values)).value
+        found = wide.evaluate(model.workloads[0].problem, Columns.from_values(values))
+        return {**found.value, BEYOND: np.maximum.reduce([found.violation[name] for name in MADE])}
 
     return figures
 

@@ -37,7 +37,15 @@ def sensitivity(
             break
         evens = around.break_evens("performance")
         member["break_evens"] = [
-            {"parameter": e.parameter, "metric": e.metric, "value": e.value, "other": e.other, "at": e.at, "said": sentence(e)}
+            {
+                "parameter": e.parameter,
+                "metric": e.metric,
+                "value": e.value,
+                "other": e.other,
+                "at": e.at,
+                "beyond": e.beyond,
+                "said": sentence(e),
+            }
             for e in evens
         ]
         deep += 1
