@@ -81,17 +81,23 @@ def _answers(
     index = np.full(len(wanted), len(first), np.int64)  # what is not wanted is the last shape, which takes no time
     index[wanted] = found
     places = index.reshape(len(group), len(some), int(np.prod(whole[1:])))
-    uses = np.zeros((len(some), len(first) + 1), np.bool_)
-    uses[np.arange(len(some))[None, :, None], places] = True
-    needs = np.zeros((len(devices), len(first)), np.bool_)
-    for one in range(len(some)):
-        needs[device[kind == one]] |= uses[one, :-1]
-    asked, shape = np.nonzero(needs)
+    asked, shape = np.nonzero(_needed(places, kind, device, len(devices), len(first)))
     times = np.zeros((len(devices), len(first) + 1))
     rows = {name: _taken(values, shape, alike=len(words.get(name, ())) == 1) for name, values in shapes.items()}
     times[asked, shape] = _seconds(op, rows, devices, asked, model)
     flat, starts = times.ravel(), device * times.shape[1]
     return [flat[starts[:, None] + own[kind]].reshape(whole) for own in places]
+
+
+def _needed(places: IntArray, kind: IntArray, device: IntArray, devices: int, shapes: int) -> NDArray[np.bool_]:
+    """Which device is to be asked for which shape, (devices, shapes): those that its engines' kinds use."""
+    if devices == 1:
+        return np.ones((1, shapes), np.bool_)
+    needs = np.zeros((devices, shapes + 1), np.bool_)
+    order = np.argsort(kind, kind="stable")
+    for one, own in enumerate(np.split(order, np.cumsum(np.bincount(kind))[:-1])):
+        needs[np.ix_(np.unique(device[own]), np.unique(places[:, one]))] = True
+    return needs[:, :-1]
 
 
 def _taken(values: NDArray[Any], rows: IntArray, *, alike: bool) -> NDArray[Any]:
