@@ -108,7 +108,8 @@ def token_calls(architecture: Architecture, stack: ServingStack, at: Bindings, t
     # the stream and what is added to it are sent apart (fused_add_rms_norm leaves them so)
     yield send(local, tokens * 2.0 * local["hidden"], 2.0 * (np.asarray(local["pipeline"], np.float64) - 1.0))
     stages = np.where(np.asarray(local["pipeline"]) > 1, np.asarray(local["pipeline"], np.float64), 0.0)
-    yield Call(op="", floor=stages * local["stack.pipeline.stage"] + stages**2 * local["stack.pipeline.ring"])
+    flying = np.where(np.asarray(tokens) > 1.0, stages, 1.0)  # requests are shared evenly: one of several is not alone
+    yield Call(op="", floor=stages * (local["stack.pipeline.stage"] + flying * local["stack.pipeline.ring"]))
 
 
 def _gaps(layer: Sequence[Call], local: Local, parts: Mapping[str, bool]) -> Call:

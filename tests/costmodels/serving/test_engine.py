@@ -217,17 +217,17 @@ def test_tables_of_a_forgotten_kernel_model_are_never_taken_for_anothers() -> No
 def test_stages_that_wait_for_each_other_lengthen_every_step(stages: int) -> None:
     """A ring: each of p batches in flight waits for all p stages; a chain: for each stage once."""
     fixed = {"devices": stages, "input_tokens": 1000, "output_tokens": 100, "pipeline": stages}
-    batch = Batch(decode_requests=8.0, decode_kv=8000.0)
 
-    def seconds(ring: float, stage: float) -> float:
+    def seconds(ring: float, stage: float, requests: float = 8.0) -> float:
         own = {**fixed, "stack.pipeline.ring": ring, "stack.pipeline.stage": stage}
         bound = serving_problem(find("llama-3.1-8b"), "sglang", find_device("H100"), own)
         tables, row = engines(bound, Columns.from_values({"tensor": np.array([1])}))
-        return float(step_time(tables, row, batch)[0])
+        return float(step_time(tables, row, Batch(decode_requests=requests, decode_kv=1000.0 * requests))[0])
 
     alone = seconds(0.0, 0.0)
     assert seconds(1e-3, 0.0) - alone == pytest.approx(stages**2 * 1e-3, rel=0.02)
     assert seconds(0.0, 1e-3) - alone == pytest.approx(stages * 1e-3, rel=0.02)
+    assert seconds(1e-3, 0.0, 1.0) - seconds(0.0, 0.0, 1.0) == pytest.approx(stages * 1e-3, rel=0.02)
 
 
 def test_pipelines_plan_no_step_ahead() -> None:
