@@ -94,7 +94,7 @@ class KernelTimes:
         """Seconds of each call, shape (n,): its formula, times what the model makes of it on the measured device."""
         times = [np.broadcast_to(np.asarray(call.formula(at), np.float64), (n,)).copy() for call in calls]
         for device, rows in self._references(at, n):
-            same = all(np.all(np.asarray(at[name]) == value) for name, value in self._symbols[device.name].items())
+            same = all((np.asarray(at[name]) == value).all() for name, value in self._symbols[device.name].items())
             there = at if same else _Over(at, self._symbols[device.name])
             self._correct(device, at, there, calls, times, rows, n)
         return times

@@ -7,6 +7,7 @@ What a software stack decides about the graph (attention kept whole or not, proj
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from spaces.architecture import Architecture
 from spaces.expressions import Expression, divide, minimum, product, symbol
@@ -56,6 +57,7 @@ def scalars(architecture: Architecture) -> dict[str, int]:
     return {name: int(getattr(architecture, name)) for name in names.split()}
 
 
+@cache
 def placement(*, sequence_parallel: bool, vocab_parallel: bool) -> Placement:
     """Megatron's placement: token dimensions over context (and tensor in the residual stream), widths over tensor."""
     return Placement(

@@ -6,7 +6,8 @@ of design points alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol, TypeAlias
@@ -56,24 +57,21 @@ class Expression:
             return self.operands[0]
         if self.operator == "symbol":
             return at[self.operands[0]]
-        left, right = (part.evaluate(at) for part in self.operands)
-        match self.operator:
-            case "product":
-                return left * right
-            case "sum":
-                return left + right
-            case "difference":
-                return left - right
-            case "ceil_divide":
-                return -(-left // right)
-            case "divide":
-                return left / right
-            case "minimum":
-                return np.minimum(left, right)
-            case "maximum":
-                return np.maximum(left, right)
-        raise ValueError(f"unknown operator '{self.operator}'")
+        if self.operator not in _OPERATORS:
+            raise ValueError(f"unknown operator '{self.operator}'")
+        left, right = self.operands
+        return _OPERATORS[self.operator](left.evaluate(at), right.evaluate(at))
 
+
+_OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "product": operator.mul,
+    "sum": operator.add,
+    "difference": operator.sub,
+    "ceil_divide": lambda left, right: -(-left // right),
+    "divide": operator.truediv,
+    "minimum": np.minimum,
+    "maximum": np.maximum,
+}
 
 Size: TypeAlias = Expression | int | float | str
 

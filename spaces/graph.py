@@ -72,9 +72,12 @@ class Operator:
     """Runs in the plan's precision (fp8, …) rather than in 16 bits."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """Which mesh axes shard a logical dimension. A dimension that is absent is not sharded."""
+    """Which mesh axes shard a logical dimension. A dimension that is absent is not sharded.
+
+    What follows from a placement is remembered by its identity: ask for one once (`spaces.blocks.placement`).
+    """
 
     axes: Mapping[str, tuple[str, ...]]
 
@@ -207,7 +210,20 @@ class Graph:
 
     def elements(self, dims: Iterable[str], placement: Placement, gathered: Iterable[str] = ()) -> Expression:
         """Elements of a tensor on one device."""
-        return product(*(self.local(dim, placement, gathered) for dim in dims))
+        key = (tuple(dims), placement, tuple(gathered))
+        if key not in self._elements:
+            self._elements[key] = product(*(self.local(dim, placement, gathered) for dim in key[0]))
+        return self._elements[key]
+
+    @cached_property
+    def _elements(self) -> dict[tuple[tuple[str, ...], Placement, tuple[str, ...]], Expression]:
+        """What `elements` said before."""
+        return {}
+
+    @cached_property
+    def _collectives(self) -> dict[tuple[str, Placement], tuple[Collective, ...]]:
+        """The exchanges found before, by pass and placement."""
+        return {}
 
     def bytes(self, tensor: Tensor, placement: Placement, gathered: Iterable[str] = ()) -> Expression:
         """Bytes of a tensor on one device."""
@@ -217,6 +233,11 @@ class Graph:
 
     def forward_collectives(self, placement: Placement) -> tuple[Collective, ...]:
         """Exchanges of the forward pass, in order."""
+        if ("forward", placement) not in self._collectives:
+            self._collectives["forward", placement] = tuple(_once(self._forward(placement)))
+        return self._collectives["forward", placement]
+
+    def _forward(self, placement: Placement) -> list[Collective]:
         found = []
         readings = [(op.name, name, wanted) for op in self.operators for name, wanted in op.reads]
         readings += [(self.writer[name].name, name, wanted) for name, wanted in self.outputs]
@@ -226,7 +247,7 @@ class Graph:
             for kind, axis in exchange(placement.of(tensor.dims), partial, placement.of(wanted)):
                 gathered = (axis,) if kind != "all_to_all" else ()
                 found.append(Collective(kind, axis, name, tensor.dims, tensor.element, cause, gathered))
-        return tuple(_once(found))
+        return found
 
     def backward_collectives(self, placement: Placement) -> tuple[Collective, ...]:
         """Exchanges of the backward pass: the gradient of every read, and what weight gradients need again.
@@ -234,6 +255,11 @@ class Graph:
         The gradient of a value read under some placement is wanted where the value was held. Its producer's contraction over
         sharded output dimensions leaves it a partial sum (Megatron's `f` and `g`, Shoeybi 2019 §3).
         """
+        if ("backward", placement) not in self._collectives:
+            self._collectives["backward", placement] = tuple(_once(self._backward(placement)))
+        return self._collectives["backward", placement]
+
+    def _backward(self, placement: Placement) -> list[Collective]:
         found = []
         for name, wanted in self.outputs:  # the next block hands the gradient back as it read the value
             tensor = self.tensors[name]
@@ -252,7 +278,7 @@ class Graph:
                     for kind, axis in exchange(placement.of(tensor.dims), frozenset(), held):
                         if kind == "all_gather":
                             found.append(Collective(kind, axis, "saved_" + name, tensor.dims, tensor.element, op.name, (axis,)))
-        return tuple(_once(found))
+        return found
 
     def _partial(self, op: Operator, placement: Placement) -> frozenset[str]:
         """Mesh axes over which the operator's output is a partial sum."""

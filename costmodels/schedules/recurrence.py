@@ -14,6 +14,7 @@ import numpy as np
 from costmodels.schedules.ends import compiled_ends
 from costmodels.schedules.orders import BACKWARD, FORWARD, WEIGHT, Op
 from costmodels.schedules.profiles import FloatArray, IntArray, Profiles
+from spaces.space import combination_keys
 
 # ends of passes held at a time: profiles are taken in blocks that keep to it
 _CELLS = 1 << 19
@@ -112,22 +113,30 @@ def longest_each(
     add what the last ones added, and no less than `slowest` (n,) seconds each. A walk of fewer microbatches keeps the period.
     """
     total = np.empty(len(rows.p))
-    keys, inverse = np.unique(np.stack([rows.p, rows.v, rows.m, period]).astype(np.int64), axis=1, return_inverse=True)
+    most = np.maximum(_ROUNDS * np.maximum(rows.p, period), 24)
+    left = (np.maximum(rows.m - most, 0) // period * period).astype(np.int64)
+    # rows whose walks are the same are walked together, however many microbatches they leave out
+    keys, group = _distinct_columns(np.stack([rows.p, rows.v, rows.m - left, period]).astype(np.int64))
     for number, (p, v, m, every) in enumerate(keys.T.tolist()):
-        chosen = np.flatnonzero(inverse.ravel() == number)
+        chosen = np.flatnonzero(group == number)
         given = np.concatenate([seconds[:, :, chosen].reshape(-1, len(chosen)), rows.send[None, chosen]])
         few, again = np.unique(given, axis=1, return_inverse=True)
         table, send = few[:-1].reshape(*seconds.shape[:2], -1), few[-1]
-        left = max(m - max(_ROUNDS * max(p, every), 24), 0) // every * every
-        time = longest(walk_of(p, v, m - left, every), table, send)
-        if left:
+        time = longest(walk_of(p, v, m, every), table, send)
+        total[chosen] = time[again.ravel()]
+        if left[chosen].any():
             step = every * max(p // every, 1)
-            before = longest(walk_of(p, v, m - left - step, every), table, send)
+            before = longest(walk_of(p, v, m - step, every), table, send)
             each = ((time - before) / step)[again.ravel()]
-            total[chosen] = time[again.ravel()] + left * np.maximum(each, slowest[chosen])
-        else:
-            total[chosen] = time[again.ravel()]
+            total[chosen] += left[chosen] * np.maximum(each, slowest[chosen])
     return total
+
+
+def _distinct_columns(codes: IntArray) -> tuple[IntArray, IntArray]:
+    """Distinct columns of integers that are at least 0, (k, m), and which of them each column is, (n,)."""
+    keys, _ = combination_keys(codes, [int(row.max(initial=0)) + 1 for row in codes])
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    return codes[:, first], group
 
 
 def _joined(order: Sequence[Op]) -> list[tuple[Op, ...]]:
