@@ -269,9 +269,9 @@ def _group(
 ) -> tuple[FloatArray, _Group]:
     """The arguments as float64 arrays. Raises ValueError for a negative size or a count below 1."""
     bytes_, n, g = (np.asarray(values, dtype=np.float64) for values in (size, ranks, ranks_in_domain))
-    if np.any(bytes_ < 0):
+    if (bytes_ < 0).any():
         raise ValueError("a collective's size is 0 bytes or more")
-    if np.any(n < 1) or np.any(g < 1):
+    if (n < 1).any() or (g < 1).any():
         raise ValueError("a group has at least one rank, and at least one in a domain")
     g = np.minimum(g, n)
     return bytes_, _Group(n=n, g=g, k=np.asarray(n / g), inner=inner, outer=outer)

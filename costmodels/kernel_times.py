@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodels.constants import device_symbols, find_stack, generation_constants
 from costmodels.kernel_models.fitted import Fit, read_fit
@@ -33,6 +34,8 @@ from spaces.problem import Problem
 FORMATS = {Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP8: "fp8"}
 """Formats of products that kernels were measured in, by precision."""
 _KNOWN = (Evidence.MEASURED, Evidence.INTERPOLATED, Evidence.EXTRAPOLATED)
+_FEW = 32
+"""Rows that are quicker looked up one by one than sorted first."""
 _NEAREST = ("device.matrix_flops.bf16", "device.memory_bandwidth", "device.power")
 
 
@@ -92,7 +95,7 @@ class KernelTimes:
 
     def seconds(self, at: SymbolTable, calls: Sequence[Call], n: int) -> list[FloatArray]:
         """Seconds of each call, shape (n,): its formula, times what the model makes of it on the measured device."""
-        times = [np.broadcast_to(np.asarray(call.formula(at), np.float64), (n,)).copy() for call in calls]
+        times = [_rows(call.formula(at), n).copy() for call in calls]
         for device, rows in self._references(at, n):
             same = all((np.asarray(at[name]) == value).all() for name, value in self._symbols[device.name].items())
             there = at if same else _Over(at, self._symbols[device.name])
@@ -138,21 +141,24 @@ class KernelTimes:
         n: int,
     ) -> None:
         """Put the model's answers into `times` at `rows`; `there` are the measured device's symbols."""
-        slowdown = np.broadcast_to(np.asarray(at["stack.slowdown"], np.float64), (n,))
+        slowdown = _rows(at["stack.slowdown"], n)
         wanted: dict[tuple[str, str, tuple[str, ...]], list[tuple[int, IntArray, list[tuple[Any, ...]], IntArray]]] = {}
         for i, call in enumerate(calls):
             if not call.op:
                 continue
-            applies = np.broadcast_to(np.asarray(call.applies, np.bool_), (n,))[rows]
-            precision = np.broadcast_to(np.asarray(call.dtype), (n,))[rows]
+            applies = _rows(call.applies, n, np.bool_)[rows]
+            precision = _rows(call.dtype, n, np.int64)[rows]
             for code in sorted(set(precision.tolist())):
                 chosen = rows[applies & (precision == code)]
                 if not len(chosen) or code not in FORMATS:
                     continue
                 words = (FORMATS[Precision(code)], *self._words(device, call, code))
-                sizes = {d: np.broadcast_to(np.asarray(v, np.float64), (n,))[chosen] for d, v in call.dimensions.items()}
-                few, place = distinct(Columns.from_values(sizes), sizes)
-                shapes = [(*words, *shape) for shape in zip(*(few[name].tolist() for name in sizes), strict=True)]
+                sizes = {d: _rows(v, n)[chosen] for d, v in call.dimensions.items()}
+                place = np.arange(len(chosen))
+                if len(chosen) > _FEW:
+                    few, place = distinct(Columns.from_values(sizes), sizes)
+                    sizes = {name: few[name] for name in sizes}
+                shapes = [(*words, *shape) for shape in zip(*(column.tolist() for column in sizes.values()), strict=True)]
                 names = ("dtype", *call.words, *call.dimensions)
                 wanted.setdefault((device.name, call.op, names), []).append((i, chosen, shapes, place))
         for key, many in wanted.items():
@@ -165,7 +171,7 @@ class KernelTimes:
                 reference = calls[i].reference
                 if there is not at or reference is not None:
                     formula = np.asarray((reference or calls[i].formula)(there), np.float64)
-                    model = times[i][chosen] * model / np.maximum(np.broadcast_to(formula, (n,))[chosen], 1e-12)
+                    model = times[i][chosen] * model / np.maximum(_rows(formula, n)[chosen], 1e-12)
                 times[i][chosen] = np.where(np.isfinite(model), model, times[i][chosen])
 
     def _words(self, device: Device, call: Call, precision: int) -> tuple[str, ...]:
@@ -183,6 +189,12 @@ class KernelTimes:
         time = self._model.predict(op, at, self._asking[device])
         known = np.isin(time.evidence, _KNOWN) if self._taught else np.isfinite(time.value)
         return np.where(known, time.value, math.nan).tolist()  # type: ignore[no-any-return]
+
+
+def _rows(value: Value, n: int, kind: type[np.generic] = np.float64) -> NDArray[Any]:
+    """The value of each of n rows."""
+    array = np.asarray(value, kind)
+    return array if array.shape == (n,) else np.broadcast_to(array, (n,))
 
 
 @dataclass(frozen=True, slots=True)

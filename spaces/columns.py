@@ -63,7 +63,7 @@ class Columns:
         """Values of a symbol, shape (n,); read-only where all are one."""
         axis, values = self.levels[symbol]
         if len(values) == 1:
-            return np.broadcast_to(values, (self.n,))
+            return values[:] if self.n == 1 else np.broadcast_to(values, (self.n,))
         return values.take(self.codes[axis])
 
     def take(self, rows: NDArray[Any] | slice) -> Columns:

@@ -143,6 +143,6 @@ def _ints(values: ArrayLike, name: str) -> IntArray:
     """`values` as int64. Raises ValueError when one is below 1 or not whole."""
     array = np.asarray(values)
     whole = array.astype(np.int64)
-    if np.any(whole != array) or np.any(whole < 1):
+    if (whole != array).any() or (whole < 1).any():
         raise ValueError(f"{name} must be whole numbers from 1, got {array!r}")
     return whole
