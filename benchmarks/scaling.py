@@ -1,10 +1,14 @@
 """Exact search with one and two workers, on local processes and on Ray; and what a trial costs the run store.
 
 `python -m benchmarks.scaling [--rounds N] [--set KEY=VALUE] --json`. Every figure comes from a fresh process that makes the
-whole run, its folder included, after the workers have started and answered once. Rounds alternate between the executors and
-numbers of workers, so that other work on the machine meets all of them alike; the medians of the rounds' ratios are
-reported. CPU seconds hang less on who else is there: `cpu_ratio` is what they allow on two cores that do nothing else, the
-seconds of a single worker over half of what two workers and their driver take.
+whole run, its folder included; Ray itself is up before the clock starts, local workers are started within it. In a round every
+executor runs with one worker and with two right after each other, the order turned from round to round, so that other work on
+the machine meets both alike. A ratio is taken within a round; the median of the rounds' ratios is reported, and all of them
+beside it: where they differ by more than what is claimed, nothing is shown.
+
+CPU seconds hang less on who else is there. `cpu_ratio` is what they allow on two cores that do nothing else: before the first
+result and after the last one the driver works alone (`serial_cpu_s`), between them one worker has a core to itself beside the
+driver, while two share theirs with it. What a worker takes to start is not in it.
 """
 
 from __future__ import annotations
@@ -31,15 +35,21 @@ BATCH = 100
 
 
 def once(executor: str, workers: int, settings: Sequence[str]) -> dict[str, float]:
-    """One run in this process: wall seconds, CPU seconds of the driver and of the search in workers, plans."""
+    """One run in this process: wall seconds, CPU seconds of the driver, alone too, and of the search in workers, plans."""
     from dse.runner import run
+    from search.result import Progress
 
     overrides = [*settings, f"search.executor={executor}", f"search.workers={workers}"]
     if executor == "ray":
         _start_ray(workers)
+    results: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()
-        answer = run(EXPERIMENT, out=Path(folder) / "run", overrides=overrides)
+
+        def progress(_: Progress) -> None:
+            results.append(time.process_time() - cpu)
+
+        answer = run(EXPERIMENT, out=Path(folder) / "run", overrides=overrides, progress=progress)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     if answer.trouble:
         raise RuntimeError(answer.trouble)
@@ -48,6 +58,7 @@ def once(executor: str, workers: int, settings: Sequence[str]) -> dict[str, floa
         "front": len(answer.front),
         "wall_s": wall,
         "driver_cpu_s": cpu,
+        "serial_cpu_s": cpu - results[-1] + results[0],
         "workers_cpu_s": answer.cpu_s - cpu,
     }
 
@@ -65,27 +76,41 @@ def _start_ray(workers: int) -> None:
 def scaling(rounds: int, settings: Sequence[str]) -> dict[str, Any]:
     """Runs by executor and workers, and their ratios."""
     runs: dict[str, list[dict[str, float]]] = {f"{e} {w}": [] for e in EXECUTORS for w in (1, 2)}
-    for _ in range(rounds):
-        for name, found in runs.items():
-            command = [sys.executable, "-m", "benchmarks.scaling", "--once", *name.split()]
-            command += [part for setting in settings for part in ("--set", setting)]
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-            found.append(json.loads(done.stdout.splitlines()[-1]))
+    for turn in range(rounds):
+        for executor in EXECUTORS[:: 1 - 2 * (turn % 2)]:
+            for workers in (1, 2)[:: 1 - 2 * (turn % 2)]:
+                runs[f"{executor} {workers}"].append(_apart(executor, workers, settings))
     answer: dict[str, Any] = {"plans": runs["local 1"][0]["plans"], "load": os.getloadavg()[0], "runs": runs}
     for executor in EXECUTORS:
         one, two = runs[f"{executor} 1"], runs[f"{executor} 2"]
+        walls = [a["wall_s"] / b["wall_s"] for a, b in zip(one, two, strict=True)]
         answer[executor] = {
-            "wall_ratio": median(a["wall_s"] / b["wall_s"] for a, b in zip(one, two, strict=True)),
-            "cpu_ratio": median(2 * a["workers_cpu_s"] / _total(b) for a, b in zip(one, two, strict=True)),
-            "wall_s": [median(r["wall_s"] for r in one), median(r["wall_s"] for r in two)],
-            "driver_cpu_s": [median(r["driver_cpu_s"] for r in one), median(r["driver_cpu_s"] for r in two)],
-            "workers_cpu_s": [median(r["workers_cpu_s"] for r in one), median(r["workers_cpu_s"] for r in two)],
+            "wall_ratio": median(walls),
+            "wall_ratios": walls,
+            "cpu_ratio": median(_allowed(a, b) for a, b in zip(one, two, strict=True)),
         }
+        for figure in ("wall_s", "driver_cpu_s", "serial_cpu_s", "workers_cpu_s"):
+            answer[executor][figure] = [median(r[figure] for r in one), median(r[figure] for r in two)]
     both = list(zip(runs["local 2"], runs["ray 2"], strict=True))
-    answer["ray_wall_overhead"] = median(b["wall_s"] / a["wall_s"] for a, b in both) - 1
+    overheads = [b["wall_s"] / a["wall_s"] - 1 for a, b in both]
+    answer["ray_wall_overhead"], answer["ray_wall_overheads"] = median(overheads), overheads
     answer["ray_cpu_overhead"] = median(_total(b) / _total(a) for a, b in both) - 1
     return answer
+
+
+def _apart(executor: str, workers: int, settings: Sequence[str]) -> dict[str, float]:
+    """One run in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.scaling", "--once", executor, str(workers)]
+    command += [part for setting in settings for part in ("--set", setting)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _allowed(one: dict[str, float], two: dict[str, float]) -> float:
+    """One worker's time over that of two, on two cores of their own."""
+    alone = one["serial_cpu_s"] + one["workers_cpu_s"]
+    return alone / (two["serial_cpu_s"] + (_total(two) - two["serial_cpu_s"]) / 2)
 
 
 def _total(run: dict[str, float]) -> float:
