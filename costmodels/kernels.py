@@ -45,12 +45,16 @@ def matrix_rate(at: SymbolTable, quantised: bool) -> tuple[Value, Value, Value]:
     (TF32 on Ampere and Hopper). What is not quantised stays 16-bit, or fp32 in fp32 training.
     """
     precision = np.asarray(at["precision"])
-    rate = np.broadcast_to(sixteen_bit_rate(at), np.broadcast_shapes(precision.shape, np.shape(sixteen_bit_rate(at)))).copy()
+    if precision.size > 1 and (precision == precision.flat[0]).all():
+        precision = precision.flat[0]
+    rate = sixteen_bit_rate(at)
     rate = np.where(precision == Precision.FP32, rate / 2, rate)
     share = np.where(precision == Precision.FP32, at["kernel.gemm.share.fp32"], at["kernel.gemm.share.bf16"])
     element = np.where(precision == Precision.FP32, 4.0, 2.0)
     if quantised:
         for code in (Precision.FP8, Precision.MXFP8, Precision.NVFP4):
+            if not (precision == code).any():
+                continue
             name, size = FORMATS[code]
             native = np.asarray(at[f"device.matrix_flops.{name}"])
             chosen = (precision == code) & (native > 0)
