@@ -21,6 +21,9 @@ from search.assignment import Assignment
 T = TypeVar("T")
 R = TypeVar("R")
 
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""How many threads of their own libraries may start in a worker, read when numpy is imported: there is a worker on every core."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
@@ -139,6 +142,8 @@ class _Worker:
 def _serve(pipe: Connection) -> None:
     """In a worker: answer chunks until the driver is gone. Ctrl-C is the driver's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in _THREADS:
+        os.environ.setdefault(name, "1")
     try:
         function = ForkingPickler.loads(pipe.recv_bytes())
         while True:
