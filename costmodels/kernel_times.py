@@ -170,8 +170,9 @@ class KernelTimes:
                 model = np.array([known[shape] for shape in shapes])[place] * slowdown[chosen]
                 reference = calls[i].reference
                 if there is not at or reference is not None:
-                    formula = np.asarray((reference or calls[i].formula)(there), np.float64)
-                    model = times[i][chosen] * model / np.maximum(_rows(formula, n)[chosen], 1e-12)
+                    formula = _rows((reference or calls[i].formula)(there), n)[chosen]
+                    scaled = times[i][chosen] * model / np.maximum(formula, 1e-12)
+                    model = np.where(times[i][chosen] == formula, model, scaled)  # to the bit, whatever else is asked about
                 times[i][chosen] = np.where(np.isfinite(model), model, times[i][chosen])
 
     def _words(self, device: Device, call: Call, precision: int) -> tuple[str, ...]:
