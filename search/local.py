@@ -22,7 +22,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""How many threads of their own libraries may start in a worker, read when numpy is imported: there is a worker on every core."""
+"""Threads that the libraries of a worker may start, read when numpy is imported: there is a worker on every core."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
