@@ -173,6 +173,8 @@ def _attention(op: str, at: Shapes, device: DeviceSymbols, p: Parameters) -> Flo
         shared = np.where((at["causal"] == "true") & (cut == 1), 0.5 + 0.5 * shared, shared)  # … the other half as long
         longest = passes * np.minimum(tile, q) * keys * _QUERY_TILE * wide / (rate / units) * shared * p["lone"]
         compute = smooth_max(compute, longest)
+        late = (at["causal"] == "true") & (cut == 1) & (blocks > units)  # and some of the longest start last
+        compute = compute + np.where(late, longest * p["late"], 0.0)
     start = p["overhead_us"] + joined + p["broad_us"] * np.maximum(wide / 128 - 1.0, 0.0)
     return np.asarray(start * 1e-6 + rows + smooth_max(compute, memory))
 
@@ -277,6 +279,7 @@ def _attention_form(share: float, bandwidth: float) -> Form:
             Parameter(name="join_ns", start=80.0, low=0.0, high=400.0),
             Parameter(name="summed", start=1.0, low=0.0, high=4.0),
             Parameter(name="lone", start=0.8, low=0.0, high=2.0),
+            Parameter(name="late", start=0.2, low=0.0, high=1.0),
             Parameter(name="broad_us", start=2.0, low=0.0, high=20.0),
         ),
         time=_attention,
