@@ -16,6 +16,7 @@ from costmodels.measurements import ROOT
 
 time = cache(unseen.training)
 served = cache(unseen.serving)
+kernels = cache(unseen.kernels)
 
 
 def keys(root: Path, name: str) -> set[tuple[str, ...]]:
@@ -27,7 +28,7 @@ def keys(root: Path, name: str) -> set[tuple[str, ...]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["steps", "parallel", "serving", "serving_parallel"])
+@pytest.mark.parametrize("name", ["steps", "parallel", "serving", "serving_parallel", "gemm", "attention"])
 def test_no_fitted_row_is_among_the_unseen(name: str) -> None:
     assert keys(unseen.ROOT, name)
     assert not keys(unseen.ROOT, name) & keys(ROOT, name)
@@ -60,3 +61,22 @@ def test_peak_memory_is_counted() -> None:
 @pytest.mark.parametrize("ranks", ["one GPU", "two GPUs"])
 def test_steps_of_served_models(step: str, ranks: str) -> None:
     assert np.mean(np.abs(errors(served(), f"{step} step, {ranks}"))) <= 0.10
+
+
+def test_products_and_attention_on_unseen_sites_and_heads() -> None:
+    """What was asked of one H100: unseen (n, k), each implementation of attention, decoding."""
+    found = kernels()
+    products = np.abs(errors(found, "gemm bf16", ("H200",)))
+    assert np.median(products) <= 0.035
+    assert products.mean() <= 0.06
+    assert np.median(np.abs(errors(found, "gemm fp8", ("H200",)))) <= 0.045
+    for kernel in ("default", "flash", "cudnn"):
+        assert np.median(np.abs(errors(found, f"attention prefill, {kernel}"))) <= 0.06
+        assert np.median(np.abs(errors(found, f"attention decode, {kernel}"))) <= 0.08
+
+
+def test_collectives_of_two_devices() -> None:
+    large = ("below 1 MiB", "eager, 1 to 64 MiB")
+    for kind in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv"):
+        assert np.median(np.abs(errors(kernels(), f"{kind}, graph", large))) <= 0.08
+        assert np.median(np.abs(errors(kernels(), f"{kind}, eager", large))) <= 0.08
