@@ -218,8 +218,11 @@ def words_in(words: NDArray[Any]) -> list[str]:
 
 def by_word(words: NDArray[Any], value: Callable[[str], Value]) -> FloatArray:
     """What `value` says of each word, one number or one for each row, shape (n,)."""
+    spoken = words_in(words)
+    if len(spoken) == 1:
+        return np.array(np.broadcast_to(np.asarray(value(spoken[0]), np.float64), words.shape))
     result = np.zeros(words.shape)
-    for word in words_in(words):
+    for word in spoken:
         own = words == word
         found = np.asarray(value(word), np.float64)
         result[own] = found if found.ndim == 0 else found[own]
