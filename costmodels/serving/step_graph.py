@@ -207,8 +207,7 @@ def _product(
     rate = np.maximum(local["device.matrix_flops.bf16"], local["device.matrix_flops.fp16"]) * local["kernel.gemm.share.bf16"]
     widened: Value = dequantised_share()
     if experts:
-        four = local.at.get("kernel.grouped.fp4", dequantised_share())
-        widened = np.where(np.asarray(precision) == _FP4, column(four), widened)
+        widened = np.where(np.asarray(precision) == _FP4, local["kernel.grouped.fp4"], widened)
     floor = np.where(narrow, 2.0 * m * n * k * groups / (rate * widened), 0.0)
     shape = {"m": m, "n": n, "k": np.maximum(k * share, 1.0), "groups": groups, "dtype": words, "cache": "cold"}
     memory = groups * n * k * weight_bytes(precision) / local["device.memory_bandwidth"]
@@ -278,8 +277,7 @@ def _grouped(op: Operator, graph: Graph, local: Local) -> Iterator[Call]:
     mean = np.maximum(assignments(local) / groups, 1.0)
     rows = np.where(tile > _ROWS, np.maximum(mean + (tile - 1.0) / 2.0, tile), np.ceil(mean / _ROWS) * _ROWS)
     call = _product(local, rows, n, k, groups, quantised=True, slower=local["stack.expert_time"], experts=True)
-    share = local.at.get("kernel.grouped.tile", 0.0)
-    fed = np.where(tile > _ROWS, column(share), 0.0)  # of the matrix peak, what the cache feeds to so small tiles
+    fed = np.where(tile > _ROWS, local["kernel.grouped.tile"], 0.0)  # of the matrix peak, what the cache feeds to so small tiles
     if not np.any(fed > 0):
         yield call
         return
