@@ -277,7 +277,7 @@ def _grouped(op: Operator, graph: Graph, local: Local) -> Iterator[Call]:
     mean = np.maximum(assignments(local) / groups, 1.0)
     rows = np.where(tile > _ROWS, np.maximum(mean + (tile - 1.0) / 2.0, tile), np.ceil(mean / _ROWS) * _ROWS)
     call = _product(local, rows, n, k, groups, quantised=True, slower=local["stack.expert_time"], experts=True)
-    fed = np.where(tile > _ROWS, local["kernel.grouped.tile"], 0.0)  # of the matrix peak, what the cache feeds to so small tiles
+    fed = np.where(tile > _ROWS, local["kernel.grouped.tile"], 0.0)  # of the matrix peak, what the cache feeds to small tiles
     if not np.any(fed > 0):
         yield call
         return
