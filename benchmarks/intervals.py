@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,9 @@ def residuals() -> dict[tuple[str, str], dict[str, list[float]]]:
     return found
 
 
-def quantile(values: list[float]) -> float:
+def quantile(values: Iterable[float]) -> float:
     """Conformal quantile of |residual|: rank ⌈(n + 1)·0.9⌉, the largest where n is too small for it."""
-    ordered = np.sort(np.abs(values))
+    ordered = np.sort(np.abs(list(values)))
     rank = min(math.ceil((len(ordered) + 1) * LEVEL), len(ordered))
     return float(ordered[rank - 1])
 
@@ -89,7 +90,7 @@ def page() -> str:
     lines = [
         "# Factors (low, high) around a predicted time that hold 90 % of results; written by `python -m benchmarks.intervals`."
     ]
-    lines += ["time:", f"  default: {_entry(kept['time']['default'])}"]
+    lines += ["time:", f"  default: {entry_text(kept['time']['default'])}"]
     stacks: dict[str, list[str]] = defaultdict(list)
     for (stack, generation), (width, rows, sources) in sorted(pairs().items()):
         doubled = "" if len(sources) > 1 else ", doubled: one source"
@@ -102,7 +103,7 @@ def page() -> str:
         stacks[stack.replace("torch-", "torchtitan-")].append(_line(generation, *widened(low, high), "extrapolated", far))
     for stack, entries in sorted(stacks.items()):
         lines += [f"  {stack}:", *entries]
-    lines.append(f"memory: {_entry(kept['memory'])}")
+    lines.append(f"memory: {entry_text(kept['memory'])}")
     return "\n".join(lines) + "\n"
 
 
@@ -112,7 +113,8 @@ def _line(generation: str, low: float, high: float, evidence: str, source: str) 
     return f'    {generation}: {{low: {low:.3f}, high: {high:.3f}, evidence: {evidence}, source: "{source}"}}'
 
 
-def _entry(entry: dict[str, object]) -> str:
+def entry_text(entry: Mapping[str, object]) -> str:
+    """An entry of a data file of intervals, on one line."""
     return "{" + ", ".join(f'{key}: "{value}"' if key == "source" else f"{key}: {value}" for key, value in entry.items()) + "}"
 
 

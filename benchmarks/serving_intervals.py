@@ -17,15 +17,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from benchmarks.intervals import entry_text, quantile
 from costmodels import published_serving
 from costmodels.constants import DATA
 from costmodels.serving import intervals
 from dse.prediction import predict_rows
 from spaces.hardware import find_device
 
-LEVEL = 0.9
 TEN = 10
 """Rows of a kind that a pair needs for a quantile of its own."""
 DOUBLED = 2.0
@@ -67,13 +65,6 @@ def residuals() -> list[Residual]:
     ]
 
 
-def quantile(values: Iterable[float]) -> float:
-    """Conformal quantile of |residual|: rank ⌈(n + 1)·0.9⌉, the largest where n is too small for it."""
-    ordered = np.sort(np.abs(list(values)))
-    rank = min(math.ceil((len(ordered) + 1) * LEVEL), len(ordered))
-    return float(ordered[rank - 1])
-
-
 def factor(found: Iterable[Residual]) -> float:
     """The least factor, at least 1, with which other sources' quantiles hold 90 % of every left-out source's rows."""
     pairs: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -109,10 +100,10 @@ def page() -> str:
         "# `first_` those of the time to first token, `rate_` those of one over the rate. Written by",
         "# `python -m benchmarks.serving_intervals` from calibration rows alone;",
         f"# a source left out missed {more:.2f} times as far.",
-        f"default: {_entry(kept['default'])}",
+        f"default: {entry_text(kept['default'])}",
     ]
     for stack in KEPT:
-        lines += [f"{stack}:", *(f"  {generation}: {_entry(entry)}" for generation, entry in kept[stack].items())]
+        lines += [f"{stack}:", *(f"  {generation}: {entry_text(entry)}" for generation, entry in kept[stack].items())]
     pairs = sorted({(one.stack, one.generation) for one in found})
     for stack in sorted({stack for stack, _ in pairs}):
         lines.append(f"{stack}:")
@@ -127,10 +118,6 @@ def page() -> str:
             told = ", ".join(f"{name}: {value:.3f}" for name, value in sides.items())
             lines.append(f'  {generation}: {{{told}, evidence: extrapolated, source: "{source}"}}')
     return "\n".join(lines) + "\n"
-
-
-def _entry(entry: Mapping[str, object]) -> str:
-    return "{" + ", ".join(f'{key}: "{value}"' if key == "source" else f"{key}: {value}" for key, value in entry.items()) + "}"
 
 
 def main() -> None:

@@ -122,12 +122,6 @@ class Space:
         """
         return dict(_count(self.axes).removed)
 
-    def first_choices(self, depth: int) -> CodeArray:
-        """Legal partial choices of the first `depth` axes, codes of shape (depth, m): how a space is split among workers."""
-        axes = self.axes[:depth]
-        found = list(_joined(axes, _count(axes).split(), 1 << 17))
-        return np.concatenate(found, axis=1) if found else np.empty((len(axes), 0), code_type(axes))
-
 
 def split_of(space: Space) -> int:
     """The depth at which choices of the first axes are best joined to the completions of the others."""

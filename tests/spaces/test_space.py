@@ -87,15 +87,6 @@ def test_size_counts_without_listing(drawn: tuple[list[list[int]], list[Checks]]
     assert build(levels, checks).size() == len(brute_force(levels, checks))
 
 
-@given(spaces(), st.integers(0, 6))
-def test_first_choices_are_the_legal_beginnings(drawn: tuple[list[list[int]], list[Checks]], depth: int) -> None:
-    levels, checks = drawn
-    depth = min(depth, len(levels))
-    codes = build(levels, checks).first_choices(depth)
-    found = [tuple(levels[i][code] for i, code in enumerate(column)) for column in codes.T.tolist()]
-    assert found == brute_force(levels[:depth], checks[:depth])
-
-
 @given(spaces(), st.integers(1, 30))
 def test_every_batch_but_the_last_is_full(drawn: tuple[list[list[int]], list[Checks]], rows: int) -> None:
     sizes = [len(batch) for batch in build(*drawn).batches(rows)]

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from benchmarks.serving_intervals import DOUBLED, KINDS, Residual, factor, quantile, width
+from benchmarks.intervals import quantile
+from benchmarks.serving_intervals import DOUBLED, KINDS, Residual, factor, width
 from costmodels.serving.intervals import pairs, sides, table
 
 
