@@ -333,6 +333,7 @@ def _few(family: str) -> list[Sample]:
 
 
 class TestHeldOut:
+    @pytest.mark.slow
     def test_error_is_reported_on_held_out_rows(self) -> None:
         """Times of one group made tenfold: a fit that had seen them would follow, one that had not is tenfold wrong."""
         pytest.importorskip("lightgbm")
@@ -348,6 +349,7 @@ class TestHeldOut:
         for rows in leave_groups_out(spoiled, 4):
             own = rows.sample.group == strange
             assert (np.abs(rows.error("learned")[own]) > 1.5).all()
+            assert np.median(np.abs(rows.error("learned")[~own])) < 0.15
 
     def test_a_group_is_in_one_fold_on_all_devices(self) -> None:
         many = samples(read(ROOT), "gemm")
@@ -355,12 +357,6 @@ class TestHeldOut:
         for sample, own in zip(many, folds(many, 8), strict=True):
             for group, turn in zip(sample.group.tolist(), own.tolist(), strict=True):
                 assert seen.setdefault(group, turn) == turn
-
-    def test_the_learned_model_beats_its_prior_and_the_targets_hold_on_a_share(self) -> None:
-        pytest.importorskip("lightgbm")
-        rows = leave_groups_out(_few("attention"), 4)
-        for model in ("calibrated", "learned"):
-            assert np.isfinite(np.concatenate([held.error(model) for held in rows])).all()
 
     def test_conformal_quantiles_cover(self) -> None:
         rng = np.random.default_rng(1)

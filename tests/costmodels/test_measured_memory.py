@@ -11,6 +11,8 @@ from costmodels.measured_steps import MeasuredStep, measured_steps
 from costmodels.training import TrainingModel
 from spaces.columns import Columns
 
+pytestmark = pytest.mark.slow
+
 STEPS = [step for step in measured_steps() if step.peak]
 BELOW = 0.02
 """A prediction this far below the truth is a plan that does not fit."""

@@ -31,6 +31,7 @@ def test_a_source_is_of_one_split() -> None:
     assert all(len(found) == 1 for found in splits.values())
 
 
+@pytest.mark.slow
 def test_no_published_row_is_refused_and_a_rate_counts_as_the_time_of_a_token() -> None:
     some = FACTS[:: max(len(FACTS) // 40, 1)]
     compared = compare_serving(some, predict_rows([dict(fact.inputs) for fact in some], "serving"))
@@ -41,14 +42,15 @@ def test_no_published_row_is_refused_and_a_rate_counts_as_the_time_of_a_token() 
         assert c.low < c.predicted < c.high
 
 
+@pytest.mark.slow
 def test_measured_steps_of_plain_torch_are_predicted() -> None:
     """Steps of whole models on the device that gave the stack no constant: the gap between kernels is from the other one."""
-    measured = [row for row in measured_serving(ROOT) if row["gpu"].startswith("H200")]
+    measured = [row for row in measured_serving(ROOT) if row["gpu"].startswith("H200")][::2]
     errors: dict[str, list[float]] = {"decode": [], "prefill": []}
     for row, answer in zip(measured, predict_rows([question(row) for row in measured], "serving"), strict=True):
         errors[row["op"]].append(abs(signed_error(row, answer)))
     for op, found in errors.items():
-        assert len(found) > 40
+        assert len(found) > 20
         assert sum(found) / len(found) <= 0.10, op
 
 

@@ -14,6 +14,8 @@ from costmodels.calibration.measure import SUITES
 from costmodels.calibration.suite import row_key
 from costmodels.measurements import ROOT
 
+pytestmark = pytest.mark.slow
+
 time = cache(unseen.training)
 served = cache(unseen.serving)
 kernels = cache(unseen.kernels)
