@@ -51,7 +51,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkConstants:
-    """What a generation's links achieve: `share` of the datasheet's bandwidth; latency and setup in s, half_size in B."""
+    """What a generation's links achieve: `share` of the datasheet's bandwidth; latency and setup in s, half_size in B.
+
+    `summed` is the share at which switches that add up what passes them (NVLink SHARP) do so; 0 where they do not.
+    """
 
     latency: float
     setup: float
@@ -59,6 +62,7 @@ class LinkConstants:
     half_size: float
     evidence: str
     source: str
+    summed: float = 0.0
 
     def link(self, bandwidth: ArrayLike, latency: ArrayLike | None = None) -> Link:
         """The link of that datasheet bandwidth (bytes/s); `latency` (s) in place of the generation's where given."""
@@ -293,4 +297,5 @@ def _constants(entry: Mapping[str, object]) -> LinkConstants:
         half_size=quantity(entry["half_size"], "B"),
         evidence=str(entry["evidence"]),
         source=str(entry["source"]),
+        summed=quantity(entry.get("summed", 0.0), ""),
     )

@@ -113,7 +113,7 @@ def power_factor(device: Device, reference: Mapping[str, Any]) -> float:
 def link_symbols(generation: str) -> dict[str, float]:
     """`link.inner.latency` … `link.outer.half_size` of a generation (costmodels/data/links.yaml); SI units."""
     tiers = zip(("inner", "outer"), links(generation), strict=True)
-    fields = ("latency", "setup", "share", "half_size")
+    fields = ("latency", "setup", "share", "half_size", "summed")
     return {f"link.{tier}.{name}": float(getattr(constants, name)) for tier, constants in tiers for name in fields}
 
 

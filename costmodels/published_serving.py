@@ -21,7 +21,10 @@ ABOUT = frozenset({"split", "source", "citation", "notes", *METRICS})
 NAMES: Mapping[str, str] = {"ttft_s": "ttft", "tpot_s": "tpot", "tokens_per_s_per_gpu": "tokens/s"}
 """What a figure is called beside its source."""
 
-WORK = ("model", "gpu", "stack", "precision", "kv_precision", "isl", "osl", "length_ratio", "prefix_hit", "static_batch")
+WORK = (
+    *("model", "gpu", "stack", "precision", "kv_precision", "isl", "osl", "length_ratio", "prefix_hit"),
+    *("static_batch", "served"),
+)
 """What two runs must share to do the same work in the same formats."""
 PLAN = ("tp", "pp", "dp", "ep", "attention_dp", "max_batch")
 """What may differ between two ways of doing it."""

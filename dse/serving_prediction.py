@@ -54,9 +54,9 @@ def answer_serving(questions: Sequence[ServingQuestion]) -> list[dict[str, Any]]
         )
         share = np.maximum(np.ceil(together / (at["data"] * at["attention_data"])), 1.0)
         found = static_batch(tables, engine, share, prompt, output)
-        overhead = float(usual["stack.request_overhead"])
         served = []
-        for i in range(len(questions)):
+        for i, question in enumerate(questions):
+            overhead = {**usual, **question.symbols}["stack.request_overhead"]
             latency = float(found.first[i] + (output[i] - 1.0) * found.token[i]) + overhead
             served.append(
                 _Served(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodels.serving.formats import native_precision
-from costmodels.serving.stack import find_serving_stack
+from costmodels.serving.stack import ServingStack, find_serving_stack
 from dse.prediction_rows import BadRow, Row, architecture_of, cell, count_in, device_of, flag_in, number_in
 from spaces.architecture import Architecture
 from spaces.hardware import Device
@@ -20,6 +20,7 @@ SPREAD = 0.1
 ROUNDS = 10
 """Requests of a closed loop, over its concurrency, where the row does not say."""
 
+_UNBOUNDED = ("inf", "infinity")
 _FORMAT = re.compile(r"[-_](fp8|nvfp4|fp4|mxfp4|awq|gptq|w4a16|w8a8|int8|int4|bf16)(?:[-_].*)?$", re.IGNORECASE)
 _COLUMNS = {
     "max_batch": ("max_batch", "max_num_seqs", "max_batch_size"),
@@ -75,6 +76,7 @@ def read_serving(row: Row) -> ServingQuestion:
     symbols |= {"request_rate": rate, "concurrency": together, "prefix_hit": _share(row, "prefix_hit")}
     rounds = max(int(ROUNDS * together), 1) if together else 1000
     count = count_in(row, "num_requests", rounds)
+    symbols |= _front(row, stack, assumed)
     # groups that step together gain from starting together: servers balance them
     again = not static and 0 < together < count and symbols["attention_data"] == 1
     return ServingQuestion(
@@ -207,9 +209,29 @@ def _lengths(row: Row, again: bool, assumed: list[str]) -> tuple[float, float]:
     return 1.0 - SPREAD, 1.0 + SPREAD
 
 
+def _front(row: Row, stack: ServingStack, assumed: list[str]) -> dict[str, float]:
+    """What stands between clients and the scheduler, where it is not a server that streams to them.
+
+    `served` false: a benchmark calls the engine itself. Where nothing is said, all requests at once are that for stacks whose
+    own throughput benchmark does so.
+    """
+    at_once = cell(row, "request_rate").lower() in _UNBOUNDED and not count_in(row, "concurrency", 0, least=0)
+    if cell(row, "served"):
+        if flag_in(row, "served"):
+            return {}
+    elif not (at_once and stack.numbers["stack.offline.at_once"] > 0):
+        return {}
+    else:
+        assumed.append("no server in front (served true: with one)")
+    return {
+        "stack.host_per_sequence": stack.numbers["stack.offline.per_sequence"],
+        **dict.fromkeys(("stack.request_overhead", "stack.intake.request", "stack.intake.token"), 0.0),
+    }
+
+
 def _load(row: Row, static: bool, assumed: list[str]) -> tuple[float, float]:
     """(requests a second, requests in flight), one of them 0; a rate of `inf` is no rate. Raises BadRow."""
-    unbounded = cell(row, "request_rate").lower() in ("inf", "infinity")
+    unbounded = cell(row, "request_rate").lower() in _UNBOUNDED
     rate = 0.0 if unbounded else number_in(row, "request_rate") or 0.0
     together = float(count_in(row, "concurrency", 0, least=0))
     if static:

@@ -18,21 +18,39 @@ def reduction(
 ) -> Call:
     """A collective of `size` bytes (nccl-tests' size) over `ranks` devices, `stride` apart; nothing for one rank.
 
-    Servers sum small messages with a kernel of their own that reads every peer's buffer over NVLink; a step takes the faster
-    way.
+    Servers sum small messages with kernels of their own that read peers' buffers over NVLink, and large ones in the switch
+    where it can; a step takes the faster way.
     """
     ranks = np.asarray(ranks, np.float64)
     inside = _inside(local, ranks, stride)
     cap: Value = np.inf
     if kind == "all_reduce":
-        own = local["stack.custom_all_reduce.setup"] + local["stack.custom_all_reduce.hop"] * ranks
-        # one read of all peers while that is quick, else a reduce-scatter and an all-gather
-        moved = np.minimum((ranks - 1.0) * size, 2.0 * (ranks - 1.0) / ranks * size + 1e5)
-        moved = moved / (local["device.scale_up_bandwidth"] * local["link.inner.share"])
-        fits = (size <= local["stack.custom_all_reduce.limit"]) & (inside >= ranks) & (ranks <= 8)
-        cap = np.where(fits, own + moved, np.inf)
+        near = inside >= ranks
+        cap = np.where(near, np.minimum(_custom_sum(local, ranks, size), _switched_sum(local, ranks, size)), np.inf)
     shape = {"bytes": np.maximum(size, 1.0), "ranks": np.maximum(ranks, 1.0), "ranks_per_node": np.maximum(inside, 1.0)}
     return Call(op=kind, shape=shape, times=np.where(ranks > 1, times, 0.0), cap=cap)
+
+
+def _custom_sum(local: SymbolTable, ranks: Value, size: Value) -> Value:
+    """Seconds of a server's own sum over ranks of one domain: one read of all peers while that is quick, else a reduce-scatter
+    and an all-gather, between which all wait for each other once more."""
+    own = local["stack.custom_all_reduce.setup"] + local["stack.custom_all_reduce.hop"] * ranks
+    once = np.where(ranks > 4, local["stack.custom_all_reduce.one_shot_many"], local["stack.custom_all_reduce.one_shot_few"])
+    one_shot = (size < once) | (ranks == 2)
+    bandwidth = local["device.scale_up_bandwidth"]
+    read = (ranks - 1.0) * size / (bandwidth * local["link.inner.share"])
+    cut = 2.0 * (ranks - 1.0) / ranks * size / (bandwidth * local["stack.custom_all_reduce.second_share"])
+    seconds = own + np.where(one_shot, read, local["stack.custom_all_reduce.second"] + cut)
+    return np.where((size <= local["stack.custom_all_reduce.limit"]) & (ranks <= 8), seconds, np.inf)
+
+
+def _switched_sum(local: SymbolTable, ranks: Value, size: Value) -> Value:
+    """Seconds of a sum in the switch, which every rank's bytes reach once, and from which each rank's share comes back."""
+    share = np.asarray(local["link.inner.summed"], np.float64)
+    rate = local["device.scale_up_bandwidth"] * np.maximum(share, 1e-9)
+    seconds = local["stack.switched_all_reduce.setup"] + (1.0 + 1.0 / np.maximum(ranks, 1.0)) * size / rate
+    there = (share > 0) & (ranks > 2) & (size <= local["stack.switched_all_reduce.limit"])
+    return np.where(there, seconds, np.inf)
 
 
 def send(local: SymbolTable, size: Value, hops: Value) -> Call:
