@@ -20,7 +20,8 @@ class Call:
     """One operator of a step for c engines and the points of a grid; every array broadcasts to (c, *grid).
 
     Seconds = times · min(cubic norm of the model's answer and `floor`, `cap`): `floor` is work the model does not know of
-    (dequantised products), `cap` a faster way to do the same (a server's own all-reduce). Where `times` is 0 there is no call.
+    (dequantised products), `cap` a faster way to do the same (a sum in the switch). Where `times` is 0 there is no call.
+    `own` is what the server runs in the kernel's place, be it faster or not (its own all-reduce); inf where it has nothing.
     An empty `op` is no kernel of the model: `floor` says it all.
     """
 
@@ -29,6 +30,7 @@ class Call:
     times: Value = 1.0
     floor: Value = 0.0
     cap: Value = np.inf
+    own: Value = np.inf
 
 
 def total_time(
@@ -47,7 +49,8 @@ def total_time(
             continue
         answers = _answers(op, group, whole, devices, device, model)
         for call, answer in zip(group, answers, strict=True):
-            total += call.times * np.minimum(smooth_max(answer, call.floor) if np.any(call.floor) else answer, call.cap)
+            seconds = np.minimum(smooth_max(answer, call.floor) if np.any(call.floor) else answer, call.cap)
+            total += call.times * np.where(np.isfinite(call.own), call.own, seconds)
     return total
 
 

@@ -18,17 +18,20 @@ def reduction(
 ) -> Call:
     """A collective of `size` bytes (nccl-tests' size) over `ranks` devices, `stride` apart; nothing for one rank.
 
-    Servers sum small messages with kernels of their own that read peers' buffers over NVLink, and large ones in the switch
-    where it can; a step takes the faster way.
+    Servers sum small messages with kernels of their own that read peers' buffers over NVLink; large ones go the faster way of
+    NCCL's rings and a sum in the switch where it can.
     """
     ranks = np.asarray(ranks, np.float64)
     inside = _inside(local, ranks, stride)
     cap: Value = np.inf
+    own: Value = np.inf
     if kind == "all_reduce":
         near = inside >= ranks
-        cap = np.where(near, np.minimum(_custom_sum(local, ranks, size), _switched_sum(local, ranks, size)), np.inf)
+        cap = np.where(near, _switched_sum(local, ranks, size), np.inf)
+        own = np.where(near, _custom_sum(local, ranks, size), np.inf)
+        own = np.where(np.isfinite(own), np.minimum(own, cap), np.inf)
     shape = {"bytes": np.maximum(size, 1.0), "ranks": np.maximum(ranks, 1.0), "ranks_per_node": np.maximum(inside, 1.0)}
-    return Call(op=kind, shape=shape, times=np.where(ranks > 1, times, 0.0), cap=cap)
+    return Call(op=kind, shape=shape, times=np.where(ranks > 1, times, 0.0), cap=cap, own=own)
 
 
 def _custom_sum(local: SymbolTable, ranks: Value, size: Value) -> Value:
@@ -64,8 +67,9 @@ def send(local: SymbolTable, size: Value, hops: Value) -> Call:
 def expert_exchange(local: SymbolTable, tokens: Value, *, experts: bool) -> Iterator[Call]:
     """What joins the feed-forward part: a sum over its ranks where all of them hold the tokens, else tokens move.
 
-    Under attention-data parallelism the tokens are gathered before and scattered after; to experts they may instead be sent
-    one by one (an all-to-all each way), and the quicker of the two is taken.
+    Under attention-data parallelism the tokens are gathered before and scattered after. Where experts lie on more ranks than a
+    token has experts, tokens may instead be sent to them one by one (an all-to-all each way), and the quicker of the two is
+    taken: with fewer ranks servers gather (select_alltoall_method_type in TensorRT-LLM's fused_moe_wide_ep.py).
     """
     width = 2.0 * np.asarray(local["hidden"])
     groups = np.asarray(local["attention_data"], np.float64)
@@ -85,8 +89,9 @@ def expert_exchange(local: SymbolTable, tokens: Value, *, experts: bool) -> Iter
         return
     copies = tokens * np.asarray(local["experts_per_token"]) / local["tensor"] * local["hidden"]
     sent = _dispatch_time(local, ranks, copies * (local["stack.dispatch_bytes"] + 2.0))
+    apart = ranks > np.asarray(local["experts_per_token"])
     for call in (gather, scatter):
-        yield Call(op=call.op, shape=call.shape, times=call.times, cap=sent / 2.0)
+        yield Call(op=call.op, shape=call.shape, times=call.times, cap=np.where(apart, sent / 2.0, np.inf))
 
 
 def _dispatch_time(local: SymbolTable, ranks: Value, size: Value) -> Value:

@@ -140,7 +140,7 @@ def _has_experts(graph: Graph) -> bool:
 
 
 def _repeated(call: Call, count: float) -> Call:
-    return Call(op=call.op, shape=call.shape, times=call.times * count, floor=call.floor, cap=call.cap)
+    return Call(op=call.op, shape=call.shape, times=call.times * count, floor=call.floor, cap=call.cap, own=call.own)
 
 
 def _operator(op: Operator, graph: Graph, stack: ServingStack, local: Local) -> Iterator[Call]:

@@ -168,3 +168,14 @@ def test_longer_prompts_and_answers_take_longer() -> None:
     for rows, name in ((prompts, "ttft_s"), (prompts, "tpot_s"), (answers, "request_latency_s")):
         times = [number(row, name) for row in rows]
         assert all(later >= 0.99 * earlier for earlier, later in itertools.pairwise(times)), name
+
+
+def test_a_benchmark_that_calls_the_engine_waits_for_no_server() -> None:
+    many = {"stack": "tensorrt-llm", "concurrency": "", "request_rate": "inf", "num_requests": "2000", "isl": "32", "osl": "32"}
+    alone, served, blank = (answer(**many, served=word) for word in ("false", "true", ""))
+    assert number(alone, "tokens_per_s_per_gpu") > number(served, "tokens_per_s_per_gpu")
+    assert number(alone, "tpot_s") < number(served, "tpot_s")
+    assert number(blank, "tpot_s") == number(alone, "tpot_s") and "no server in front" in blank["assumptions"]
+    assert number(answer(static_batch="true", served="false"), "ttft_s") < number(answer(static_batch="true"), "ttft_s")
+    loop = answer(stack="tensorrt-llm")
+    assert number(loop, "tpot_s") == number(answer(stack="tensorrt-llm", served="true"), "tpot_s")

@@ -1,0 +1,59 @@
+"""Collectives of a serving step: which way a sum goes, by size, ranks and server, and how tokens reach experts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from costmodels.serving.exchanges import expert_exchange, reduction
+from costmodels.serving.problem import serving_problem
+from costmodels.serving.step_graph import Local
+from spaces.architecture import find
+from spaces.columns import Columns
+from spaces.hardware import find_device
+
+MIB = float(1 << 20)
+
+
+def local(stack: str = "vllm", device: str = "H100", tokens: float = 64.0, **plan: float) -> Local:
+    problem = serving_problem(find("deepseek-v3"), stack, find_device(device))
+    columns = Columns.from_values({name: np.array([value]) for name, value in plan.items()} or {"tensor": np.array([1.0])})
+    return Local(problem.at(columns), np.array([[tokens]]))
+
+
+def own(size: float, ranks: float, stack: str = "vllm", device: str = "H100") -> float:
+    """Seconds of the server's own way, inf where it leaves the sum to NCCL."""
+    return float(np.max(reduction(local(stack, device, tensor=ranks), ranks, np.array([[size]])).own))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "seconds"),
+    [(2, 0.5, 7e-6), (4, 0.5, 17e-6), (4, 2, 26.5e-6), (4, 4, 42.5e-6), (6, 0.125, 9e-6), (8, 1, 14e-6), (8, 4, 27e-6)],
+)
+def test_sums_of_vllm_take_what_was_published_of_eight_h100(ranks: float, size: float, seconds: float) -> None:
+    # vllm-project/vllm#24111 and #42324, in ms to three places
+    assert own(size * MIB, ranks) == pytest.approx(seconds, rel=0.3)
+
+
+def test_two_ranks_read_each_other_once_and_more_ranks_cut_large_sums_in_two() -> None:
+    below, above = (own(size, 4, "sglang", "A100-80GB") for size in (524287.0, 524289.0))
+    assert above > 1.1 * below
+    below, above = (own(size, 2, "sglang", "A100-80GB") for size in (524287.0, 524289.0))
+    assert above == pytest.approx(below, rel=1e-3)
+
+
+def test_switches_sum_large_messages_where_they_can() -> None:
+    for stack in ("vllm", "sglang", "tensorrt-llm"):
+        at = local(stack, tensor=8.0)
+        cap = reduction(at, 8.0, np.array([[32 * MIB]])).cap
+        assert 150e-6 < float(np.max(cap)) < 210e-6  # 165 us by multimem, 195 by NCCL (vllm-project/vllm#42324)
+    older = reduction(local(device="A100-80GB", tensor=8.0), 8.0, np.array([[32 * MIB]]))
+    assert np.all(np.isinf(older.cap)) and np.all(np.isinf(older.own))
+    assert np.all(np.isinf(reduction(local(tensor=2.0), 2.0, np.array([[32 * MIB]])).cap))
+
+
+def test_few_ranks_gather_tokens_and_many_send_them() -> None:
+    for groups, sent in ((8.0, False), (16.0, True)):
+        at = local(attention_data=groups, expert=groups)
+        calls = [call for call in expert_exchange(at, np.array([[64.0]]), experts=True) if np.any(np.asarray(call.times) > 0)]
+        assert [bool(np.all(np.isfinite(call.cap))) for call in calls] == [sent, sent]
