@@ -48,7 +48,8 @@ def test_switches_sum_large_messages_where_they_can() -> None:
         cap = reduction(at, 8.0, np.array([[32 * MIB]])).cap
         assert 150e-6 < float(np.max(cap)) < 210e-6  # 165 us by multimem, 195 by NCCL (vllm-project/vllm#42324)
     older = reduction(local(device="A100-80GB", tensor=8.0), 8.0, np.array([[32 * MIB]]))
-    assert np.all(np.isinf(older.cap)) and np.all(np.isinf(older.own))
+    assert np.all(np.isinf(older.cap))
+    assert np.all(np.isinf(older.own))
     assert np.all(np.isinf(reduction(local(tensor=2.0), 2.0, np.array([[32 * MIB]])).cap))
 
 
