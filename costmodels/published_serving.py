@@ -22,7 +22,7 @@ NAMES: Mapping[str, str] = {"ttft_s": "ttft", "tpot_s": "tpot", "tokens_per_s_pe
 """What a figure is called beside its source."""
 
 WORK = (
-    *("model", "gpu", "stack", "precision", "kv_precision", "isl", "osl", "length_ratio", "prefix_hit"),
+    *("model", "gpu", "stack", "precision", "kv_precision", "isl", "osl", "length_ratio", "lengths", "prefix_hit"),
     *("static_batch", "served"),
 )
 """What two runs must share to do the same work in the same formats."""

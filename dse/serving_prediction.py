@@ -79,9 +79,11 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
     symbols = {**usual, **question.symbols}
     budget, chunked = _steps(question, symbols)
     shortest, longest = question.lengths
+    exponential = question.exponential
     if symbols["stack.balanced_groups"] > 0 and symbols["attention_data"] > 1:
         # prompts are held until every group has one, as where all are of one length
-        shortest = longest = (shortest + longest) / 2.0
+        shortest = longest = 1.0 if exponential else (shortest + longest) / 2.0
+        exponential = False
     return Replay(
         prompt=int(symbols["input_tokens"]),
         output=int(symbols["output_tokens"]),
@@ -101,6 +103,7 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         overhead=symbols["stack.request_overhead"],
         shortest=shortest,
         longest=longest,
+        exponential=exponential,
         compiling=symbols["stack.compile_blocks"] * symbols["block_scaled"] * (PRECISIONS[int(symbols["precision"])] == "fp8"),
         intake=(symbols["stack.intake.request"], symbols["stack.intake.token"]),
         prefix_hit=symbols["prefix_hit"],

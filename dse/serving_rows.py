@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class ServingQuestion:
     """One row: model, stack and machine, the symbols of plan and workload, and how it is driven.
 
     `static`: one batch of `concurrency` requests. `steady` drops the first and last tenth of the requests. `requests` is how
-    many there are in all, their lengths even between the shares `lengths` of those asked for.
+    many there are in all, their lengths even between the shares `lengths` of those asked for, or `exponential` about these.
     """
 
     architecture: Architecture
@@ -44,6 +45,7 @@ class ServingQuestion:
     steady: bool
     requests: int
     lengths: tuple[float, float]
+    exponential: bool
     assumptions: tuple[str, ...]
 
     @property
@@ -79,6 +81,7 @@ def read_serving(row: Row) -> ServingQuestion:
     symbols |= _front(row, stack, assumed)
     # groups that step together gain from starting together: servers balance them
     again = not static and 0 < together < count and symbols["attention_data"] == 1
+    exponential = _exponential(row)
     return ServingQuestion(
         architecture=architecture,
         stack=stack.name,
@@ -87,7 +90,8 @@ def read_serving(row: Row) -> ServingQuestion:
         static=static,
         steady=bool(flag_in(row, "steady")),
         requests=count,
-        lengths=_lengths(row, again, assumed),
+        lengths=(0.0, math.log(2.0 * count)) if exponential else _lengths(row, again, assumed),
+        exponential=exponential,
         assumptions=tuple(assumed),
     )
 
@@ -195,6 +199,14 @@ def _share(row: Row, name: str) -> float:
     if value > 1:
         raise BadRow(f"{name}: expected a share from 0 to 1, got {cell(row, name)}")
     return value
+
+
+def _exponential(row: Row) -> bool:
+    """Whether lengths are those of conversations, of which isl and osl are the means. Raises BadRow."""
+    word = cell(row, "lengths").lower()
+    if word not in ("", "even", "exponential"):
+        raise BadRow(f"lengths: expected even or exponential, got {word!r}")
+    return word == "exponential"
 
 
 def _lengths(row: Row, again: bool, assumed: list[str]) -> tuple[float, float]:

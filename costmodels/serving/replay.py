@@ -23,8 +23,9 @@ class Replay:
     share steps with decoding; `whole_answer`: a request is admitted only where all of its answer fits; `ahead`: a step is
     planned while the one before it runs; `overhead` seconds between client and scheduler, part of the time to first token;
     `steady` drops the first and last tenth. Lengths are even between the shares `shortest` and `longest` of those
-    given. Those that start a closed loop wait `compiling` seconds for kernels of their shapes. A request, and each token of its
-    prompt, keep the front of a replica's attention group for the seconds of `intake`.
+    given, or where `exponential` about them as means: what is known of conversations of which only means are told. Those that
+    start a closed loop wait `compiling` seconds for kernels of their shapes. A request, and each token of its prompt, keep the
+    front of a replica's attention group for the seconds of `intake`.
     """
 
     prompt: int
@@ -45,6 +46,7 @@ class Replay:
     overhead: float = 0.0
     shortest: float = 1.0
     longest: float = 1.0
+    exponential: bool = False
     compiling: float = 0.0
     intake: tuple[float, float] = (0.0, 0.0)
     prefix_hit: float = 0.0
@@ -171,14 +173,15 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
 
 
 def _lengths(run: Replay, count: int) -> tuple[IntArray, IntArray]:
-    """(prompts, answers) in tokens, (count,) each: even over the range, and those of a shorter run the first of a longer one's.
+    """(prompts, answers) in tokens, (count,) each: even over the range, or the quantiles of an exponential distribution, and
+    those of a shorter run the first of a longer one's.
 
     Multiples of irrational numbers, less whole ones, fill an interval evenly at every count (Weyl 1916).
     """
 
     def each(length: int, step: float) -> IntArray:
         even = (np.arange(count) + 0.5) * step % 1.0
-        shares = run.shortest + (run.longest - run.shortest) * even
+        shares = -np.log1p(-even) if run.exponential else run.shortest + (run.longest - run.shortest) * even
         return np.maximum(np.round(length * shares), 1).astype(np.int64)
 
     return each(run.prompt, (math.sqrt(5.0) - 1.0) / 2.0), each(run.output, math.sqrt(2.0) - 1.0)

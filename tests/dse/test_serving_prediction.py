@@ -180,3 +180,12 @@ def test_a_benchmark_that_calls_the_engine_waits_for_no_server() -> None:
     assert number(answer(static_batch="true", served="false"), "ttft_s") < number(answer(static_batch="true"), "ttft_s")
     loop = answer(stack="tensorrt-llm")
     assert number(loop, "tpot_s") == number(answer(stack="tensorrt-llm", served="true"), "tpot_s")
+
+
+def test_the_longest_answers_of_conversations_decide_when_a_burst_ends() -> None:
+    burst = {"concurrency": "", "request_rate": "inf", "num_requests": "200", "isl": "200", "osl": "200"}
+    equal, varied = answer(**burst), answer(**burst, lengths="exponential")
+    assert number(varied, "tokens_per_s_per_gpu") < 0.8 * number(equal, "tokens_per_s_per_gpu")
+    assert number(varied, "request_latency_s") < number(equal, "request_latency_s")
+    assert number(answer(**burst, lengths="even"), "tpot_s") == number(equal, "tpot_s")
+    assert "exponential" in answer(lengths="lognormal")["error"]
