@@ -31,7 +31,7 @@ def serving_problem(
     usual = chosen.default if device is None else chosen.default_on(device.generation, device.memory_capacity)
     bound |= {symbol: value for symbol, value in usual.items() if symbol in ("max_batch", "token_budget", "kv_fraction")}
     bound |= {f"stack.{symbol}": value for symbol, value in usual.items() if f"stack.{symbol}" not in bound}
-    bound |= dict(chosen.numbers)
+    bound |= chosen.numbers_for(architecture.name)
     bound["block_scaled"] = float(block_scaled(architecture.name))
     labels: dict[str, tuple[str, ...]] = {**SERVING_NAMES}
     if device is not None:

@@ -181,7 +181,8 @@ def _lengths(run: Replay, count: int) -> tuple[IntArray, IntArray]:
 
     def each(length: int, step: float) -> IntArray:
         even = (np.arange(count) + 0.5) * step % 1.0
-        shares = -np.log1p(-even) if run.exponential else run.shortest + (run.longest - run.shortest) * even
+        spread = run.shortest + (run.longest - run.shortest) * even
+        shares = np.asarray(-np.log1p(-even) if run.exponential else spread)
         return np.maximum(np.round(length * shares), 1).astype(np.int64)
 
     return each(run.prompt, (math.sqrt(5.0) - 1.0) / 2.0), each(run.output, math.sqrt(2.0) - 1.0)

@@ -32,7 +32,7 @@ class ServingStack:
     `streams` maps a class of pointwise operators (norm, activation, multiply, add, rotary, cache, route, permute, embedding,
     sample) to the kernel that runs it. `attention` names the kernels of prefill and decode. `default` holds the choices a
     person leaves out; `lesser` those of them that differ on devices of less than `lesser_below` bytes or of the generations
-    `lesser_on`.
+    `lesser_on`. `families` are the numbers that differ for models whose names begin so.
     """
 
     name: str
@@ -44,7 +44,13 @@ class ServingStack:
     lesser: Mapping[str, float]
     lesser_below: float
     lesser_on: frozenset[str]
+    families: Mapping[str, Mapping[str, float]]
     source: str
+
+    def numbers_for(self, model: str) -> Mapping[str, float]:
+        """The symbols `stack.*` for a model of that name."""
+        own = next((numbers for begins, numbers in self.families.items() if model.startswith(begins)), {})
+        return {**self.numbers, **own}
 
     def default_on(self, generation: str, memory: float) -> Mapping[str, float]:
         """The choices a person leaves out, on a device of that generation and so many bytes."""
@@ -89,6 +95,7 @@ def find_serving_stack(name: str) -> ServingStack:
         lesser={symbol: float(value) for symbol, value in lesser.items()},
         lesser_below=below,
         lesser_on=on,
+        families={begins: flat(numbers, "stack") for begins, numbers in facts.get("families", {}).items()},
         source=facts["source"],
     )
 

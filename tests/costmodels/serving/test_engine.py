@@ -139,6 +139,12 @@ def test_devices_have_their_own_defaults() -> None:
 DEFAULTS = {"H100": 8192, "H200": 8192, "A100-80GB": 2048, "L40S": 2048}
 
 
+def test_models_of_a_family_have_their_own_numbers() -> None:
+    python, engine = (problem_of(name, "tensorrt-llm").scalars for name in ("deepseek-v3", "llama-3.1-8b"))
+    assert python["stack.request_overhead"] > engine["stack.request_overhead"]
+    assert python["stack.kernel_gap"] == engine["stack.kernel_gap"]
+
+
 def test_an_unknown_stack_is_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="vllm"):
         find_serving_stack("vlm")
