@@ -7,14 +7,16 @@ docs/accuracy.md, and points to it from benchmarks/accuracy.md.
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from costmodels import intervals, measurements
-from costmodels.comparison import RankAgreement, rank_agreement
+from costmodels.comparison import Comparison, RankAgreement, error_statistics, rank_agreement
 from costmodels.constants import find_stack, stack_names
+from costmodels.published import DIMENSIONS, JUDGED_GENERATIONS
 from dse.answers import to_json_text
 from dse.validation import Validation, bars, memory_by_source, percent, validate
 
@@ -164,6 +166,7 @@ def _errors(found: Validation) -> list[str]:
         "",
         *_table(("split", "generation", "sources", *FIGURES, "median of medians"), groups),
         "",
+        *_reported(found),
         "## Order of plans",
         "",
         "Pairs of plans for one job whose published times differ by more than 5 %, and how many are put in the right order.",
@@ -176,6 +179,24 @@ def _errors(found: Validation) -> list[str]:
         "`device_memory_bytes`; *analytical* figures of a paper beside `peak_memory_bytes`.",
         "",
         *_table(("source", "split", "published", "predicted", "rows", "refused", "median", "worst"), memory),
+        "",
+    ]
+
+
+def _reported(found: Validation) -> list[str]:
+    """Rows on generations that are not judged, by device and by whether the model has experts."""
+    groups: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
+    for one in found.compared:
+        if one.fact.split == "held-out" and one.fact.generation not in JUDGED_GENERATIONS:
+            dense = all(one.fact.inputs[name] for name in DIMENSIONS)
+            groups[one.fact.inputs["gpu"], "dense" if dense else "experts"].append(one)
+    lines = ([device, kind, *_cells(error_statistics(rows))] for (device, kind), rows in sorted(groups.items()))
+    return [
+        "## Devices known by datasheet alone",
+        "",
+        "Held-out rows on generations that no kernel was measured on: the shares of Hopper on their datasheets. Not judged.",
+        "",
+        *_table(("device", "model", *FIGURES), lines),
         "",
     ]
 

@@ -22,7 +22,7 @@ from spaces.blocks import placement
 from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable
 from spaces.graph import MATRIX_KINDS, Collective, Graph, Kind, Placement
-from spaces.mesh import worst_group
+from spaces.mesh import share_of_domain, worst_group
 from spaces.plan import Precision, Recompute, Schedule
 
 FAMILIES = ("gemm", "attention", "pointwise", "tensor_communication", "context_communication", "expert_communication", "host")
@@ -106,7 +106,7 @@ def block_time(
         else:
             backward += move.exposed
     backward += again
-    forward, backward = _host(graph, at, rerun, moves, forward, backward, families)
+    forward, backward = _host(graph, where, at, rerun, moves, forward, backward, families)
     return BlockTime(forward, backward, weight, families, again, flops, traffic, inner, outer)
 
 
@@ -260,9 +260,15 @@ def group_links(at: SymbolTable, axis: str) -> tuple[Value, Link, Link]:
     return links_of(at, at[axis], stride)
 
 
+def ranks_inside(at: SymbolTable, ranks: Value, stride: Value) -> Value:
+    """Fewest ranks of a group of `ranks` devices, `stride` apart, that any of the job's domains holds; (n,) or a number."""
+    taken = share_of_domain(at["device.domain"], at["device.per_node"], at["devices"])
+    return worst_group(ranks, stride, taken, at["devices"])[0]
+
+
 def links_of(at: SymbolTable, ranks: Value, stride: Value) -> tuple[Value, Link, Link]:
     """The same for any group of `ranks` devices, `stride` apart."""
-    inside, _ = worst_group(ranks, stride, at["device.domain"], at["devices"])
+    inside = ranks_inside(at, ranks, stride)
     inner = Link(
         latency=at["link.inner.latency"],
         setup=at["link.inner.setup"],
@@ -286,8 +292,16 @@ def _element(element: object, at: SymbolTable) -> Value:
 # ---- host ------------------------------------------------------------------------------------------
 
 
+def _experts_apart(graph: Graph, where: Placement, at: SymbolTable) -> Value:
+    """Seconds of host time that a layer's experts cost where each of them is launched by itself; nothing without experts."""
+    if not any(op.kind is Kind.GROUPED_GEMM for op in graph.operators):
+        return 0.0
+    return graph.elements(("experts",), where).evaluate(at) * at["stack.host_per_expert"]
+
+
 def _host(
     graph: Graph,
+    where: Placement,
     at: SymbolTable,
     rerun: list[frozenset[str]],
     moves: list[Exchange],
@@ -302,14 +316,15 @@ def _host(
         if move.phase == FORWARD:
             calls = calls + (np.asarray(move.time) > 0)
     operators = len(graph.operators)
-    host_forward = operators * each + calls * per_move
+    apart = _experts_apart(graph, where, at)  # a third forward: as many calls as products, where backward has two of each
+    host_forward = operators * each + calls * per_move + apart / 3
     late = np.maximum(host_forward - forward, 0.0)
     totals[:, -1] += late
     forward = forward + late
     for policy in range(3):
         launched = 2 * operators + len(rerun[policy])
         again = at["stack.host_per_checkpoint"] if policy and rerun[policy] else 0.0
-        late = np.maximum(launched * each + again + calls * per_move - backward[policy], 0.0)
+        late = np.maximum(launched * each + again + calls * per_move + 2 * apart / 3 - backward[policy], 0.0)
         totals[policy, -1] += late
         backward[policy] += late
     return forward, backward

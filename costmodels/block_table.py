@@ -21,6 +21,7 @@ from spaces.architecture import Architecture
 from spaces.blocks import GraphTraits, Model, build
 from spaces.columns import Columns, FloatArray, IntArray, distinct
 from spaces.graph import Graph
+from spaces.mesh import share_of_domain
 from spaces.problem import Problem
 
 Cost = TypeVar("Cost", BlockTime, BlockMemory)
@@ -107,16 +108,24 @@ class Known:
 
 
 def _without_counts(problem: Problem, points: Columns) -> Columns:
-    """The points with one count of devices for all that fit a scale-up domain and one for all that do not.
+    """The points with one count of devices for all that fit a scale-up domain, and one for all that take as much of each.
 
     A block is told no more of the devices by the group's links (`costmodels.block.links_of`).
     """
     axis, counts = points.levels.get("devices", ("", np.empty(0)))
     if len(counts) < 2 or sum(other == axis for other, _ in points.levels.values()) > 1:
         return points
-    code = points.codes[axis]
-    beyond = counts[code] > np.asarray(problem.at(points)["device.domain"])
-    few = np.where(beyond, np.argmax(counts), np.argmin(counts)).astype(code.dtype)
+    at, code = problem.at(points), points.codes[axis]
+    sizes = ("device.domain", "device.per_node")
+    domain, node = (np.broadcast_to(np.asarray(at[name], np.int64), (points.n,)) for name in sizes)
+    radix = int(node.max(initial=0)) + 1
+    machine = domain * radix + node
+    few = np.array(code)
+    for kind in np.unique(machine).tolist():
+        taken = np.where(counts > kind // radix, share_of_domain(kind // radix, kind % radix, counts), 0)
+        _, first, alike = np.unique(taken, return_index=True, return_inverse=True)
+        here = machine == kind
+        few[here] = first[alike][code[here]]
     return replace(points, codes={**points.codes, axis: few})
 
 

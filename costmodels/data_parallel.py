@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.autocast import autocast
-from costmodels.block import group_time, links_of
+from costmodels.block import group_time, links_of, ranks_inside
 from costmodels.collectives import Link, collective_bytes, collective_time
 from costmodels.kernel_times import KernelTimes
 from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable
-from spaces.mesh import worst_group
 from spaces.plan import Offload, RankOrder
 
 
@@ -135,9 +134,9 @@ def _dense_group(at: SymbolTable, shard: Value) -> tuple[Value, Link, Link]:
     between = np.asarray(at["rank_order"]) == RankOrder.TENSOR_CONTEXT_PIPELINE_DATA
     if not np.any(between):
         return inside, inner, outer
-    context_inside, _ = worst_group(at["context"], at["tensor"], at["device.domain"], at["devices"])
+    context_inside = ranks_inside(at, at["context"], at["tensor"])
     whole_context = context_inside == at["context"]
-    data_inside, _ = worst_group(at["data"], at["tensor"] * at["context"] * at["pipeline"], at["device.domain"], at["devices"])
+    data_inside = ranks_inside(at, at["data"], at["tensor"] * at["context"] * at["pipeline"])
     apart = np.where(whole_context, context_inside * data_inside, context_inside)
     return np.minimum(np.where(between, apart, inside), shard), inner, outer
 

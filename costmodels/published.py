@@ -24,7 +24,10 @@ GIB = float(2**30)
 DIMENSIONS = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab")
 """Model dimensions of the contract; blank in mixture-of-experts rows, whose preset has them."""
 
-PLAN = ("tp", "pp", "dp", "cp", "ep", "vpp", "zero_stage", "micro_batch", "recompute", "sequence_parallel", "schedule", "stack")
+PLAN = (
+    "tp", "pp", "dp", "cp", "ep", "vpp", "zero_stage", "micro_batch", "recompute", "sequence_parallel", "schedule", "stack",
+    "cuda_graph",
+)  # fmt: skip
 """What may differ between two ways of running one job; `precision` belongs to the plan as well."""
 
 CONTRACT = (

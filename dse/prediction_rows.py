@@ -239,7 +239,7 @@ _STACKS = {
     "torch-graph": "torch-eager",
 }
 """Other names of stacks; torch-graph is torch-eager without the host."""
-_HOST = ("host_per_operator", "host_per_checkpoint", "host_per_collective", "host_per_unit", "host_per_step")
+_HOST = (*(f"host_per_{what}" for what in ("operator", "checkpoint", "collective", "unit", "expert", "step")),)
 _PRECISIONS = {name: code for code, name in enumerate(NAMES["precision"])}
 _RECOMPUTES = {name: code for code, name in enumerate(NAMES["recompute"][:3])}
 _TRAINABLE = {name: code for code, name in enumerate(NAMES["trainable"])}
@@ -259,7 +259,7 @@ def _fixed(row: Row) -> dict[str, float]:
     vocabulary = flag_in(row, "vocab_parallel")
     if vocabulary is not None:
         fixed["stack.vocab_parallel"] = float(vocabulary)
-    if cell(row, "stack").lower().replace("_", "-") == "torch-graph":
+    if cell(row, "stack").lower().replace("_", "-") == "torch-graph" or flag_in(row, "cuda_graph"):
         fixed |= {f"stack.{name}": 0.0 for name in _HOST}
     return fixed
 
@@ -349,8 +349,9 @@ def _chunks(row: Row, model: Architecture, pipeline: int, assumed: list[str]) ->
     schedule = choice_in(row, "schedule", _SCHEDULES, default)
     if schedule == Schedule.INTERLEAVED and virtual == 1:
         schedule = Schedule.ONE_F_ONE_B
-    if pipeline * virtual > model.layers:
-        raise BadRow(f"pp·vpp = {pipeline * virtual} chunks, but {model.name} has {model.layers} layers")
+    chunks = pipeline * virtual
+    if chunks > model.layers and (model.layers + 2) % chunks:  # the ends may hold the embedding and the head alone
+        raise BadRow(f"pp·vpp = {chunks} chunks, but {model.name} has {model.layers} layers")
     return virtual, schedule
 
 

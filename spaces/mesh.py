@@ -73,6 +73,37 @@ def worst_group(
     return per_domain, spanned
 
 
+def share_of_domain(domain: ArrayLike, node: ArrayLike, total: ArrayLike) -> IntArray:
+    """Devices that a job of `total` takes of each scale-up domain of `domain`, which is made of nodes of `node`; int64.
+
+    A job gets whole nodes, as many of every domain, so that its groups fit: 256 devices take 64 of each rack of 72 (Slurm's
+    block topology, `--segment`). Where that would leave half of a domain empty, and in domains of one node, all of it is
+    taken and groups may straddle. Shape of the arguments broadcast together; raises ValueError for a number below 1.
+    """
+    domains, nodes, totals = np.broadcast_arrays(_ints(domain, "domain"), _ints(node, "node"), _ints(total, "total"))
+    spread = (totals > domains) & (domains > nodes)
+    found = np.array(domains)
+    if spread.any():  # few distinct cases, each counted once
+        found[spread] = _even_shares(domains[spread], nodes[spread], totals[spread])
+    return found
+
+
+def _even_shares(domain: IntArray, node: IntArray, total: IntArray) -> IntArray:
+    """`share_of_domain` for jobs beyond one domain of several nodes; shape (n,) each."""
+    radix_node, radix_total = int(node.max()) + 1, int(total.max()) + 1
+    code = (domain * radix_node + node) * radix_total + total
+    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    return np.array([_even_share(int(domain[i]), int(node[i]), int(total[i])) for i in first], dtype=np.int64)[inverse]
+
+
+@lru_cache(maxsize=65536)
+def _even_share(domain: int, node: int, total: int) -> int:
+    if domain % node or total % node:
+        return domain
+    nodes, wanted = domain // node, total // node
+    return next((take * node for take in range(nodes, nodes // 2, -1) if wanted % take == 0), domain)
+
+
 def _straddling(size: IntArray, stride: IntArray, domain: IntArray) -> tuple[IntArray, IntArray]:
     """`worst_group` for groups that fit no closed form, counted once per distinct triple; shape (n,) each."""
     radix_stride, radix_domain = int(stride.max()) + 1, int(domain.max()) + 1

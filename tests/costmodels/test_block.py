@@ -127,6 +127,19 @@ def test_small_eager_layers_wait_for_the_host(phase: str) -> None:
     assert getattr(slow, phase).ravel()[0] == pytest.approx(getattr(fast, phase).ravel()[0], rel=0.02)
 
 
+def test_experts_launched_one_by_one_wait_for_the_host_and_others_do_not() -> None:
+    """Of little work each: a layer takes as long as launching the experts that a device holds."""
+    each = problem(SPARSE).scalars["stack.host_per_expert"]
+    assert each > 0
+    few, many = (timed(SPARSE, "megatron", "moe", {"sequence": 64}, data=8, expert=expert) for expert in (8, 1))
+    took = [float(block.forward[0] + block.backward[0, 0]) for block in (few, many)]
+    assert took[1] - took[0] == pytest.approx(each * SPARSE.experts * (1 - 1 / 8), rel=0.02)
+    none = {"sequence": 64, "stack.host_per_expert": 0.0}
+    assert timed(SPARSE, "megatron", "moe", none, data=8).forward[0] < many.forward[0]
+    dense = [timed(SPARSE, "megatron", "dense", fixed, data=8).forward[0] for fixed in (none, {"sequence": 64})]
+    assert dense[0] == dense[1]
+
+
 def test_experts_on_more_ranks_hold_fewer_parameters_and_exchange_more() -> None:
     stack = find_stack("megatron")
     graph = graphs(SPARSE, stack.traits).layers["moe"]

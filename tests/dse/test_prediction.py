@@ -182,6 +182,19 @@ def test_a_graph_of_the_step_waits_for_no_host() -> None:
     eager, graph = one(**plan, stack="torch-eager"), one(**plan, stack="torch-graph")
     assert float(graph["step_time_s"]) < float(eager["step_time_s"])
     assert graph["peak_memory_bytes"] == eager["peak_memory_bytes"]
+    said = one(**plan, stack="torch-eager", cuda_graph="true")
+    assert [said[name] for name in ("step_time_s", "error")] == [graph["step_time_s"], ""]
+    assert "cuda_graph" in one(cuda_graph="perhaps")["error"]
+
+
+def test_embedding_and_head_may_have_chunks_of_their_own() -> None:
+    """126 layers in 128 chunks: the first holds the embedding and the last the head, as with --account-for-loss-in-pipeline."""
+    plan = {"model": "llama-3.1-405b", "n_gpus": "64", "tp": "4", "pp": "16", "dp": "1", "global_batch": "64", "seq": "8192"}
+    plan |= dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn", "vocab"), "")
+    apart, together = one(**plan, vpp="8"), one(**plan, vpp="4")
+    assert apart["error"] == together["error"] == ""
+    assert float(apart["step_time_s"]) == pytest.approx(float(together["step_time_s"]), rel=0.1)
+    assert "chunks" in one(**plan, vpp="9")["error"]
 
 
 def test_rows_alone_and_together_agree() -> None:

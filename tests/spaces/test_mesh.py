@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spaces.mesh import ORDER, devices, strides, worst_group
+from spaces.mesh import ORDER, devices, share_of_domain, strides, worst_group
 
 SMALL = st.integers(min_value=1, max_value=12)
 
@@ -51,6 +51,24 @@ def test_a_cluster_within_one_domain_is_never_straddled() -> None:
     held, spanned = worst_group([3, 6, 6], 1, 8, total=[6, 6, 24])
     assert held.tolist() == [3, 6, 2]
     assert spanned.tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("domain", "node", "total", "taken"),
+    [(72, 4, 64, 72), (72, 4, 256, 64), (72, 4, 144, 72), (72, 4, 180, 60), (72, 4, 76, 72), (8, 8, 24, 8), (8, 8, 12, 8)],
+)
+def test_a_job_takes_as_many_whole_nodes_of_every_domain(domain: int, node: int, total: int, taken: int) -> None:
+    assert share_of_domain(domain, node, total) == taken
+    assert share_of_domain([domain, 8], [node, 8], [total, 64]).tolist() == [taken, 8]
+
+
+@given(st.integers(1, 400))
+def test_no_group_that_divides_what_a_job_takes_of_a_rack_straddles_two(nodes: int) -> None:
+    taken = int(share_of_domain(72, 4, 4 * nodes))
+    assert 36 < taken <= 72
+    if (4 * nodes) % taken == 0:
+        for size in (size for size in range(1, taken + 1) if taken % size == 0):
+            assert worst_group(size, 1, taken, 4 * nodes) == (size, 1)
 
 
 def test_a_group_further_apart_than_a_node_has_one_rank_on_each() -> None:
