@@ -79,7 +79,7 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
     symbols = {**usual, **question.symbols}
     budget, chunked = _steps(question, symbols)
     shortest, longest = question.lengths
-    exponential = question.exponential
+    exponential, pace = question.exponential, symbols["kernel.host.pace"]
     if symbols["stack.balanced_groups"] > 0 and symbols["attention_data"] > 1:
         # prompts are held until every group has one, as where all are of one length
         shortest = longest = 1.0 if exponential else (shortest + longest) / 2.0
@@ -105,7 +105,7 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         longest=longest,
         exponential=exponential,
         compiling=symbols["stack.compile_blocks"] * symbols["block_scaled"] * (PRECISIONS[int(symbols["precision"])] == "fp8"),
-        intake=(symbols["stack.intake.request"], symbols["stack.intake.token"]),
+        intake=(pace * symbols["stack.intake.request"], pace * symbols["stack.intake.token"]),
         prefix_hit=symbols["prefix_hit"],
         steady=question.steady,
     )

@@ -18,8 +18,9 @@ from spaces.workload import Requests
 
 
 def intake_seconds(at: SymbolTable, prompt: Value) -> FloatArray:
-    """Seconds that taking in a prompt of so many tokens keeps the process."""
-    return np.asarray(at["stack.intake.request"] + at["stack.intake.token"] * np.asarray(prompt, np.float64), np.float64)
+    """Seconds that taking in a prompt of so many tokens keeps the process, on the hosts around the device."""
+    own = at["stack.intake.request"] + at["stack.intake.token"] * np.asarray(prompt, np.float64)
+    return np.asarray(at["kernel.host.pace"] * own, np.float64)
 
 
 def waits(requests: Requests, seconds: FloatArray, servers: int) -> FloatArray:

@@ -210,6 +210,7 @@ class _Servers:
     problem: Problem
     pools: tuple[tuple[Any, ...], ...]
     links: tuple[Any, ...]
+    paces: FloatArray
 
     @property
     def overhead(self) -> float:
@@ -236,7 +237,8 @@ class _Servers:
             for i, row in enumerate(apart):
                 pools[row] = (both[0][i], both[1][i])
                 links[row] = KvLink(latency=float(latency[i]), time_per_token=float(per_token[i]))
-        return cls(problem, tuple(pools), tuple(links))
+        paces = np.broadcast_to(np.asarray(problem.at(points)["kernel.host.pace"], np.float64), (points.n,))
+        return cls(problem, tuple(pools), tuple(links), paces)
 
     def serve(self, row: int, asked: Requests) -> Any:
         """The outcome of one plan."""
@@ -246,7 +248,8 @@ class _Servers:
         if asked.concurrency:  # a client's next request is as far from the scheduler as its last answer
             asked = dataclasses.replace(asked, turnaround=self.overhead)
         pool = pools[0]
-        waited = waits(asked, intake_seconds(self.problem.scalars, asked.prompt), pool.ranks)
+        at = {**self.problem.scalars, "kernel.host.pace": float(self.paces[row])}
+        waited = waits(asked, intake_seconds(at, asked.prompt), pool.ranks)
         asked = held_up(asked, waited)
         if len(pools) == 2:
             found = simulate_disaggregated(pools[0], pools[1], asked, self.links[row])

@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving_tables import imagined_tables
 
-from costmodels.serving.intake import held_up, since_sent, waits
+from costmodels.serving.intake import held_up, intake_seconds, since_sent, waits
+from costmodels.serving.problem import serving_problem
 from costmodels.serving.waiting import front
 from costmodels.simulation import Limits, simulate
+from spaces.architecture import find
+from spaces.hardware import find_device
 from spaces.workload import Requests
 
 
@@ -62,3 +65,11 @@ def test_the_wait_is_part_of_the_time_to_first_token_and_of_the_run() -> None:
     late = since_sent(simulate(tables, 0, held_up(requests, waited), limits), waited)
     assert late.ttft.sum() == pytest.approx(plain.ttft.sum() + 4 * 1.5)
     assert 1 / late.token_throughput() == pytest.approx(1 / plain.token_throughput() + 1.5 / 60)
+
+
+def test_younger_hosts_take_requests_in_sooner() -> None:
+    times = [
+        float(intake_seconds(serving_problem(find("llama-3.1-8b"), "vllm", find_device(name)).scalars, 1000.0))
+        for name in ("A100-80GB", "H100", "H200")
+    ]
+    assert times[0] > times[1] == times[2] > 0
