@@ -44,7 +44,7 @@ def search(
     top: int = 10,
     sample: int = 100_000,
     seed: int = 0,
-    rows: int = 1 << 18,
+    rows: int = 1 << 16,
     prune_dominated: bool = False,
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,

@@ -18,7 +18,7 @@ from search.visiting import Hopeless, Task
 from spaces.listing import Listing
 from spaces.space import Space
 
-_BOUNDED = 4  # batches bounded together: bounds rule most points out, and what is left makes tables anew each time
+_BOUNDED = 8  # batches bounded together: bounds rule most points out, and what is left makes tables anew each time
 _GRAIN = 1 << 18  # points of a batch, and of most slices: every batch makes the tables of the model's parts anew
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
 _LARGEST = 1 << 21  # points of a slice

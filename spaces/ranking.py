@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from spaces.columns import CodeArray, Columns, IntArray
-from spaces.space import Axis, Space, combination_keys, contexts_read, legal_extensions
+from spaces.space import Axis, Space, walk
 
 _MOST = 1 << 62  # ordinals fit a signed 64-bit integer
 
@@ -137,31 +137,17 @@ def ranking(space: Space) -> Ranking:
 
 @lru_cache(maxsize=8)
 def _layers(axes: tuple[Axis, ...]) -> tuple[Layer, ...]:
-    """Edges found forward, axis by axis; completions counted backward."""
-    reads = contexts_read(axes)
-    found: list[tuple[int, IntArray, IntArray, IntArray]] = []
-    states: CodeArray = np.zeros((0, 1), np.int32)
-    count = 1
-    for depth in range(len(axes)):
-        chosen = dict(zip(reads[depth], states, strict=True))
-        parent, level = legal_extensions(axes, depth, chosen, count)
-        grown = {i: codes[parent] for i, codes in chosen.items()} | {depth: level}
-        matrix = np.array([grown[i] for i in reads[depth + 1]], np.int32).reshape(len(reads[depth + 1]), len(parent))
-        keys, _ = combination_keys(matrix, [len(axes[i].values) for i in reads[depth + 1]])
-        distinct, first, child = np.unique(keys, return_index=True, return_inverse=True)
-        found.append((count, parent, level, child))
-        states, count = matrix[:, first], len(distinct)
-    completions = np.ones(count, np.int64)
+    """Completions counted backward along the edges of `walk`; those that lead nowhere are left out."""
+    found = walk(axes).edges
+    completions = np.ones(int(found[-1].child.max(initial=-1)) + 1 if found else 1, np.int64)
     layers: list[Layer] = []
-    for axis, (count, parent, level, child) in zip(reversed(axes), reversed(found), strict=True):
-        each = completions[child]
+    for axis, edges in zip(reversed(axes), reversed(found), strict=True):
+        each = completions[edges.child]
         if float(each.sum(dtype=np.float64)) >= _MOST:
             raise ValueError("the space holds more than 2^62 points: restrict an axis, or search it in two levels")
         alive = each > 0
-        parent, level, child, each = parent[alive], level[alive], child[alive], each[alive]
-        order = np.lexsort((level, parent))
-        parent, level, child, each = parent[order], level[order], child[order], each[order]
-        first = np.searchsorted(parent, np.arange(count + 1))
+        parent, level, child, each = edges.parent[alive], edges.level[alive], edges.child[alive], each[alive]
+        first = np.searchsorted(parent, np.arange(edges.contexts + 1))
         before = np.concatenate([[0], np.cumsum(each)])
         completions = before[first[1:]] - before[first[:-1]]
         levels = len(axis.values)

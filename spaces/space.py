@@ -28,7 +28,6 @@ up the same symbols whatever their values are.
 """
 
 _KEY_SPAN = 1 << 62  # mixed-radix keys stay below this, so that they fit a signed 64-bit integer
-_STATES = 1 << 18  # partial choices counted together; more are split
 _CELLS = 1 << 22  # elements of one legality mask
 _BLOCK = 1 << 12  # prefixes joined to their completions at a time
 _COMPLETIONS = 1 << 9  # completions of a prefix, on average
@@ -101,18 +100,18 @@ class Space:
         """
         if rows < 1:
             raise ValueError(f"a batch needs at least one row, got {rows}")
-        count = _count(self.axes)
+        walked = walk(self.axes)
         if removed is not None:
-            for key, lost in count.removed.items():
+            for key, lost in walked.removed.items():
                 removed[key] = removed.get(key, 0) + lost
         levels = self.levels
-        for codes in _blocks(_joined(self.axes, count.split(), rows), rows):
+        for codes in _blocks(_joined(self.axes, walked.split(), rows), rows):
             rows_of = {axis.name: codes[i] for i, axis in enumerate(self.axes)}
             yield Columns(n=codes.shape[1], codes=rows_of, levels=levels)
 
     def size(self) -> int:
         """Number of legal points, counted without listing them."""
-        return _count(self.axes).partial[-1]
+        return walk(self.axes).partial[-1]
 
     def removed(self) -> dict[tuple[str, str], int]:
         """Partial choices each structural rule ruled out, by (axis, reason).
@@ -120,20 +119,33 @@ class Space:
         A partial choice is a legal choice of the axes before, extended by one value of this axis; where several rules
         object, the first is named.
         """
-        return dict(_count(self.axes).removed)
+        return dict(walk(self.axes).removed)
 
 
 def split_of(space: Space) -> int:
     """The depth at which choices of the first axes are best joined to the completions of the others."""
-    return _count(space.axes).split()
+    return walk(space.axes).split()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edges:
+    """One axis for every distinct context (the levels chosen so far that rules from there on read), of which there are m.
+
+    Edge e leads from the context `parent` by `level` to the context `child` of the next axis, each (e,), in the order of these.
+    """
+
+    contexts: int
+    parent: IntArray
+    level: IntArray
+    child: IntArray
 
 
 @dataclass(frozen=True, slots=True)
-class _Count:
-    """What counting a space found: legal partial choices and distinct contexts by depth, and the removals."""
+class Walk:
+    """What a walk through a space found: edges by axis, legal partial choices by depth, and the removals."""
 
-    partial: list[int]
-    contexts: list[int]
+    edges: tuple[Edges, ...]
+    partial: tuple[int, ...]
     removed: dict[tuple[str, str], int]
 
     def split(self) -> int:
@@ -143,45 +155,36 @@ class _Count:
         """
         total = self.partial[-1]
         costs: list[float] = []
-        for prefixes, contexts in zip(self.partial[:-1], self.contexts[:-1], strict=True):
+        for prefixes, edges in zip(self.partial[:-1], self.edges, strict=True):
             each = total / max(prefixes, 1)
-            costs.append(prefixes + contexts * each if each <= _COMPLETIONS else np.inf)
+            costs.append(prefixes + edges.contexts * each if each <= _COMPLETIONS else np.inf)
         return len(costs) - 1 - int(np.argmin(costs[::-1])) if costs else 0
 
 
-@lru_cache(maxsize=16)  # a search asks for the size, the removals and the batches of one space
-def _count(axes: tuple[Axis, ...]) -> _Count:
-    """Count legal points by carrying each distinct context (levels that later rules read) with its multiplicity."""
+@lru_cache(maxsize=8)  # a search asks for the size, the removals, the batches and the numbers of one space
+def walk(axes: tuple[Axis, ...]) -> Walk:
+    """Walk a space axis by axis, carrying each distinct context with the number of choices that lead to it."""
     needs = contexts_read(axes)
-    number = np.int64 if np.prod([float(len(axis.values)) for axis in axes]) < _KEY_SPAN else np.object_
-    count = _Count([0] * (len(axes) + 1), [0] * (len(axes) + 1), {})
-    waiting: list[tuple[int, CodeArray, NDArray[Any]]] = [(0, np.zeros((0, 1), np.int32), np.ones(1, number))]
-    while waiting:
-        depth, states, times = waiting.pop()
-        if states.shape[1] > _STATES:
-            half = states.shape[1] // 2
-            waiting += [(depth, states[:, :half], times[:half]), (depth, states[:, half:], times[half:])]
-            continue
-        count.partial[depth] += int(times.sum()) if len(times) else 0
-        count.contexts[depth] += len(times)
-        if depth < len(axes) and len(times):
-            chosen = dict(zip(needs[depth], states, strict=True))
-            parent, choice = legal_extensions(axes, depth, chosen, len(times), count.removed, times)
-            grown = {i: codes[parent] for i, codes in chosen.items()} | {depth: choice}
-            kept = needs[depth + 1]
-            matrix = np.array([grown[i] for i in kept], np.int32).reshape(len(kept), len(parent))
-            waiting.append((depth + 1, *_merged(matrix, times[parent], [len(axes[i].values) for i in kept])))
-    return count
-
-
-def _merged(states: CodeArray, times: NDArray[Any], sizes: list[int]) -> tuple[CodeArray, NDArray[Any]]:
-    """Equal columns of `states` made one, with the sum of their multiplicities."""
-    if not len(times):
-        return states, times
-    keys, _ = combination_keys(states, sizes)
-    order = np.argsort(keys, kind="stable")
-    first = np.flatnonzero(np.r_[True, np.diff(keys[order]) != 0])
-    return states[:, order[first]], np.add.reduceat(times[order], first)
+    most = max((len(axis.values) for axis in axes), default=1)
+    states: CodeArray = np.zeros((0, 1), np.int32)
+    times: NDArray[Any] = np.ones(1, np.int64)
+    partial, removed, edges = [1], dict[tuple[str, str], int](), list[Edges]()
+    for depth in range(len(axes)):
+        chosen = dict(zip(needs[depth], states, strict=True))
+        parent, level = legal_extensions(axes, depth, chosen, len(times), removed, times)
+        grown = {i: codes[parent] for i, codes in chosen.items()} | {depth: level}
+        kept = needs[depth + 1]
+        matrix = np.array([grown[i] for i in kept], np.int32).reshape(len(kept), len(parent))
+        keys, _ = combination_keys(matrix, [len(axes[i].values) for i in kept])
+        distinct, first, child = np.unique(keys, return_index=True, return_inverse=True)
+        edges.append(Edges(len(times), parent, level, child))
+        each = times[parent]
+        if most * each.sum(dtype=np.float64) >= _KEY_SPAN:  # beyond 64 bits
+            each = each.astype(np.object_)
+        states, times = matrix[:, first], np.zeros(len(distinct), each.dtype)
+        np.add.at(times, child, each)
+        partial.append(int(times.sum()) if len(times) else 0)
+    return Walk(tuple(edges), tuple(partial), removed)
 
 
 def combination_keys(codes: CodeArray, sizes: list[int]) -> tuple[IntArray, bool]:

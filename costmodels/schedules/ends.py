@@ -46,7 +46,8 @@ def ends(
 
 @functools.cache
 def compiled_ends() -> Callable[..., None]:
-    """`ends` as machine code: a twentieth of a second, where most plans never come."""
+    """`ends` as machine code, made once for all processes of a person: most plans never come here."""
+    from costmodels.compiling.kept_code import default_folder
     from costmodels.compiling.machine_code import compiled
 
-    return compiled(ends)
+    return compiled(ends, default_folder())
