@@ -27,12 +27,11 @@ class _UnderWay(Generic[T]):
 class Assignment(Generic[T]):
     """The chunks of one map: each comes back once, however often it is handed out.
 
-    Chunks are drawn at most `ahead` before they are handed out. When none is left to draw, a chunk that has been under way
-    long is handed out a second time and whoever is first counts. A chunk lost more than `retries` times raises ExecutorError.
+    A chunk is drawn when one is asked for and none waits. When none is left to draw, a chunk that has been under way long is
+    handed out a second time and whoever is first counts. A chunk lost more than `retries` times raises ExecutorError.
     """
 
     chunks: Iterator[T]
-    ahead: int
     retries: int
     _drawn: deque[tuple[int, T]] = field(default_factory=deque)
     _under_way: dict[int, _UnderWay[T]] = field(default_factory=dict)
@@ -41,22 +40,10 @@ class Assignment(Generic[T]):
     _exhausted: bool = False
     _longest: float = 0.0
 
-    def draw(self) -> None:
-        """Draw chunks ahead, while workers are busy."""
-        while len(self._drawn) < self.ahead and not self._exhausted:
-            for chunk in self.chunks:
-                self._drawn.append((self._count, chunk))
-                self._count += 1
-                break
-            else:
-                self._exhausted = True
-
     def take(self) -> tuple[int, T] | None:
         """Number and chunk for a free worker, or None when there is nothing for it now."""
         now = time.monotonic()
-        if not self._drawn:
-            self.draw()
-        if self._drawn:
+        if self._waits():
             index, chunk = self._drawn.popleft()
             self._under_way[index] = _UnderWay(chunk, now)
             return index, chunk
@@ -92,9 +79,7 @@ class Assignment(Generic[T]):
     @property
     def over(self) -> bool:
         """Whether every chunk has come back."""
-        if not self._drawn:
-            self.draw()
-        return not self._drawn and not self._under_way
+        return not self._waits() and not self._under_way
 
     def until_straggler(self) -> float | None:
         """Seconds until a chunk under way may be copied; None while there are others to hand out, or none to copy."""
@@ -102,6 +87,17 @@ class Assignment(Generic[T]):
         if self._drawn or not self._exhausted or not single:
             return None
         return max(0.0, min(single) - time.monotonic())
+
+    def _waits(self) -> bool:
+        """Whether a chunk waits to be handed out; the next one is drawn if need be."""
+        if not self._drawn and not self._exhausted:
+            for chunk in self.chunks:
+                self._drawn.append((self._count, chunk))
+                self._count += 1
+                break
+            else:
+                self._exhausted = True
+        return bool(self._drawn)
 
     def _due(self, work: _UnderWay[T]) -> float:
         return work.since + max(_BRIEF, _SLOWNESS * self._longest)

@@ -19,8 +19,8 @@ class Executor(Protocol):
     """Runs a pure function on chunks.
 
     Contract: each chunk is done exactly once as seen from here, however often a worker dies on the way; results come as
-    they are ready, in any order; chunks are drawn lazily, a few more than there are workers, so that later ones can be sized
-    by what the earlier cost; what the function raises is raised. Closing the generator gives up what has not come back.
+    they are ready, in any order; chunks are drawn lazily, a few more than there are workers at most, so that later ones can be
+    sized by what the earlier cost; what the function raises is raised. Closing the generator gives up what has not come back.
     """
 
     @property

@@ -45,7 +45,7 @@ class Local:
     def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
         """Yield (index of the chunk, result) as they come. Raises ExecutorError when workers keep dying."""
         count = self.hands
-        work = Assignment(chunks, ahead=count, retries=self.retries)
+        work = Assignment(chunks, retries=self.retries)
         carried = _bytes_of(function)
         workers: list[_Worker] = []
         try:
@@ -58,7 +58,6 @@ class Local:
                 for worker, job in fresh:  # all of them start while the first is still to read
                     worker.learn(carried, job)
                     workers.append(worker)
-                work.draw()
                 ready = wait([worker.pipe for worker in workers if worker.at is not None], timeout=work.until_straggler())
                 for worker, index in [(w, w.at) for w in workers if w.pipe in ready and w.at is not None]:
                     answer = worker.answer()

@@ -59,13 +59,12 @@ class OnRay:
         shared = ray.put(function)
         cores = max(1, int(_cores(ray)))
         window = 2 * cores if self.workers is None or self.workers >= cores else self.workers
-        work = Assignment(chunks, ahead=cores, retries=self.retries)
+        work = Assignment(chunks, retries=self.retries)
         running: dict[Any, int] = {}
         try:
             while not work.over:
                 while len(running) < window and (job := work.take()) is not None:
                     running[task.remote([shared], job[1])] = job[0]
-                work.draw()
                 for ready in ray.wait(list(running), num_returns=1, timeout=work.until_straggler())[0]:
                     index = running.pop(ready)
                     try:
