@@ -19,7 +19,7 @@ from costmodels.context import exchanged
 from costmodels.kernel_times import KernelTimes
 from costmodels.kernels import streaming_time
 from spaces.blocks import placement
-from spaces.columns import FloatArray, Value
+from spaces.columns import FloatArray, IntArray, Value
 from spaces.expressions import SymbolTable
 from spaces.graph import MATRIX_KINDS, Collective, Graph, Kind, Placement
 from spaces.mesh import share_of_domain, worst_group
@@ -28,6 +28,8 @@ from spaces.plan import Precision, Recompute, Schedule
 FAMILIES = ("gemm", "attention", "pointwise", "tensor_communication", "context_communication", "expert_communication", "host")
 """Parts of a block's time, in report order."""
 _FAMILY_OF_AXIS = {"tensor": 3, "context": 4, "expert": 5, "expert_tensor": 5}
+_WITHIN = {"context": "tensor", "expert": "expert_tensor"}
+"""The mesh axis whose ranks lie between those of another, within a stage."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,13 +67,35 @@ class BlockTime:
     outer_bytes: FloatArray
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Common:
+    """`count` combinations of the symbols that some operators of a block read, and the one of each row, `index` (n,)."""
+
+    at: SymbolTable
+    count: int
+    index: IntArray
+    operators: frozenset[str]
+
+
 def block_time(
-    graph: Graph, stack: Stack, at: SymbolTable, n: int, *, sequence_parallel: bool, times: KernelTimes | None = None
+    graph: Graph,
+    stack: Stack,
+    at: SymbolTable,
+    n: int,
+    *,
+    sequence_parallel: bool,
+    times: KernelTimes | None = None,
+    common: Common | None = None,
 ) -> BlockTime:
     """Time of a block for n combinations of symbols that share one placement; `times` know kernels better than formulas."""
     where, at = placed(at, sequence_parallel)
     rerun = [rerun_operators(graph, stack, policy) for policy in range(3)]
-    work = kernels(graph, where, at, n, stack, times)
+    if common is None:
+        work = kernels(graph, where, at, n, stack, times)
+    else:
+        few = kernels(graph, where, placed(common.at, sequence_parallel)[1], common.count, stack, times, common.operators)
+        others = frozenset(op.name for op in graph.operators) - common.operators
+        work = [kernel.taken(common.index) for kernel in few] + kernels(graph, where, at, n, stack, times, others)
     moves = list(exchanges(graph, where, at, work, times))
     families = np.zeros((3, len(FAMILIES), n))
     forward, backward, weight, again = np.zeros(n), np.zeros((3, n)), np.zeros(n), np.zeros((3, n))
@@ -256,8 +280,8 @@ def group_time(
 
 def group_links(at: SymbolTable, axis: str) -> tuple[Value, Link, Link]:
     """(ranks in one domain, link inside, link outside) of the worst-placed group along a mesh axis within a stage."""
-    stride = {"tensor": 1, "context": at["tensor"], "expert_tensor": 1, "expert": at["expert_tensor"]}[axis]
-    return links_of(at, at[axis], stride)
+    within = _WITHIN.get(axis)
+    return links_of(at, at[axis], 1 if within is None else at[within])
 
 
 def ranks_inside(at: SymbolTable, ranks: Value, stride: Value) -> Value:

@@ -16,7 +16,7 @@ from costmodels.constants import Stack
 from costmodels.context import merging
 from costmodels.kernel_times import ATTENTION_OF_STACK, Call, Formula, KernelTimes
 from costmodels.kernels import attention_time, gemm_time, streaming_time
-from spaces.columns import Value
+from spaces.columns import IntArray, Value
 from spaces.expressions import SymbolTable
 from spaces.graph import Graph, Kind, Operator, Placement
 from spaces.plan import Precision
@@ -37,6 +37,12 @@ class Kernel:
     traffic: Value
     shape: tuple[Value, ...] = ()
 
+    def taken(self, index: IntArray) -> Kernel:
+        """The same for other rows: those of its combinations at `index`."""
+        values = [np.asarray(value) for value in (self.time, self.flops, self.traffic, *self.shape)]
+        time, flops, traffic, *shape = (value.take(index) if value.ndim else value for value in values)
+        return Kernel(self.operator, self.kind, self.phase, time, flops, traffic, tuple(shape))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Draft:
@@ -53,10 +59,19 @@ class Draft:
 
 
 def kernels(
-    graph: Graph, where: Placement, at: SymbolTable, n: int = 1, stack: Stack | None = None, times: KernelTimes | None = None
+    graph: Graph,
+    where: Placement,
+    at: SymbolTable,
+    n: int = 1,
+    stack: Stack | None = None,
+    times: KernelTimes | None = None,
+    operators: frozenset[str] | None = None,
 ) -> list[Kernel]:
-    """Every kernel of the block for n combinations of symbols; seconds are the formulas', or what `times` know of a shape."""
-    drafts = list(drafted(graph, where, at, stack))
+    """Every kernel of the block, or of some of its operators, for n combinations of symbols.
+
+    Seconds are the formulas', or what `times` know of a shape.
+    """
+    drafts = list(drafted(graph, where, at, stack, operators))
     calls = [call for draft in drafts for call in draft.calls]
     seconds = iter([call.formula(at) for call in calls] if times is None else times.seconds(at, calls, n))
     made = []
@@ -66,13 +81,17 @@ def kernels(
     return made
 
 
-def drafted(graph: Graph, where: Placement, at: SymbolTable, stack: Stack | None) -> Iterator[Draft]:
-    """Every kernel of the block in order. Without a stack nothing is known to run operator by operator."""
+def drafted(
+    graph: Graph, where: Placement, at: SymbolTable, stack: Stack | None, operators: frozenset[str] | None = None
+) -> Iterator[Draft]:
+    """Every kernel of the block, or of some operators, in order. Without a stack none is known to run operator by operator."""
     ends = any(op.kind in (Kind.LOSS, Kind.EMBEDDING) for op in graph.operators)
     eager = stack is not None and (stack.traits.eager_activation or (ends and stack.numbers["stack.eager_ends"] > 0))
     plain = stack is not None and (eager or stack.numbers["stack.eager_ends"] > 0)
     cast = at["autocast"] if stack is not None else 0.0
     for op in graph.operators:
+        if operators is not None and op.name not in operators:
+            continue
         if np.any(np.asarray(cast) > 0):
             for phase, calls, moved in autocast.added(graph, op, where, at, eager=eager):
                 yield Draft(operator=op.name, kind=Kind.ACTIVATION, phase=phase, calls=calls, traffic=cast * moved, factor=cast)

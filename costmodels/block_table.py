@@ -11,17 +11,19 @@ from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from costmodels.block import BlockTime, block_time
+from costmodels.block import BlockTime, Common, block_time
 from costmodels.block_memory import BlockMemory, block_memory
 from costmodels.constants import Stack
-from costmodels.factors import joined
+from costmodels.factors import gathered, joined
 from costmodels.kernel_times import kernel_times
 from spaces.architecture import Architecture
-from spaces.blocks import GraphTraits, Model, build
+from spaces.blocks import GraphTraits, Model, build, placement
 from spaces.columns import Columns, FloatArray, IntArray, distinct
 from spaces.graph import Graph
 from spaces.mesh import share_of_domain
+from spaces.plan import Schedule
 from spaces.problem import Problem
 
 Cost = TypeVar("Cost", BlockTime, BlockMemory)
@@ -47,6 +49,8 @@ PLAN_ONLY = frozenset(
     }
 )
 """Symbols of the plan that no block's cost depends on; whatever else is a column (device, sequence, …) does matter."""
+EXPERT_ONLY = frozenset({"expert", "expert_tensor", "schedule"})
+"""Symbols that only operators of experts read; the schedule, which may hide exchanges between them, changes no memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,11 +97,11 @@ class Known:
         """Tabulate all blocks of the problem's model for the given points."""
         # sharded parameters have narrower gradients and need no autocast
         sharding = frozenset() if stack.numbers["stack.memory.persistent_gradients"] else {"zero_stage"}
-        combinations, index = distinct(_without_counts(problem, points), frozenset(points.levels) - (PLAN_ONLY - sharding))
+        combinations, index = distinct(_alike(problem, points), frozenset(points.levels) - (PLAN_ONLY - sharding))
         graphs_ = blocks_of(graphs(problem.architecture, stack.traits))
 
         def evaluated(cost: Callable[..., Cost], kind: type[Cost]) -> Callable[[Columns], Cost]:
-            return lambda few: _stack([_split(problem, few, graph, stack, cost, kind) for graph in graphs_], kind)
+            return lambda few: _stack([_own(problem, few, graph, stack, cost, kind) for graph in graphs_], kind)
 
         memory, place = self.found(problem, combinations, BlockMemory, evaluated(block_memory, BlockMemory))
         if not with_time:
@@ -107,26 +111,40 @@ class Known:
         return BlockTable(time, memory, place[index], later[index])
 
 
-def _without_counts(problem: Problem, points: Columns) -> Columns:
-    """The points with one count of devices for all that fit a scale-up domain, and one for all that take as much of each.
+def _alike(problem: Problem, points: Columns) -> Columns:
+    """The points with what a block cannot tell apart (`costmodels.block.links_of`, and who hides exchanges) made one.
 
-    A block is told no more of the devices by the group's links (`costmodels.block.links_of`).
+    One count of devices stands for all that fit a scale-up domain, and one for all that take as much of each; one schedule for
+    all but DualPipe.
     """
-    axis, counts = points.levels.get("devices", ("", np.empty(0)))
-    if len(counts) < 2 or sum(other == axis for other, _ in points.levels.values()) > 1:
-        return points
-    at, code = problem.at(points), points.codes[axis]
-    sizes = ("device.domain", "device.per_node")
-    domain, node = (np.broadcast_to(np.asarray(at[name], np.int64), (points.n,)) for name in sizes)
-    radix = int(node.max(initial=0)) + 1
-    machine = domain * radix + node
-    few = np.array(code)
-    for kind in np.unique(machine).tolist():
-        taken = np.where(counts > kind // radix, share_of_domain(kind // radix, kind % radix, counts), 0)
-        _, first, alike = np.unique(taken, return_index=True, return_inverse=True)
-        here = machine == kind
-        few[here] = first[alike][code[here]]
-    return replace(points, codes={**points.codes, axis: few})
+    codes = dict(points.codes)
+    axis, counts = _own_axis(points, "devices")
+    if axis:
+        at, code = problem.at(points), points.codes[axis]
+        sizes = ("device.domain", "device.per_node")
+        domain, node = (np.broadcast_to(np.asarray(at[name], np.int64), (points.n,)) for name in sizes)
+        radix = int(node.max(initial=0)) + 1
+        machine = domain * radix + node
+        few = np.array(code)
+        for kind in np.unique(machine).tolist():
+            taken = np.where(counts > kind // radix, share_of_domain(kind // radix, kind % radix, counts), 0)
+            _, first, alike = np.unique(taken, return_index=True, return_inverse=True)
+            here = machine == kind
+            few[here] = first[alike][code[here]]
+        codes[axis] = few
+    axis, schedules = _own_axis(points, "schedule")
+    if axis:
+        apart = schedules == Schedule.DUALPIPE
+        like = np.where(apart, np.arange(len(schedules)), np.argmin(apart))
+        codes[axis] = like.astype(points.codes[axis].dtype)[points.codes[axis]]
+    return replace(points, codes=codes)
+
+
+def _own_axis(points: Columns, symbol: str) -> tuple[str, NDArray[Any]]:
+    """The axis of a symbol that varies and has it to itself, and its values; '' for any other symbol."""
+    axis, values = points.levels.get(symbol, ("", np.empty(0)))
+    alone = len(values) > 1 and sum(other == axis for other, _ in points.levels.values()) == 1
+    return (axis if alone else ""), values
 
 
 class _Rows(Generic[Record]):
@@ -171,20 +189,48 @@ def blocks_of(model: Model) -> tuple[Graph, ...]:
     return (*model.layers.values(), model.embedding, model.head)
 
 
+@lru_cache(maxsize=256)
+def _without_experts(graph: Graph) -> frozenset[str]:
+    """Names of the operators that read nothing of `EXPERT_ONLY`."""
+    where = placement(sequence_parallel=False, vocab_parallel=False)
+    return frozenset(op.name for op in graph.operators if not graph.reads(op, where) & EXPERT_ONLY)
+
+
+def _own(problem: Problem, points: Columns, graph: Graph, stack: Stack, cost: Callable[..., Cost], kind: type[Cost]) -> Cost:
+    """Evaluate once per distinct combination of what this block reads."""
+    unread: frozenset[str] = frozenset() if kind is BlockTime else frozenset({"schedule"})
+    if len(_without_experts(graph)) == len(graph.operators):
+        unread = EXPERT_ONLY
+    few, index = distinct(points, points.levels.keys() - unread)
+    return gathered(_split(problem, few, graph, stack, cost, kind), index)
+
+
 def _split(problem: Problem, points: Columns, graph: Graph, stack: Stack, cost: Callable[..., Cost], kind: type[Cost]) -> Cost:
     """Evaluate the two placements (with and without sequence parallelism) apart, and put the rows back in order."""
     at = problem.at(points)
     parallel = np.broadcast_to(np.asarray(at["sequence_parallel"]) > 0, (points.n,)) & (np.asarray(at["tensor"]) > 1)
     if not parallel.any() or parallel.all():
-        return cost(graph, stack, at, points.n, sequence_parallel=bool(parallel.any()))
+        return _placed(problem, points, graph, stack, cost, kind, bool(parallel.any()))
     whole: dict[str, FloatArray] = {}
     for value in (False, True):
         rows = np.flatnonzero(parallel == value)
-        part = cost(graph, stack, problem.at(points.take(rows)), len(rows), sequence_parallel=value)
+        part = _placed(problem, points.take(rows), graph, stack, cost, kind, value)
         for field in fields(kind):
             array: FloatArray = getattr(part, field.name)
             whole.setdefault(field.name, np.empty((*array.shape[:-1], points.n)))[..., rows] = array
     return kind(**whole)
+
+
+def _placed(
+    problem: Problem, points: Columns, graph: Graph, stack: Stack, cost: Callable[..., Cost], kind: type[Cost], parallel: bool
+) -> Cost:
+    """Evaluate one placement; where a block has experts, the time of its other operators by what those read alone."""
+    common: dict[str, Common] = {}
+    alike = _without_experts(graph)
+    if kind is BlockTime and points.n > 1 and len(alike) < len(graph.operators):
+        few, index = distinct(points, points.levels.keys() - EXPERT_ONLY)
+        common["common"] = Common(problem.at(few), few.n, index, alike)
+    return cost(graph, stack, problem.at(points), points.n, sequence_parallel=parallel, **common)
 
 
 def _stack(costs: list[Cost], kind: type[Cost]) -> Cost:

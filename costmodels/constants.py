@@ -128,7 +128,6 @@ def generation_constants(generation: str) -> Mapping[str, Any]:
     return facts
 
 
-
 def _code(axis: str, value: str | int) -> int:
     return code(axis, str(value)) if axis in NAMES else int(value)
 

@@ -71,6 +71,7 @@ def data_parallel_time(
     shard, expert_shard = shard_ranks(at)
     expert_copies = np.maximum(at["tensor"] * copies // (at["expert_tensor"] * at["expert"]), 1)
     zero = np.asarray(at["zero_stage"])
+    sharded = zero >= 1
     parameter = at["stack.parameter_bytes"]
     wide = 1.0 + autocast(at)  # whole fp32 parameters have fp32 gradients, in buckets as well
     # where the framework reduces gradients as they are kept, fp32 ones cross in fp32
@@ -83,34 +84,39 @@ def data_parallel_time(
         (dense, shard, dense_group, copies),
         (expert, expert_copies, expert_group, expert_copies),
     ):
+        if not np.any(parameters):  # a dense model has no experts
+            continue
         size = parameters * trained * gradient
-        all_reduce = group_time(at, "all_reduce", size, ranks, *group, times)
-        scatter = group_time(at, "reduce_scatter", size, ranks, *group, times)
+        all_reduce = 0.0 if sharded.all() else group_time(at, "all_reduce", size, ranks, *group, times)
+        scatter = group_time(at, "reduce_scatter", size, ranks, *group, times) if sharded.any() else 0.0
         # HSDP: what is scattered is then reduced over the replicas of the shard group
         replicas = np.maximum(whole // np.maximum(ranks, 1), 1)
-        between = np.where(np.asarray(at["rank_order"]) == RankOrder.TENSOR_CONTEXT_PIPELINE_DATA, at["pipeline"], 1)
-        replica_group = links_of(at, replicas, at["tensor"] * ranks * between)
-        across = collective_time("all_reduce", size / ranks, replicas, *replica_group)
-        reduce = reduce + np.where(zero >= 1, scatter, all_reduce) + across
-        gather = gather + np.where(zero >= 1, group_time(at, "all_gather", parameters * parameter, ranks, *group, times), 0.0)
+        reduce = reduce + np.where(sharded, scatter, all_reduce)
+        if sharded.any():
+            gathered = group_time(at, "all_gather", parameters * parameter, ranks, *group, times)
+            gather = gather + np.where(sharded, gathered, 0.0)
         for kind, moved in (("reduce_scatter", size), ("all_gather", parameters * parameter)):
             inner, outer = collective_bytes(kind, moved, ranks, group[0])
             inner_bytes, outer_bytes = inner_bytes + inner, outer_bytes + outer
-        inner, outer = collective_bytes("all_reduce", size / ranks, replicas, replica_group[0])
-        inner_bytes, outer_bytes = inner_bytes + inner, outer_bytes + outer
-    own = np.where(zero >= 1, dense / shard + expert / expert_shard, dense + expert) * trained
+        if np.any(replicas > 1):
+            between = np.where(np.asarray(at["rank_order"]) == RankOrder.TENSOR_CONTEXT_PIPELINE_DATA, at["pipeline"], 1)
+            replica_group = links_of(at, replicas, at["tensor"] * ranks * between)
+            reduce = reduce + collective_time("all_reduce", size / ranks, replicas, *replica_group)
+            inner, outer = collective_bytes("all_reduce", size / ranks, replicas, replica_group[0])
+            inner_bytes, outer_bytes = inner_bytes + inner, outer_bytes + outer
+    own = np.where(sharded, dense / shard + expert / expert_shard, dense + expert) * trained
     bandwidth = at["device.memory_bandwidth"] * at["kernel.optimizer.bandwidth"]
     copying = at["device.memory_bandwidth"] * at["kernel.pointwise.copies"]
     update = own * (at["optimizer.traffic"] / bandwidth + at["kernel.optimizer.element"])
     looked_up = 0.0 if ends.tied else ends.embedding
-    update = update + np.where(zero >= 1, looked_up / shard, looked_up) * trained * at["stack.untouched"]
+    update = update + np.where(sharded, looked_up / shard, looked_up) * trained * at["stack.untouched"]
     update = update + at["stack.step_bytes"] * (dense + expert) * trained / copying
     offloaded = np.asarray(at["offload"]) == Offload.OPTIMIZER
     # gradients down and parameters up over the host link, and the update at the host's rate (Ren 2021, ZeRO-Offload §4)
     host = own * (gradient + parameter) / at["device.host_link_bandwidth"] + own / at["stack.host_optimizer_rate"]
     accumulate = (dense + expert) * trained * wide * at["stack.accumulate_bytes"] / copying
-    sharded = at["stack.bucket_bytes.sharded"] + gradient - at["stack.gradient_bytes"]
-    moved = np.where(zero >= 2, sharded, wide * at["stack.bucket_bytes.replicated"]) * (copies > 1)
+    bucket = at["stack.bucket_bytes.sharded"] + gradient - at["stack.gradient_bytes"]
+    moved = np.where(zero >= 2, bucket, wide * at["stack.bucket_bytes.replicated"]) * (copies > 1)
     copied = (dense + expert) * trained * moved / copying
     # sharded whole, both ends are one unit; else the embedding's gradients are the last of the backward pass
     outside = np.where(zero >= 3, ends.embedding + ends.head, ends.embedding)

@@ -24,6 +24,8 @@ def gathered(record: Record, index: IntArray) -> Record:
 
 def _gathered(array: NDArray[Any], index: IntArray) -> NDArray[Any]:
     if array.shape[-1] == 1:
+        if len(index) == 1:
+            return array
         return np.broadcast_to(array, (*array.shape[:-1], len(index)))
     return array.take(index, axis=-1)
 

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from costmodels.constants import device_symbols, find_stack, generation_constants
 from costmodels.kernel_models.fitted import Fit, read_fit
-from costmodels.kernel_models.protocol import KernelModel
+from costmodels.kernel_models.protocol import KernelModel, SecondsAlone, known_seconds
 from costmodels.kernel_models.registry import DEFAULT, find_kernel_model, taught_devices
 from costmodels.kernel_models.symbols import kernel_symbols
 from costmodels.measurements import content_hash, data_files
-from costmodels.metrics import Evidence
 from spaces.columns import Columns, FloatArray, IntArray, Value, distinct
 from spaces.expressions import SymbolTable
 from spaces.hardware import Device, find_device
@@ -33,7 +32,6 @@ from spaces.problem import Problem
 
 FORMATS = {Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP8: "fp8"}
 """Formats of products that kernels were measured in, by precision."""
-_KNOWN = (Evidence.MEASURED, Evidence.INTERPOLATED, Evidence.EXTRAPOLATED)
 _FEW = 32
 """Rows that are quicker looked up one by one than sorted first."""
 _NEAREST = ("device.matrix_flops.bf16", "device.memory_bandwidth", "device.power")
@@ -97,7 +95,7 @@ class KernelTimes:
         """Seconds of each call, shape (n,): its formula, times what the model makes of it on the measured device."""
         times = [_rows(call.formula(at), n).copy() for call in calls]
         for device, rows in self._references(at, n):
-            same = all((np.asarray(at[name]) == value).all() for name, value in self._symbols[device.name].items())
+            same = all(np.all(at[name] == value) for name, value in self._symbols[device.name].items())
             there = at if same else _Over(at, self._symbols[device.name])
             self._correct(device, at, there, calls, times, rows, n)
         return times
@@ -187,15 +185,20 @@ class KernelTimes:
     def _predicted(self, device: str, op: str, names: tuple[str, ...], shapes: list[tuple[Any, ...]]) -> list[float]:
         """Seconds of each shape; NaN where a taught model has nothing but first principles to go by."""
         at = {name: np.array(values) for name, values in zip(names, zip(*shapes, strict=True), strict=True)}
-        time = self._model.predict(op, at, self._asking[device])
-        known = np.isin(time.evidence, _KNOWN) if self._taught else np.isfinite(time.value)
-        return np.where(known, time.value, math.nan).tolist()  # type: ignore[no-any-return]
+        asking = self._asking[device]
+        if self._taught and isinstance(self._model, SecondsAlone):
+            return self._model.taught_seconds(op, at, asking).tolist()  # type: ignore[no-any-return]
+        time = self._model.predict(op, at, asking)
+        seconds = known_seconds(time) if self._taught else np.where(np.isfinite(time.value), time.value, math.nan)
+        return seconds.tolist()  # type: ignore[no-any-return]
 
 
 def _rows(value: Value, n: int, kind: type[np.generic] = np.float64) -> NDArray[Any]:
     """The value of each of n rows."""
     array = np.asarray(value, kind)
-    return array if array.shape == (n,) else np.broadcast_to(array, (n,))
+    if array.shape == (n,):
+        return array
+    return array.reshape(1) if n == array.size == 1 else np.broadcast_to(array, (n,))
 
 
 @dataclass(frozen=True, slots=True)

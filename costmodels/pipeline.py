@@ -74,8 +74,8 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
     def at_slowest(value: FloatArray) -> FloatArray:
         return np.asarray(np.take_along_axis(value, slowest[None], axis=0)[0] * microbatches, np.float64)
 
-    parts = {name: at_slowest(select.chosen(blocks.families[:, :, i])) for i, name in enumerate(FAMILIES)}
-    parts["recompute"] = at_slowest(select.chosen(blocks.recompute))
+    parts = {name: select.at(slowest, blocks.families[:, :, i]) * microbatches for i, name in enumerate(FAMILIES)}
+    parts["recompute"] = select.at(slowest, blocks.recompute) * microbatches
     parts["pipeline_communication"] = 2.0 * send * microbatches
     # DualPipe's devices each host two stages, a slow and a fast one: its busy time is less than the slowest stage's
     busy = np.asarray(sum(parts.values()), np.float64)
@@ -122,23 +122,41 @@ class _Selector:
     def plain(self, cost: FloatArray) -> FloatArray:
         """(blocks, m) summed to (3, n)."""
         *layers, embedding, head = (block[self.combination] for block in cost)
-        return self._with_ends(self._over_layers(layers), embedding, head)
+        return self._with_ends(self._over_layers(self.counts, layers), embedding, head)
 
     def chosen(self, cost: FloatArray) -> FloatArray:
         """(blocks, 3 policies, m) summed to (3, n) under the policy of each plan."""
+        stage = self._layers(self.counts, self.again, cost)
         kinds = self.counts.shape[0]
-        place = self.policy * cost.shape[2] + self.combination
-        stage = self._over_layers([cost[kind].ravel()[place] for kind in range(kinds)])
-        if self.again is not None:
-            stage += self.again * self._over_layers(
-                [(cost[kind, 2] - cost[kind, 0])[self.combination] for kind in range(kinds)]
-            )
         return self._with_ends(stage, cost[kinds, 0][self.combination], cost[kinds + 1, 0][self.combination])
 
-    def _over_layers(self, layers: Sequence[FloatArray]) -> FloatArray:
-        stage = self.counts[0] * layers[0]
+    def at(self, stage: IntArray, cost: FloatArray) -> FloatArray:
+        """`chosen` on one stage of each plan, (n,): its first, its middle or its last."""
+        if not cost.any():
+            return np.zeros(len(stage))
+        kinds, rows = self.counts.shape[0], np.arange(len(stage))
+        again = None if self.again is None else self.again[stage, rows]
+        found = self._layers(self.counts[:, stage, rows], again, cost)
+        embedding, head = cost[kinds, 0][self.combination], cost[kinds + 1, 0][self.combination]
+        alone = self.pipeline == 1
+        return found + np.where(
+            alone, embedding + head, np.where(stage == FIRST, embedding, np.where(stage == LAST, head, 0.0))
+        )
+
+    def _layers(self, counts: FloatArray, again: FloatArray | None, cost: FloatArray) -> FloatArray:
+        """The sum over `counts` (kinds, …, n) of layers, of which the share `again` (…, n) is run again."""
+        kinds = len(counts)
+        place = self.policy * cost.shape[2] + self.combination
+        found = self._over_layers(counts, [cost[kind].ravel()[place] for kind in range(kinds)])
+        if again is not None:
+            more = [(cost[kind, 2] - cost[kind, 0])[self.combination] for kind in range(kinds)]
+            found += again * self._over_layers(counts, more)
+        return found
+
+    def _over_layers(self, counts: FloatArray, layers: Sequence[FloatArray]) -> FloatArray:
+        stage = counts[0] * layers[0]
         for kind in range(1, len(layers)):
-            stage += self.counts[kind] * layers[kind]
+            stage += counts[kind] * layers[kind]
         return np.asarray(stage, np.float64)
 
     def _with_ends(self, stage: FloatArray, embedding: FloatArray, head: FloatArray) -> FloatArray:

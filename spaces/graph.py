@@ -208,6 +208,13 @@ class Graph:
         degrees = [axis for axis in placement.axes.get(dim, ()) if axis not in gathered]
         return maximum(1, ceil_divide(self.size(dim), product(*degrees))) if degrees else self.size(dim)
 
+    def reads(self, op: Operator, placement: Placement) -> frozenset[str]:
+        """Every symbol that the local size of some dimension of an operator's tensors and weights depends on."""
+        dims = {*op.contracted, *(dim for tensor in op.writes for dim in tensor.dims)}
+        dims |= {dim for _, wanted in op.reads for dim in wanted} | {dim for weight in op.weights for dim in weight}
+        dims |= {dim for name, _ in op.reads for dim in self.tensors[name].dims}
+        return frozenset().union(*(self.local(dim, placement).symbols for dim in dims))
+
     def elements(self, dims: Iterable[str], placement: Placement, gathered: Iterable[str] = ()) -> Expression:
         """Elements of a tensor on one device."""
         key = (tuple(dims), placement, tuple(gathered))

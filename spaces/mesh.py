@@ -58,9 +58,23 @@ def worst_group(
     domain is never straddled; without it the cluster is taken to be large. Exact; raises ValueError for a number below 1.
     """
     everything = np.iinfo(np.int64).max if total is None else total
-    ranks, step, nodes, devices_ = np.broadcast_arrays(
-        _ints(size, "size"), _ints(stride, "stride"), _ints(domain, "domain"), _ints(everything, "total")
-    )
+    given = [_ints(*one) for one in ((size, "size"), (stride, "stride"), (domain, "domain"), (everything, "total"))]
+    if all(array.size == 1 for array in given):  # one group by itself: nearly always met before
+        shape = (1,) * max(array.ndim for array in given)
+        held, spanning = _lone_group(*(array.item() for array in given))
+        return np.full(shape, held), np.full(shape, spanning)
+    return _worst_groups(*np.broadcast_arrays(*given))
+
+
+@lru_cache(maxsize=4096)
+def _lone_group(size: int, stride: int, domain: int, total: int) -> tuple[int, int]:
+    """`worst_group` of one group."""
+    per_domain, spanned = _worst_groups(*(np.array([one]) for one in (size, stride, domain, total)))
+    return int(per_domain[0]), int(spanned[0])
+
+
+def _worst_groups(ranks: IntArray, step: IntArray, nodes: IntArray, devices_: IntArray) -> tuple[IntArray, IntArray]:
+    """`worst_group` of checked arrays of one shape."""
     block = ranks * step
     inside = (nodes % block == 0) | (ranks == 1) | (devices_ <= nodes)
     whole = ~inside & (block % nodes == 0) & (nodes % step == 0)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.kernel_models.fitted import Calibration, Fit, is_current, read_fit
+from costmodels.kernel_models.fitted import SYMBOLS, Calibration, Fit, is_current, read_fit
 from costmodels.kernel_models.forms import Parameters, prepared, prior_time, variant
 from costmodels.kernel_models.groups import spread_of
-from costmodels.kernel_models.operations import DeviceSymbols, Shapes, bound_of, family_of
+from costmodels.kernel_models.operations import DeviceSymbols, Shapes, bound_of, family_of, words_in
 from costmodels.kernel_models.protocol import KernelTime, interval, merged
 from costmodels.kernel_models.roofline import Roofline
 from costmodels.kernel_models.siblings import sibling_of, transferred
@@ -47,10 +48,19 @@ class Known:
 
 Residual: TypeAlias = Callable[[str, Shapes, FloatArray, Fit, Known], tuple[FloatArray, NDArray[np.bool_]]]
 """(op, prepared shapes, the form's seconds, fit, known device) -> log residual and whether the shape was taught."""
+LogResidual: TypeAlias = Callable[[str, Shapes, FloatArray, Fit, Known], FloatArray]
+"""The first of the two."""
 
 
 def known_device(fit: Fit, device: DeviceSymbols) -> Known | None:
     """The measured device that stands for this one; None when none of its generation was measured."""
+    return _known_device(fit, tuple((name, device[name]) for name in SYMBOLS if name in device))
+
+
+@lru_cache(maxsize=256)
+def _known_device(fit: Fit, figures: tuple[tuple[str, float], ...]) -> Known | None:
+    """The same by the figures that tell devices apart."""
+    device = dict(figures)
     sibling = sibling_of(device, fit.devices)
     if sibling is None:
         return None
@@ -74,8 +84,7 @@ def answer(
     if fit is None or known is None or family_of(op) == "collectives":
         return Roofline().predict(op, shapes, device)
     at = prepared(op, shapes, device)
-    kinds = variant(op, at, device)
-    has = np.isin(kinds, list(known.variants))
+    has = _fitted_rows(op, at, device, known)
     parts = {}
     for name, rows in (("fitted", np.flatnonzero(has)), ("roofline", np.flatnonzero(~has))):
         if not len(rows):
@@ -85,7 +94,28 @@ def answer(
             parts[name] = (rows, Roofline().predict(op, some, device))
         else:
             parts[name] = (rows, _fitted(op, some, device, fit, known, model, residual))
-    return merged(parts, len(kinds))
+    return merged(parts, len(has))
+
+
+def answer_seconds(op: str, shapes: Shapes, device: DeviceSymbols, fit: Fit, log_residual: LogResidual) -> FloatArray:
+    """The seconds of `answer` alone, (n,): what an interval takes is left out; NaN where the roofline would answer."""
+    at = prepared(op, shapes, device)
+    found = np.full(len(at["dtype"]), np.nan)
+    known = known_device(fit, device)
+    if known is None or not (has := _fitted_rows(op, at, device, known)).any():
+        return found
+    some = at if has.all() else {column: values[has] for column, values in at.items()}
+    prior = prior_time(op, some, device, known.variants)
+    value = prior * np.exp(log_residual(op, some, prior, fit, known))
+    floor = bound_of(op, some, device)
+    found[has] = np.maximum(with_host(op, np.maximum(value, floor), some, known.calibration), floor)
+    return found
+
+
+def _fitted_rows(op: str, at: Shapes, device: DeviceSymbols, known: Known) -> NDArray[np.bool_]:
+    """Which rows are of an operator variant that has parameters, (n,)."""
+    kinds = variant(op, at, device)
+    return np.isin(kinds, [kind for kind in words_in(kinds) if kind in known.variants])
 
 
 def _fitted(

@@ -18,6 +18,7 @@ from costmodels.kernel_models.protocol import KernelTime, interval
 from costmodels.kernel_models.samples import Sample
 from costmodels.measurements import ROOT, data_digest
 from costmodels.metrics import Evidence
+from spaces.columns import FloatArray, IntArray
 
 Table = Mapping[str, tuple[float, float]]
 """Shape, as `keys` writes it -> (seconds, relative spread of the repeats)."""
@@ -82,15 +83,20 @@ def same_device(device: DeviceSymbols, other: DeviceSymbols) -> bool:
 
 def measured(op: str, shapes: Shapes, device: DeviceSymbols, time: KernelTime, table: Table) -> KernelTime:
     """`time` with the measurement in place of the answer where the shape was measured (in a graph, as the rows are)."""
-    if not table:
-        return time
-    at = prepared(op, shapes, device)
-    found = [table.get(key) for key in keys(op, at)]
-    rows = np.array([i for i, pair in enumerate(found) if pair is not None and at["launch"][i] == "graph"], dtype=np.int64)
+    rows, pairs = measured_rows(op, shapes, device, table)
     if not len(rows):
         return time
-    pairs = np.array([found[i] for i in rows])
     own = interval(pairs[:, 0], np.maximum(LEAST, pairs[:, 1]), np.full(len(rows), Evidence.MEASURED), np.zeros(len(rows)))
     value, low, high, evidence = time.value.copy(), time.low.copy(), time.high.copy(), time.evidence.copy()
     value[rows], low[rows], high[rows], evidence[rows] = own.value, own.low, own.high, own.evidence
     return KernelTime(value=value, low=low, high=high, evidence=evidence)
+
+
+def measured_rows(op: str, shapes: Shapes, device: DeviceSymbols, table: Table) -> tuple[IntArray, FloatArray]:
+    """Which rows were measured, (k,), and their seconds and relative spread, (k, 2)."""
+    found: list[tuple[float, float] | None] = []
+    if table:
+        at = prepared(op, shapes, device)
+        found = [table.get(key) for key in keys(op, at)]
+    rows = np.array([i for i, pair in enumerate(found) if pair is not None and at["launch"][i] == "graph"], dtype=np.int64)
+    return rows, np.array([found[i] for i in rows], dtype=np.float64).reshape(len(rows), 2)

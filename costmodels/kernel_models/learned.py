@@ -6,14 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.kernel_models import features
-from costmodels.kernel_models.calibrated import Calibrated, Known, answer, with_host
+from costmodels.kernel_models.calibrated import Calibrated, Known, answer, answer_seconds, with_host
 from costmodels.kernel_models.domain import clipped, inside
-from costmodels.kernel_models.exact import measured, read_known, same_device
+from costmodels.kernel_models.exact import Table, measured, measured_rows, read_known, same_device
 from costmodels.kernel_models.fitted import Fit, is_current, read_fit
 from costmodels.kernel_models.forms import prior_time, variant
 from costmodels.kernel_models.groups import spread_of
-from costmodels.kernel_models.operations import DeviceSymbols, Shapes, complete, datasheet_bound, dimensions, family_of
-from costmodels.kernel_models.protocol import KernelTime, interval
+from costmodels.kernel_models.operations import (
+    DeviceSymbols,
+    Shapes,
+    complete,
+    datasheet_bound,
+    dimensions,
+    family_of,
+    words_in,
+)
+from costmodels.kernel_models.protocol import KernelTime, interval, known_seconds
 from costmodels.kernel_models.roofline import Roofline, collective_prior
 from costmodels.kernel_models.siblings import sibling_of
 from costmodels.metrics import Evidence
@@ -39,14 +47,41 @@ class Learned:
         if fit.trees is None:
             return Calibrated().predict(op, shapes, device)
         time = answer(op, shapes, device, fit, "learned", residual)
-        for name, known in read_known(family).items():
-            if same_device(device, fit.devices[name].symbols):
-                time = measured(op, shapes, device, time, known.get(op, {}))
+        for table in self._tables(op, family, fit, device):
+            time = measured(op, shapes, device, time, table)
         return time
+
+    def taught_seconds(self, op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray:
+        """As the protocol of `costmodels.kernel_models.protocol.SecondsAlone` says."""
+        family = family_of(op)
+        fit = read_fit(family) if family else None
+        if fit is None or family == "collectives" or fit.trees is None:
+            return known_seconds(self.predict(op, shapes, device))
+        value = answer_seconds(op, shapes, device, fit, log_residual)
+        for table in self._tables(op, family, fit, device):
+            rows, pairs = measured_rows(op, shapes, device, table)
+            value[rows] = pairs[:, 0]
+        return value
+
+    def _tables(self, op: str, family: str, fit: Fit, device: DeviceSymbols) -> list[Table]:
+        """Shapes of an operator that were measured on the device."""
+        names = [name for name, own in fit.devices.items() if same_device(device, own.symbols)]
+        known = read_known(family)
+        return [known[name].get(op, {}) for name in names if name in known]
 
 
 def residual(op: str, at: Shapes, value: FloatArray, fit: Fit, known: Known) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Log residual of each row on the measured device that stands for it, and whether the row lies inside what was taught.
+    """`log_residual`, and whether each row lies inside what was taught."""
+    kinds = variant(op, at, known.calibration.symbols)
+    taught = np.zeros(len(kinds), dtype=np.bool_)
+    for kind in np.unique(kinds).tolist():
+        rows = np.flatnonzero(kinds == kind)
+        taught[rows] = inside(fit.domains[kind], op, {name: values[rows] for name, values in at.items()})
+    return log_residual(op, at, value, fit, known), taught
+
+
+def log_residual(op: str, at: Shapes, value: FloatArray, fit: Fit, known: Known) -> FloatArray:
+    """Log residual of each row on the measured device that stands for it, (n,).
 
     On another device this is the sibling's time × the ratio of the two priors. A row outside takes the residual of the
     shape at the nearest edge, so that efficiency is held while the prior goes on. `value` (n,) is the prior of this device.
@@ -54,18 +89,16 @@ def residual(op: str, at: Shapes, value: FloatArray, fit: Fit, known: Known) -> 
     assert fit.trees is not None
     measured = known.calibration.symbols
     kinds = variant(op, at, measured)
-    log, taught = np.zeros(len(kinds)), np.zeros(len(kinds), dtype=np.bool_)
+    log = np.zeros(len(kinds))
     variants = known.variants | dict(known.calibration.variants)
-    for kind in np.unique(kinds).tolist():
+    for kind in words_in(kinds):
         rows = np.flatnonzero(kinds == kind)
         some = {name: values[rows] for name, values in at.items()}
-        domain = fit.domains[kind]
-        taught[rows] = inside(domain, op, some)
-        edge = clipped(domain, op, some)
+        edge = clipped(fit.domains[kind], op, some)
         moved = any(np.any(edge[name] != some[name]) for name in dimensions(op))
         prior = prior_time(op, edge, measured, variants) if moved or not known.same else value[rows]
         log[rows] = fit.trees.predict(features.matrix(op, edge, measured, prior))
-    return log, taught
+    return log
 
 
 def collective(op: str, shapes: Shapes, device: DeviceSymbols, fit: Fit) -> KernelTime:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.kernel_models.operations import DeviceSymbols, Shapes
+from costmodels.metrics import Evidence
 from spaces.columns import FloatArray, IntArray
 
 
@@ -56,6 +57,21 @@ class ManyDevices(KernelModel, Protocol):
     def seconds_on(self, op: str, shapes: Shapes, devices: Sequence[DeviceSymbols], device: IntArray) -> FloatArray:
         """The seconds of `predict`, (n,), row i on `devices[device[i]]`; all devices bind the same symbols."""
         ...
+
+
+@runtime_checkable
+class SecondsAlone(KernelModel, Protocol):
+    """A kernel model that answers more quickly where intervals are not asked for."""
+
+    def taught_seconds(self, op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray:
+        """The seconds of `predict`, (n,), NaN for rows that rest on first principles alone."""
+        ...
+
+
+def known_seconds(time: KernelTime) -> FloatArray:
+    """The seconds of an answer, (n,), NaN for rows that rest on first principles alone."""
+    known = np.isin(time.evidence, (Evidence.MEASURED, Evidence.INTERPOLATED, Evidence.EXTRAPOLATED))
+    return np.where(known, time.value, np.nan)
 
 
 def interval(value: FloatArray, spread: FloatArray, evidence: NDArray[Any], floor: FloatArray) -> KernelTime:

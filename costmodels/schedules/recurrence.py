@@ -120,14 +120,15 @@ def longest_each(
     for number, (p, v, m, every) in enumerate(keys.T.tolist()):
         chosen = np.flatnonzero(group == number)
         given = np.concatenate([seconds[:, :, chosen].reshape(-1, len(chosen)), rows.send[None, chosen]])
-        few, again = np.unique(given, axis=1, return_inverse=True)
+        first, again = _alike(given)
+        few = given[:, first]
         table, send = few[:-1].reshape(*seconds.shape[:2], -1), few[-1]
         time = longest(walk_of(p, v, m, every), table, send)
-        total[chosen] = time[again.ravel()]
+        total[chosen] = time[again]
         if left[chosen].any():
             step = every * max(p // every, 1)
             before = longest(walk_of(p, v, m - step, every), table, send)
-            each = ((time - before) / step)[again.ravel()]
+            each = ((time - before) / step)[again]
             total[chosen] += left[chosen] * np.maximum(each, slowest[chosen])
     return total
 
@@ -137,6 +138,20 @@ def _distinct_columns(codes: IntArray) -> tuple[IntArray, IntArray]:
     keys, _ = combination_keys(codes, [int(row.max(initial=0)) + 1 for row in codes])
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     return codes[:, first], group
+
+
+def _alike(columns: FloatArray) -> tuple[IntArray, IntArray]:
+    """A column of each kind of (k, n) numbers, and which of those every column is like, (n,): by the bits of its numbers.
+
+    Weighted sums of the bits tell columns apart, quicker than sorting them; where two sums meet by chance all are kept.
+    """
+    weights = np.random.default_rng(0).integers(1, 1 << 63, len(columns), dtype=np.uint64) | np.uint64(1)
+    bits = np.ascontiguousarray(columns).view(np.uint64)
+    key = ((bits ^ (bits >> np.uint64(32))) * weights[:, None]).sum(axis=0)
+    _, first, again = np.unique(key, return_index=True, return_inverse=True)
+    if not np.array_equal(columns[:, first[again]], columns):
+        first = again = np.arange(columns.shape[1])
+    return first, again
 
 
 def _joined(order: Sequence[Op]) -> list[tuple[Op, ...]]:

@@ -179,9 +179,7 @@ def _in_lockstep(
 _HALVINGS = 32
 
 
-def loaded_share(
-    rate: FloatArray, decode: FloatArray, long: FloatArray, chunks: FloatArray, groups: FloatArray
-) -> FloatArray:
+def loaded_share(rate: FloatArray, decode: FloatArray, long: FloatArray, chunks: FloatArray, groups: FloatArray) -> FloatArray:
     """Share of steps in which some of `groups` has prompts, of which `rate` a second come to each.
 
     A chain of two states. After a step of `decode` seconds the next is loaded where something came in it. A run of loaded

@@ -99,8 +99,7 @@ class TooLong(ValueError):
 
 
 def replay(tables: StepTables, engine: int, run: Replay) -> Replayed:
-    """Simulate the run. In a closed loop the next request reaches the scheduler `overhead` after one ends. Raises TooLong.
-    """
+    """Simulate the run. In a closed loop the next request reaches the scheduler `overhead` after one ends. Raises TooLong."""
     width = _width(run, int(tables.stages[engine]))
     count = max(run.requests, 1)
     if run.concurrency and _steps(run, count, width) > STEPS:

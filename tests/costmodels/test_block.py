@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training_points import OLD, SPARSE, TINY, problem, whole
+from training_points import OLD, SPARSE, TINY, plans, problem, whole
 
 from costmodels.block import FAMILIES, BlockTime, block_time
 from costmodels.block_kernels import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, kernels
@@ -21,6 +21,7 @@ from spaces.architecture import Architecture
 from spaces.blocks import placement
 from spaces.columns import Columns
 from spaces.graph import MATRIX_KINDS, Kind
+from spaces.plan import Schedule
 
 
 class Local(dict[str, Any]):
@@ -176,3 +177,31 @@ def test_a_table_answers_alike_whatever_was_asked_before(batches: list[list[int]
         points = Columns(n=len(batch), codes=codes, levels={"clock": ("design", np.array(batch, float))})
         table, rows = known.found(question, points, Doubled, lambda few: Doubled(2.0 * few["clock"]))
         assert table.value[rows].tolist() == [2.0 * value for value in batch]
+
+
+def test_blocks_are_shared_by_plans_that_they_cannot_tell_apart_and_by_no_others() -> None:
+    """Blocks with experts and without, together and each plan by itself."""
+    asked, stack = problem(SPARSE), find_stack("megatron")
+    many = [
+        {
+            "tensor": tensor,
+            "expert": expert,
+            "data": 16 // tensor,
+            "schedule": schedule,
+            "pipeline": 2,
+            "sequence_parallel": tensor - 1,
+        }
+        for tensor in (1, 2)
+        for expert in (1, 2, 8)
+        for schedule in (Schedule.ONE_F_ONE_B, Schedule.ZERO_BUBBLE, Schedule.DUALPIPE)
+    ]
+    table = Known().blocks(asked, plans(*many), stack, with_time=True)
+    assert table.time is not None
+    for row, plan in enumerate(many):
+        alone = Known().blocks(asked, plans(plan), stack, with_time=True)
+        assert alone.time is not None
+        np.testing.assert_allclose(table.time.backward[..., table.by_time[row]], alone.time.backward[..., 0], rtol=1e-13)
+        np.testing.assert_allclose(table.time.families[..., table.by_time[row]], alone.time.families[..., 0], rtol=1e-13)
+        np.testing.assert_allclose(table.memory.backward[..., table.index[row]], alone.memory.backward[..., 0], rtol=1e-13)
+    sparse = table.time.forward[1, table.by_time]
+    assert len(set(sparse.tolist())) > len(set(table.time.forward[0, table.by_time].tolist())) == 2
