@@ -274,6 +274,7 @@ def _grouped(op: Operator, graph: Graph, local: Local) -> Iterator[Call]:
     groups = np.maximum(np.round(experts_touched(local)), 1.0)
     few = np.asarray(local.tokens * local["attention_data"]) <= np.asarray(local["experts"])
     tile: Value = np.where(few, local["stack.expert_tile.fewer"], local["stack.expert_tile.more"])
+    tile = np.where(_widened_fp4(local), fp4_tile(local), tile)
     mean = np.maximum(assignments(local) / groups, 1.0)
     rows = np.where(tile > _ROWS, np.maximum(mean + (tile - 1.0) / 2.0, tile), np.ceil(mean / _ROWS) * _ROWS)
     call = _product(local, rows, n, k, groups, quantised=True, slower=local["stack.expert_time"], experts=True)
@@ -284,6 +285,19 @@ def _grouped(op: Operator, graph: Graph, local: Local) -> Iterator[Call]:
     rate = np.maximum(local["device.matrix_flops.bf16"], local["device.matrix_flops.fp16"]) * np.maximum(fed, 1e-9)
     floor = np.where(fed > 0, 2.0 * rows * n * k * groups / rate, 0.0)
     yield Call(op=call.op, shape=call.shape, times=call.times, floor=smooth_max(call.floor, floor), cap=call.cap)
+
+
+def _widened_fp4(local: Local) -> Value:
+    """Whether experts are in fp4 and the device has no such products."""
+    _, widened = compute_format(local["precision"], local)
+    return (np.asarray(local["precision"]) == _FP4) & widened
+
+
+def fp4_tile(local: Local) -> Value:
+    """Rows of a tile of the kernels that widen fp4 experts: an expert's mean share of the rows up to a power of two, from 16 to
+    128 (block_m of matmul_ogs_details/opt_flags.py in triton_kernels, which vLLM, SGLang and TensorRT-LLM run on Hopper)."""
+    mean = local.tokens * local["attention_data"] * local["experts_per_token"] / np.maximum(local["experts"], 1)
+    return np.clip(np.exp2(np.ceil(np.log2(np.maximum(mean, 1.0)))), 16.0, 128.0)
 
 
 def _stream(stack: ServingStack, named: str, rows: Value, width: Value) -> Iterator[Call]:

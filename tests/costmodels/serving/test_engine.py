@@ -15,7 +15,7 @@ from costmodels.machines.designs import design_symbols
 from costmodels.serving.engine import CACHED, OUTSIDE, TOKENS, engines, kv_capacity
 from costmodels.serving.problem import serving_problem, serving_symbols
 from costmodels.serving.stack import find_serving_stack, plans_ahead, serving_stack_names
-from costmodels.serving.step_graph import Local, experts_touched
+from costmodels.serving.step_graph import Local, fp4_tile, experts_touched
 from costmodels.step_tables import Batch, StepTables, step_time
 from spaces.architecture import find
 from spaces.columns import Columns
@@ -265,3 +265,9 @@ def test_rows_of_experts_fill_whole_tiles() -> None:
 
     assert seconds(128.0, 2048.0) > 1.05 * seconds(64.0, 2048.0) > 1.05 * 1.05 * seconds(8.0, 2048.0)
     assert seconds(64.0, 2.0) == pytest.approx(seconds(16.0, 2.0), rel=0.1)
+
+
+def test_experts_in_four_bits_run_in_tiles_of_their_share_of_rows() -> None:
+    problem = problem_of("gpt-oss-20b")  # 4 of 32 experts a token
+    tiles = fp4_tile(Local(problem.at(columns_of(tensor=[1])), np.array([[8.0, 256.0, 300.0, 4096.0]])))
+    assert tiles.tolist() == [[16.0, 32.0, 64.0, 128.0]]
