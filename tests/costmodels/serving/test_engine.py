@@ -15,7 +15,7 @@ from costmodels.machines.designs import design_symbols
 from costmodels.serving.engine import CACHED, OUTSIDE, TOKENS, engines, kv_capacity
 from costmodels.serving.problem import serving_problem, serving_symbols
 from costmodels.serving.stack import find_serving_stack, plans_ahead, serving_stack_names
-from costmodels.serving.step_graph import Local, fp4_tile, experts_touched
+from costmodels.serving.step_graph import Local, experts_touched, fp4_tile
 from costmodels.step_tables import Batch, StepTables, step_time
 from spaces.architecture import find
 from spaces.columns import Columns
