@@ -128,3 +128,12 @@ class CostModel(Protocol):
     def evaluate(self, problem: Problem, points: Columns) -> Metrics:
         """All metrics, with parts and violations, for the n points."""
         ...
+
+
+@runtime_checkable
+class Selective(CostModel, Protocol):
+    """A cost model that answers more quickly where few metrics are asked for."""
+
+    def only(self, problem: Problem, points: Columns, names: frozenset[str]) -> Metrics:
+        """As `evaluate`: the values of the named metrics, and every violation, without intervals and parts."""
+        ...

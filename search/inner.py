@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.machines.relative import ON_CHIP
-from costmodels.metrics import MAXIMISED, CostModel, Metrics
+from costmodels.metrics import MAXIMISED, CostModel, Metrics, Selective
 from spaces.columns import Columns, FloatArray, IntArray
 from spaces.problem import Problem
 
@@ -214,14 +214,20 @@ class _Asked:
         for start in range(0, len(rows), ROWS):
             part = slice(start, start + ROWS)
             points = self.points(rows[part], plans[part], designs)
-            found[part] = self.model.evaluate(self.problem, points).value[self.metric]
+            found[part] = self._evaluated(points).value[self.metric]
         return found
+
+    def _evaluated(self, points: Columns) -> Metrics:
+        """What is optimised and limited, of some points."""
+        if isinstance(self.model, Selective):
+            return self.model.only(self.problem, points, frozenset({self.metric, *self.limits}))
+        return self.model.evaluate(self.problem, points)
 
     def fill(self, table: _Table, rows: IntArray, plans: IntArray) -> None:
         """Evaluate points and write them into the table."""
         for start in range(0, len(rows), ROWS):
             part = slice(start, start + ROWS)
-            metrics = self.model.evaluate(self.problem, self.points(rows[part], plans[part]))
+            metrics = self._evaluated(self.points(rows[part], plans[part]))
             value = metrics.value[self.metric]
             worst = _worst(metrics.violation, metrics.n)
             for name, most in self.limits.items():

@@ -99,8 +99,15 @@ def _needed(places: IntArray, kind: IntArray, device: IntArray, devices: int, sh
     needs = np.zeros((devices, shapes + 1), np.bool_)
     order = np.argsort(kind, kind="stable")
     for one, own in enumerate(np.split(order, np.cumsum(np.bincount(kind))[:-1])):
-        needs[np.ix_(np.unique(device[own]), np.unique(places[:, one]))] = True
+        needs[np.ix_(_numbers(device[own], devices), _numbers(places[:, one], shapes + 1))] = True
     return needs[:, :-1]
+
+
+def _numbers(codes: IntArray, most: int) -> IntArray:
+    """The distinct codes, all below `most`."""
+    there = np.zeros(most, np.bool_)
+    there[codes] = True
+    return np.flatnonzero(there)
 
 
 def _taken(values: NDArray[Any], rows: IntArray, *, alike: bool) -> NDArray[Any]:

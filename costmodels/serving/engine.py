@@ -86,13 +86,15 @@ def _remembered(problem: Problem, stack: ServingStack, combinations: Columns, mo
             memory.clear()
             new = list(range(combinations.n))
         tables = _tables(problem, stack, problem.at(combinations.take(np.array(new, np.int64))), model or find_kernel_model())
+        memory.update((keys[row], (tables, i)) for i, row in enumerate(new))
         if len(new) == len(keys):
-            memory.update(zip(keys, (_row(tables, i) for i in range(len(keys))), strict=True))
             return tables
-        memory.update(zip((keys[i] for i in new), (_row(tables, i) for i in range(len(new))), strict=True))
     rows = [memory[key] for key in keys]
-    grids = {name: array for name, array in rows[0].items() if name in _GRIDS}
-    return StepTables(**grids, **{name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in _GRIDS})
+    found = {}
+    for field in fields(StepTables):
+        first = getattr(rows[0][0], field.name)
+        found[field.name] = first if field.name in _GRIDS else np.stack([getattr(tables, field.name)[i] for tables, i in rows])
+    return StepTables(**found)
 
 
 _GRIDS = frozenset({"tokens", "sequences", "requests", "decode_kv", "queries", "pairs"})
@@ -113,14 +115,9 @@ class _Identity:
 
 
 @lru_cache(maxsize=8)
-def _memory(*_: Hashable) -> dict[tuple[Any, ...], dict[str, FloatArray]]:
-    """Tables of engines by their choices, one memory for each problem and set of symbols that choose."""
+def _memory(*_: Hashable) -> dict[tuple[Any, ...], tuple[StepTables, int]]:
+    """Tables of engines, and the row in them, by their choices: one memory for each problem and set of symbols that choose."""
     return {}
-
-
-def _row(tables: StepTables, i: int) -> dict[str, FloatArray]:
-    names = [field.name for field in fields(tables)]
-    return {name: getattr(tables, name) if name in _GRIDS else getattr(tables, name)[i] for name in names}
 
 
 def kv_capacity(problem: Problem, columns: Columns) -> FloatArray:

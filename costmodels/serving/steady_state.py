@@ -67,6 +67,13 @@ class ServingModel:
         pieces = list(self.stream(problem, points))
         return pieces[0][1] if len(pieces) == 1 else _joined(points.n, pieces)
 
+    def only(self, problem: Problem, points: Columns, names: frozenset[str]) -> Metrics:
+        """The named metrics and the violations of the n plans alone."""
+        states = states_of(problem, points, self.kernel_model)
+        parts = [slice(start, min(start + ROWS, points.n)) for start in range(0, max(points.n, 1), ROWS)]
+        pieces = [(rows, _metrics(problem, problem.at(points.take(rows)), states, rows, names)) for rows in parts]
+        return pieces[0][1] if len(pieces) == 1 else _joined(points.n, pieces)
+
     def stream(self, problem: Problem, points: Columns) -> Iterator[tuple[slice, Metrics]]:
         """The same in consecutive slices of rows."""
         yield from self.under(states_of(problem, points, self.kernel_model), problem, points)
@@ -222,7 +229,8 @@ def _served(at: Bindings, states: States, rows: slice, groups: FloatArray) -> _S
     return _Served(**served)
 
 
-def _metrics(problem: Problem, at: Bindings, states: States, rows: slice) -> Metrics:
+def _metrics(problem: Problem, at: Bindings, states: States, rows: slice, names: frozenset[str] | None = None) -> Metrics:
+    """All metrics of some of the plans, or the values of those named."""
     n, place, held = at.n, states.index[rows], states.held[rows]
     work, tables = states.work, states.tables
     engine = work.engine[place]
@@ -233,7 +241,6 @@ def _metrics(problem: Problem, at: Bindings, states: States, rows: slice) -> Met
     devices = _rows(at["devices"], n)
     latency = s.first + (output - 1.0) * s.token
     tokens = rate * output
-    watts = joules_per_second(problem, at, rate, work, place, s.decode)
     value = {
         "ttft": s.first,
         "tpot": s.token,
@@ -249,9 +256,16 @@ def _metrics(problem: Problem, at: Bindings, states: States, rows: slice) -> Met
         "memory": (states.capacity.fixed + states.capacity.token * states.capacity.tokens)[held],
         "devices": devices,
         "rated_power": devices * _rows(at["device.power"], n),
-        "price_per_million_tokens": price_per_second(at) / np.maximum(tokens, 1e-12) * 1e6,
-        "energy_per_token": watts / np.maximum(tokens, 1e-12),
     }
+    violation = {"memory": states.room[held], "rate": s.excess, "context": _context(problem, at, n)}
+    if names is None or not names <= value.keys():
+        watts = joules_per_second(problem, at, rate, work, place, s.decode)
+        value |= {
+            "price_per_million_tokens": price_per_second(at) / np.maximum(tokens, 1e-12) * 1e6,
+            "energy_per_token": watts / np.maximum(tokens, 1e-12),
+        }
+    if names is not None:
+        return Metrics(n=n, value={name: value[name] for name in names}, violation=violation)
     low, high, evidence = interval(problem, at, value)
     return Metrics(
         n=n,
@@ -259,7 +273,7 @@ def _metrics(problem: Problem, at: Bindings, states: States, rows: slice) -> Met
         low=low,
         high=high,
         parts={"tpot": _parts(states, place, s)},
-        violation={"memory": states.room[held], "rate": s.excess, "context": _context(problem, at, n)},
+        violation=violation,
         evidence=evidence,
     )
 

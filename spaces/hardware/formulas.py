@@ -88,8 +88,6 @@ class Formulas:
 
 def check_formulas(formulas: Mapping[str, Formula], units: Mapping[str, str]) -> Formulas:
     """The formulas, checked. `units` are those of the parameters. Raises BadFormulas with every fault of every formula."""
-    import networkx as nx  # slow to import; runs do without
-
     faults: list[FormulaFault] = []
     trees: dict[str, ast.expr] = {}
     known = {name: dimension(written) for name, written in units.items()}
@@ -107,17 +105,34 @@ def check_formulas(formulas: Mapping[str, Formula], units: Mapping[str, str]) ->
                 near = difflib.get_close_matches(read, known, n=2, cutoff=0.4)
                 hint = f"; the nearest are {', '.join(near)}" if near else ""
                 faults.append(FormulaFault(name=name, message=f"reads {read!r}, which is no parameter and no formula{hint}"))
-    graph = nx.DiGraph([(read, name) for name, tree in trees.items() for read in _names(tree) if read in trees])
-    faults += [
-        FormulaFault(name=cycle[0], message=f"the formulas go in a circle: {' -> '.join([*cycle, cycle[0]])}")
-        for cycle in map(sorted_cycle, nx.simple_cycles(graph))
-    ]
+    order = {name: trees[name] for name in _ordered(trees)}
+    if len(order) < len(trees):
+        faults += _circles(trees)
     if not faults:
         faults = [*_unit_faults(trees, formulas, known)]
     if faults:
         raise BadFormulas(tuple(faults))
-    graph.add_nodes_from(trees)
-    return Formulas({name: trees[name] for name in nx.lexicographical_topological_sort(graph)})
+    return Formulas(order)
+
+
+def _ordered(trees: Mapping[str, ast.expr]) -> list[str]:
+    """Names after all that they read, of those that may come next the first in the alphabet; none that a circle holds up."""
+    reads = {name: {read for read in _names(tree) if read in trees} for name, tree in trees.items()}
+    found: list[str] = []
+    while ready := [name for name in sorted(reads) if reads[name] <= set(found) and name not in found]:
+        found.append(ready[0])
+    return found
+
+
+def _circles(trees: Mapping[str, ast.expr]) -> list[FormulaFault]:
+    """A fault for every circle of formulas that read each other."""
+    import networkx as nx  # slow to import; runs do without
+
+    graph = nx.DiGraph([(read, name) for name, tree in trees.items() for read in _names(tree) if read in trees])
+    return [
+        FormulaFault(name=cycle[0], message=f"the formulas go in a circle: {' -> '.join([*cycle, cycle[0]])}")
+        for cycle in map(sorted_cycle, nx.simple_cycles(graph))
+    ]
 
 
 def sorted_cycle(cycle: list[str]) -> list[str]:
