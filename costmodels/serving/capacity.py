@@ -63,7 +63,8 @@ def capacity(architecture: Architecture, stack: ServingStack, at: Bindings) -> C
     fixed = weights + activations + captured + rows(at["stack.reserve"])
     memory, fraction = rows(at["device.memory_capacity"]), rows(at["kv_fraction"])
     of_free = rows(at["stack.kv_fraction_of_free"]) > 0
-    limited = np.minimum(memory * fraction + captured * rows(at["stack.graphs_beside"]), memory)
+    beside = captured * rows(at["stack.graphs_beside"]) + activations * rows(at["stack.activations_beside"])
+    limited = np.minimum(memory * fraction + beside, memory)
     room = np.where(of_free, fixed + (memory - fixed) * fraction, limited)
     whole = layers * rows(_token_bytes(architecture, stack, local))
     offloaded = rows(at["kv_offload"])
@@ -121,7 +122,8 @@ def _weights(architecture: Architecture, stack: ServingStack, local: Local) -> t
 
 
 def _activations(architecture: Architecture, at: Bindings) -> Value:
-    """Bytes of the largest step: its tokens' widest layer twice over, and the logits of the sequences it samples."""
+    """Bytes of the largest step: its tokens' widest layer twice over and the logits of the sequences it samples, or what
+    sampling as many sequences as may run takes, where that is tried out before the cache is laid out."""
     tokens = np.minimum(
         np.asarray(at["token_budget"], np.float64), np.asarray(at["max_batch"], np.float64) * at["input_tokens"]
     )
@@ -134,7 +136,8 @@ def _activations(architecture: Architecture, at: Bindings) -> Value:
         copies = np.asarray(at["experts_per_token"]) * np.asarray(at["attention_data"], np.float64)
         wide = np.maximum(wide, experts * np.maximum(copies / at["expert"], 1.0))
     sampled = np.minimum(np.asarray(at["max_batch"], np.float64), 1024.0)
-    return 2.0 * tokens * (4.0 * hidden + 3.0 * wide) + 4.0 * sampled * at["vocab"]
+    layers = 2.0 * tokens * (4.0 * hidden + 3.0 * wide) + 4.0 * sampled * at["vocab"]
+    return np.maximum(layers, at["stack.sampler_bytes"] * sampled * at["vocab"])
 
 
 def _token_bytes(architecture: Architecture, stack: ServingStack, local: Local) -> FloatArray:

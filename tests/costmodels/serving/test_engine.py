@@ -271,3 +271,14 @@ def test_experts_in_four_bits_run_in_tiles_of_their_share_of_rows() -> None:
     problem = problem_of("gpt-oss-20b")  # 4 of 32 experts a token
     tiles = fp4_tile(Local(problem.at(columns_of(tensor=[1])), np.array([[8.0, 256.0, 300.0, 4096.0]])))
     assert tiles.tolist() == [[16.0, 32.0, 64.0, 128.0]]
+
+
+def test_what_sampling_is_tried_out_with_leaves_less_cache() -> None:
+    plan = {"tensor": 4, "expert_tensor": 4, "devices": 4, "precision": float(serving_code("precision", "fp8"))}
+    tokens = {
+        (stack, most): float(kv_capacity(problem_of("qwen3-235b-a22b", stack, **plan, max_batch=most), columns_of(data=[1]))[0])
+        for stack in ("vllm", "sglang")
+        for most in (64.0, 1024.0)
+    }
+    assert tokens["vllm", 1024.0] < 0.95 * tokens["vllm", 64.0]  # 179,000 and 367,000 in vllm-project/vllm#21348
+    assert tokens["sglang", 1024.0] == pytest.approx(tokens["sglang", 64.0])
