@@ -11,8 +11,8 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -22,7 +22,9 @@ from costmodels.metrics import Evidence, Metrics
 from costmodels.training import TrainingModel, training_problem
 from dse.prediction_rows import BadRow, Question, Row, read
 from dse.schema.fields import checked_calibration
+from spaces.architecture import Architecture
 from spaces.columns import Columns
+from spaces.hardware import Device
 from spaces.plan import NAMES, Recompute
 from spaces.problem import Problem
 
@@ -213,28 +215,47 @@ def _answer(
 def _evaluated(questions: Sequence[Question], calibration: str = "") -> list[dict[str, Any]]:
     """Results of one group of questions, which share model, stack and device."""
     first = questions[0]
-    fixed, optimizer = first.fixed, first.optimizer
-    problem = training_problem(first.architecture, first.stack, first.device, fixed, optimizer, calibration=calibration)
+    asked = _asked_of_own if calibration else _asked
+    problem, model = asked(
+        first.architecture, first.stack, first.device, tuple(sorted(first.fixed.items())), first.optimizer, calibration
+    )
     symbols = {name: np.array([q.symbols[name] for q in questions], np.int64) for name in first.symbols}
     blank = np.array([q.recompute_open for q in questions], np.bool_)
-    model = TrainingModel()
     if blank.any():
         symbols["recompute"] = _lightest(model, problem, symbols, blank)
     metrics = model.evaluate(problem, Columns.from_values(symbols))
     return [_result(metrics, i, q, int(symbols["recompute"][i])) for i, q in enumerate(questions)]
 
 
+def _asked_of_own(
+    architecture: Architecture,
+    stack: str,
+    device: Device,
+    fixed: tuple[tuple[str, float], ...],
+    optimizer: str | None,
+    calibration: str,
+) -> tuple[Problem, TrainingModel]:
+    """The problem of a group of questions, and a model that remembers the blocks it has met."""
+    return training_problem(architecture, stack, device, dict(fixed), optimizer, calibration=calibration), TrainingModel()
+
+
+_asked = lru_cache(maxsize=8)(_asked_of_own)
+"""The same for those who ask row by row; measurements of one's own may change between two rows."""
+
+
 def _lightest(model: TrainingModel, problem: Problem, symbols: Mapping[str, Any], blank: Any) -> Any:
     """Recomputation of every row: its own, or where blank the lightest that fits, else full."""
+    rows, policies = np.flatnonzero(blank), np.array(_LIGHTEST, np.int64)
+    others = Columns.from_values({name: values for name, values in symbols.items() if name != "recompute"})
+    many = others.take(np.tile(rows, len(policies)))
+    trial = replace(
+        many,
+        codes={**many.codes, "recompute": np.repeat(np.arange(len(policies)), len(rows))},
+        levels={**many.levels, "recompute": ("recompute", policies)},
+    )
+    fits = (model.bound(problem, trial).violation["memory"] <= 0).reshape(len(policies), len(rows))
     chosen = symbols["recompute"].copy()
-    waiting = blank.copy()
-    for policy in _LIGHTEST:
-        if not waiting.any():
-            break
-        trial = {**symbols, "recompute": np.where(waiting, policy, chosen)}
-        fits = model.bound(problem, Columns.from_values(trial)).violation["memory"] <= 0
-        chosen = trial["recompute"]
-        waiting &= ~fits
+    chosen[rows] = policies[np.where(fits.any(axis=0), np.argmax(fits, axis=0), len(policies) - 1)]
     return chosen
 
 

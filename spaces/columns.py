@@ -48,6 +48,9 @@ class Columns:
         if len(sizes) > 1:
             raise ValueError(f"columns of unequal length {sorted(sizes)}: every symbol needs one value per design point")
         for symbol, array in values.items():
+            if np.shape(array) == (1,):
+                codes[symbol], levels[symbol] = np.zeros(1, np.int32), (symbol, np.array(array))
+                continue
             distinct, inverse = np.unique(np.asarray(array), return_inverse=True)
             codes[symbol] = inverse.astype(np.int32)
             levels[symbol] = (symbol, distinct)

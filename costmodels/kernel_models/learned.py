@@ -51,8 +51,15 @@ class Learned:
             time = measured(op, shapes, device, time, table)
         return time
 
-    def taught_seconds(self, op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray:
+    def seconds(self, op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray:
         """As the protocol of `costmodels.kernel_models.protocol.SecondsAlone` says."""
+        if family_of(op) in ("", "collectives"):
+            return self.predict(op, shapes, device).value
+        value = self.taught_seconds(op, shapes, device)
+        return value if np.isfinite(value).all() else self.predict(op, shapes, device).value
+
+    def taught_seconds(self, op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray:
+        """The same."""
         family = family_of(op)
         fit = read_fit(family) if family else None
         if fit is None or family == "collectives" or fit.trees is None:

@@ -63,8 +63,12 @@ class ManyDevices(KernelModel, Protocol):
 class SecondsAlone(KernelModel, Protocol):
     """A kernel model that answers more quickly where intervals are not asked for."""
 
+    def seconds(self, op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray:
+        """The seconds of `predict`, (n,)."""
+        ...
+
     def taught_seconds(self, op: str, shapes: Shapes, device: DeviceSymbols) -> FloatArray:
-        """The seconds of `predict`, (n,), NaN for rows that rest on first principles alone."""
+        """The same, NaN for rows that rest on first principles alone."""
         ...
 
 

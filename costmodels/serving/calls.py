@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.kernel_models.operations import TEXT
-from costmodels.kernel_models.protocol import KernelModel, ManyDevices
+from costmodels.kernel_models.protocol import KernelModel, ManyDevices, SecondsAlone
 from costmodels.kernels import smooth_max
 from spaces.columns import FloatArray, IntArray, Value
 
@@ -139,7 +139,11 @@ def _seconds(
     seconds = np.empty(len(device))
     for number in np.unique(device).tolist():
         own = np.flatnonzero(device == number)
-        seconds[own] = model.predict(op, {name: values[own] for name, values in shapes.items()}, devices[number]).value
+        some = {name: values[own] for name, values in shapes.items()}
+        if isinstance(model, SecondsAlone):
+            seconds[own] = model.seconds(op, some, devices[number])
+        else:
+            seconds[own] = model.predict(op, some, devices[number]).value
     return seconds
 
 
