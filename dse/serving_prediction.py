@@ -84,6 +84,8 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         # prompts are held until every group has one, as where all are of one length
         shortest = longest = 1.0 if exponential else (shortest + longest) / 2.0
         exponential = False
+    fp8 = PRECISIONS[int(symbols["precision"])] == "fp8"
+    scaled_experts = float(fp8 and symbols["block_scaled"] > 0 and question.architecture.experts > 0)
     return Replay(
         prompt=int(symbols["input_tokens"]),
         output=int(symbols["output_tokens"]),
@@ -104,7 +106,7 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         shortest=shortest,
         longest=longest,
         exponential=exponential,
-        compiling=symbols["stack.compile_blocks"] * symbols["block_scaled"] * (PRECISIONS[int(symbols["precision"])] == "fp8"),
+        compiling=symbols["stack.compile_blocks"] * scaled_experts,
         intake=(pace * symbols["stack.intake.request"], pace * symbols["stack.intake.token"]),
         prefix_hit=symbols["prefix_hit"],
         steady=question.steady,
