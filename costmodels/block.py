@@ -21,12 +21,14 @@ from costmodels.kernels import streaming_time
 from spaces.blocks import placement
 from spaces.columns import FloatArray, IntArray, Value
 from spaces.expressions import SymbolTable
-from spaces.graph import MATRIX_KINDS, Collective, Graph, Kind, Placement
+from spaces.graph import MATRIX_KINDS, Collective, Graph, Kind, Operator, Placement
 from spaces.mesh import share_of_domain, worst_group
 from spaces.plan import Precision, Recompute, Schedule
 
 FAMILIES = ("gemm", "attention", "pointwise", "tensor_communication", "context_communication", "expert_communication", "host")
 """Parts of a block's time, in report order."""
+_COMPOSED = {Kind.NORM: "stack.launches.norm", Kind.ROTARY: "stack.launches.rotary"}
+"""Kinds of operators that some frameworks put together from several."""
 _FAMILY_OF_AXIS = {"tensor": 3, "context": 4, "expert": 5, "expert_tensor": 5}
 _WITHIN = {"context": "tensor", "expert": "expert_tensor"}
 """The mesh axis whose ranks lie between those of another, within a stage."""
@@ -52,7 +54,7 @@ class BlockTime:
 
     `forward` (n,) and `backward` (3, n) are seconds including exposed communication and host; `weight` (n,) the part of
     backward that is weight gradients. `families` (3, 7, n) split forward + backward without recomputation by FAMILIES;
-    `recompute` (3, n) is the rest. `flops` (3, n) executed, `traffic` (3, n) bytes through memory, `inner_bytes`,
+    `recompute` (3, n) is the rest; `ahead` (3, n) what the device takes longer than the host, where it does. `flops` (3, n) executed, `traffic` (3, n) bytes through memory, `inner_bytes`,
     `outer_bytes` (3, n) bytes sent inside and outside the scale-up domain.
     """
 
@@ -61,6 +63,7 @@ class BlockTime:
     weight: FloatArray
     families: FloatArray
     recompute: FloatArray
+    ahead: FloatArray
     flops: FloatArray
     traffic: FloatArray
     inner_bytes: FloatArray
@@ -130,8 +133,8 @@ def block_time(
         else:
             backward += move.exposed
     backward += again
-    forward, backward = _host(graph, where, at, rerun, moves, forward, backward, families)
-    return BlockTime(forward, backward, weight, families, again, flops, traffic, inner, outer)
+    forward, backward, ahead = _host(graph, where, at, rerun, moves, forward, backward, families)
+    return BlockTime(forward, backward, weight, families, again, ahead, flops, traffic, inner, outer)
 
 
 def placed(at: SymbolTable, sequence_parallel: bool) -> tuple[Placement, SymbolTable]:
@@ -332,23 +335,38 @@ def _host(
     forward: FloatArray,
     backward: FloatArray,
     totals: FloatArray,
-) -> tuple[FloatArray, FloatArray]:
-    """A pass takes as long as the slower of device and host; what the host adds is a family of its own."""
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """A pass takes as long as the slower of device and host; what the host adds is a family of its own.
+
+    Also how much longer than the host the device takes where it is the slower, shape (3, n).
+    """
     each, per_move = at["stack.host_per_operator"], at["stack.host_per_collective"]
     calls = np.zeros_like(forward)
     for move in moves:
         if move.phase == FORWARD:
             calls = calls + (np.asarray(move.time) > 0)
-    operators = len(graph.operators)
+    launches = {operator.name: _launches(operator, at) for operator in graph.operators}
+    issued = sum(launches.values())
     apart = _experts_apart(graph, where, at)  # a third forward: as many calls as products, where backward has two of each
-    host_forward = operators * each + calls * per_move + apart / 3
-    late = np.maximum(host_forward - forward, 0.0)
+    late = issued * each + calls * per_move + apart / 3 - forward
+    ahead = np.maximum(-late, 0.0) + np.zeros((3, 1))
+    late = np.maximum(late, 0.0)
     totals[:, -1] += late
     forward = forward + late
+    # a gradient for the input and one for the weights, and a sum over the tokens for every bias
+    returned = 2.0 * issued + sum(len(dims) == 1 for o in graph.operators if o.kind in MATRIX_KINDS for dims in o.weights)
     for policy in range(3):
-        launched = 2 * operators + len(rerun[policy])
+        launched = returned + sum(launches[name] for name in rerun[policy])
         again = at["stack.host_per_checkpoint"] if policy and rerun[policy] else 0.0
-        late = np.maximum(launched * each + again + calls * per_move + 2 * apart / 3 - backward[policy], 0.0)
+        late = launched * each + again + calls * per_move + 2 * apart / 3 - backward[policy]
+        ahead[policy] += np.maximum(-late, 0.0)
+        late = np.maximum(late, 0.0)
         totals[policy, -1] += late
         backward[policy] += late
-    return forward, backward
+    return forward, backward, ahead
+
+
+def _launches(operator: Operator, at: SymbolTable) -> Value:
+    """Calls of the framework that an operator of the graph is made of; most are one."""
+    composed = _COMPOSED.get(operator.kind)
+    return 1.0 if composed is None else at[composed]

@@ -25,7 +25,8 @@ class PipelineTime:
     """Seconds per step; arrays of shape (n,). `parts` sum to `total`.
 
     `forward`, `backward` are the slowest stage's of one of the `microbatches`: what communication can hide behind; `layers` the
-    layers of a mean stage, `recomputed_share` the share of them that first-k recomputes. `flops`, `traffic`, `inner_bytes`,
+    layers of a mean stage, `ahead` how much longer than the host the slowest stage's device takes where it does, in all its
+    microbatches, `recomputed_share` the share of them that first-k recomputes. `flops`, `traffic`, `inner_bytes`,
     `outer_bytes` are per step on a mean device.
     """
 
@@ -35,6 +36,7 @@ class PipelineTime:
     forward: FloatArray
     backward: FloatArray
     layers: FloatArray
+    ahead: FloatArray
     recomputed_share: FloatArray
     flops: FloatArray
     traffic: FloatArray
@@ -95,6 +97,7 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
         forward=at_slowest(forward) / microbatches,
         backward=at_slowest(backward) / microbatches,
         layers=np.maximum(layers.mean(axis=0), 1.0),
+        ahead=at_slowest(select.chosen(blocks.ahead)),
         recomputed_share=np.zeros(len(place))
         if again is None
         else (again * layers).sum(axis=0) / np.maximum(layers.sum(axis=0), 1.0),

@@ -351,6 +351,12 @@ def _step(at: Bindings, pipe: PipelineTime, data: DataParallelTime) -> tuple[Flo
     parts["optimizer"] = data.optimizer
     parts["step_overhead"] = _full(at["stack.host_per_step"], at.n)
     step = pipe.total + parts["data_parallel_communication"] + parts["accumulation"] + data.optimizer + parts["step_overhead"]
+    if np.any(late := parts["host"]):
+        # one stage waits for nobody: the host makes up for its delays wherever the device is the slower, up to the next step
+        slack = pipe.ahead + step - pipe.total - parts["step_overhead"]
+        caught_up = np.where(np.asarray(at["pipeline"]) == 1, np.minimum(late, slack), 0.0)
+        parts["host"] = late - caught_up
+        step = step - caught_up
     unit = at["stack.host_per_unit"]
     if np.any(whole) and np.any(unit):
         # gathers, reductions and kernels queue up on the device while the host prepares the next sharded layer
