@@ -302,11 +302,12 @@ def state_memory(
     counts: FloatArray,
     embedding: Value,
     head: Value,
+    tied: bool,
     rounding: FloatArray,
 ) -> StateMemory:
     """State of n plans from the (3, n) parameters of a device and the (kinds, 3, n) layer counts.
 
-    `embedding`, `head` (n,) are the parameters of those blocks on a device; `rounding` is `stage_rounding`'s.
+    `embedding`, `head` (n,) are the parameters of those blocks on a device, one table where `tied`; `rounding` is `stage_rounding`'s.
     """
     zero = np.asarray(at["zero_stage"])
     shard, expert_shard = shard_ranks(at)
@@ -330,6 +331,7 @@ def state_memory(
     on_host = np.asarray(at["offload"]) == Offload.OPTIMIZER
     optimizer = np.where(on_host, 0.0, sharded("states", 1, trained))
     whole = _gathered(at, dense, expert, counts.sum(axis=0), embedding) + buckets
+    twice = trained * embedding * at["optimizer.gradients"] * (alone & tied & (not _buffered(at)))
     updating = gradients / at["optimizer.gradients"] * at["stack.memory.update"]
     return StateMemory(
         weights=sharded("weights", 3),
@@ -339,6 +341,7 @@ def state_memory(
         rest=(ends + in_layers) * share,
         optimizer=optimizer,
         gathered=whole,
+        twice=np.broadcast_to(twice, gradients.shape),
         updating=updating,
         beside=gradients + whole + optimizer,
         update=gradients + updating + optimizer,

@@ -41,6 +41,7 @@ def sharded_moments(at: SymbolTable, live: ActivationMemory, state: StateMemory,
     # the loss; the root gathered and copied out; the head's products
     yield Moment(sharded(0.0), live.layers, live.named + live.loss, live.head - live.loss, whole)
     yield Moment(sharded(0.0), live.layers, logits, entering, whole + 2.0 * rooted)
+    head = head + state.twice
     yield Moment(sharded(0.0) + head, live.layers, logits, 1.5 * entering, whole + rooted + unit)
     # the layers that run back first, second, last but one and last, the next one gathered beside them
     beside = whole + rooted + unit + ahead
@@ -52,7 +53,7 @@ def sharded_moments(at: SymbolTable, live: ActivationMemory, state: StateMemory,
     # between the first two: the second copied out while the gradients of the first are on their way
     yield Moment((sharded(1.0) + copied) * two + head, live.remaining, live.named, entering / 2.0, whole + rooted + 2.0 * ahead)
     # the embedding; the root's gradients copied for their reduction, and widened where that is in fp32
-    yield Moment(sharded(depth) + head + copied, live.others, live.named, live.embedding, whole + rooted)
+    yield Moment(sharded(depth) + head + state.twice + copied, live.others, live.named, live.embedding, whole + rooted)
     wide = np.where(np.asarray(at["optimizer.gradients"]) > width, units["table"] * width, 0.0)
     reduced = sharded(depth) + root + units["root"] * at["optimizer.gradients"] + wide
     yield Moment(reduced, live.others, live.named, nothing, nothing)

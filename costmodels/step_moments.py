@@ -42,7 +42,8 @@ class StateMemory:
 
     `weights`, `gradients` (all of them, `head` of the head alone, `before` all but the last layer's and the embedding's, `rest`
     all but the embedding's), `optimizer` state, `gathered`: parameters whole at a time under ZeRO-3, or the buckets of DDP;
-    and `updating`: temporaries of the optimizer's update. `beside`, `update`: all that is there beside the weights in a pass
+    `twice`: a gradient of the table that embedding and head share, where it is made twice and then added; and `updating`:
+    temporaries of the optimizer's update. `beside`, `update`: all that is there beside the weights in a pass
     and in the update, where gradients are whole. `units`, by name, only where gradients come and go: parameters of what ZeRO-3
     gathers (`layer`, `root`; its `head` and largest `table`) and the `depth` in layers.
     """
@@ -54,6 +55,7 @@ class StateMemory:
     rest: FloatArray
     optimizer: FloatArray
     gathered: FloatArray
+    twice: FloatArray
     updating: FloatArray
     beside: FloatArray
     update: FloatArray
@@ -79,7 +81,7 @@ def fullest_pass(live: ActivationMemory) -> dict[str, FloatArray]:
     """Parts of the fullest moment of the passes, and their `total`, (3, n) each, where gradients are always there: all else
     is the same at those moments."""
     nothing = np.zeros_like(live.layers)
-    moments = whole_moments(live, StateMemory(*(nothing,) * 10, units={}), 1.0)[:-1]
+    moments = whole_moments(live, StateMemory(*(nothing,) * 11, units={}), 1.0)[:-1]
     totals = np.stack([moment.total() for moment in moments])
     when = np.argmax(totals, axis=0)[None]
     found = {"total": np.take_along_axis(totals, when, axis=0)[0]}
@@ -91,14 +93,17 @@ def fullest_pass(live: ActivationMemory) -> dict[str, FloatArray]:
 
 def whole_moments(live: ActivationMemory, state: StateMemory, held: Value) -> tuple[Moment, ...]:
     """Moments where every device has all its parameters and gradients: the loss, the first and the last layer to run back, the
-    embedding, the update. `held` (n,): 1 where gradients exist before the backward pass."""
+    embedding, the update. `held` (n,): 1 where gradients exist before the backward pass.
+
+    The head's gradient of a shared table waits for the embedding's, and their sum is a third (AccumulateGrad runs once).
+    """
     own = live.layers - live.remaining
     nothing = np.zeros_like(own)
     before, after, rest = (held * state.gradients + (1.0 - held) * part for part in (state.head, state.before, state.rest))
     return (
         Moment(held * state.gradients, live.layers, live.named + live.loss, live.head - live.loss, state.gathered),
-        Moment(before, live.layers, live.named, live.layer - own, state.gathered),
-        Moment(after, live.left + own, live.named, live.layer - own, state.gathered),
-        Moment(rest, live.others, live.named, live.embedding, state.gathered),
+        Moment(before + state.twice, live.layers, live.named, live.layer - own, state.gathered),
+        Moment(after + state.twice, live.left + own, live.named, live.layer - own, state.gathered),
+        Moment(rest + 2.0 * state.twice, live.others, live.named, live.embedding, state.gathered),
         Moment(state.gradients, nothing, nothing, nothing, state.updating),
     )

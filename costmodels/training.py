@@ -167,7 +167,7 @@ def tables_of(problem: Problem, points: Columns, *, with_time: bool, known: Know
         dense, expert = stage_parameters(blocks.memory, combination, counts, tied, at["pipeline"])
         embedding, head = (blocks.memory.dense[counts.shape[0] + end][combination] for end in (0, 1))
         rounding = stage_rounding(blocks.memory, combination, counts, at["pipeline"])
-        state.append(state_memory(at, dense, expert, counts, embedding, head, rounding))
+        state.append(state_memory(at, dense, expert, counts, embedding, head, tied, rounding))
         if with_time:
             heaviest = np.argmax(dense + expert, axis=0)[None]
             own = [np.take_along_axis(share, heaviest, axis=0)[0] for share in (dense, expert)]
