@@ -54,8 +54,9 @@ class BlockTime:
 
     `forward` (n,) and `backward` (3, n) are seconds including exposed communication and host; `weight` (n,) the part of
     backward that is weight gradients. `families` (3, 7, n) split forward + backward without recomputation by FAMILIES;
-    `recompute` (3, n) is the rest; `ahead` (3, n) what the device takes longer than the host, where it does. `flops` (3, n) executed, `traffic` (3, n) bytes through memory, `inner_bytes`,
-    `outer_bytes` (3, n) bytes sent inside and outside the scale-up domain.
+    `recompute` (3, n) is the rest; `ahead` (3, n) what the device takes longer than the host, where it does. `flops` (3, n)
+    executed, `traffic` (3, n) bytes through memory, `inner_bytes`, `outer_bytes` (3, n) bytes sent inside and outside the
+    scale-up domain.
     """
 
     forward: FloatArray

@@ -28,7 +28,7 @@ _OPTIMIZER = {"bf16": "adamw-bf16", "amp": "fsdp-mixed", "mixed": "fsdp-mixed", 
 # reads and writes of each parameter by torch.optim's _multi_tensor_adamw, one kernel a line: decay 2, lerp_ of the first moment
 # 3, mul_ 2 and addcmul_ 3 of the second, sqrt 2, div_ 2, add_ 2, addcdiv_ 4
 _FOREACH = 20.0
-_COMPOSITE = 5.0  # eight calls (calibration/network.py) of 0.6 of a mean one: element by element, a call takes less than a product
+_COMPOSITE = 5.0  # eight calls (calibration/network.py), an elementwise one taking 0.6 of a mean one (measurements, host.csv)
 # of a step: a host that needs longer to issue it is what the step waits for. Seconds to issue the same step differ by a third
 # from one reading to the next on a shared host
 _ENQUEUED = 0.7

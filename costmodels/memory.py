@@ -307,7 +307,8 @@ def state_memory(
 ) -> StateMemory:
     """State of n plans from the (3, n) parameters of a device and the (kinds, 3, n) layer counts.
 
-    `embedding`, `head` (n,) are the parameters of those blocks on a device, one table where `tied`; `rounding` is `stage_rounding`'s.
+    `embedding`, `head` (n,) are the parameters of those blocks on a device, one table where `tied`; `rounding` is
+    `stage_rounding`'s.
     """
     zero = np.asarray(at["zero_stage"])
     shard, expert_shard = shard_ranks(at)
