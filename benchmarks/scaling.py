@@ -1,10 +1,11 @@
 """Exact search with one and two workers, on local processes and on Ray; and what a trial costs the run store.
 
 `python -m benchmarks.scaling [--rounds N] [--set KEY=VALUE] --json`. Every figure comes from a fresh process that makes the
-whole run, its folder included; Ray itself is up before the clock starts, local workers are started within it. In a round every
-executor runs with one worker and with two right after each other, the order turned from round to round, so that other work on
-the machine meets both alike. A ratio is taken within a round; the median of the rounds' ratios is reported, and all of them
-beside it: where they differ by more than what is claimed, nothing is shown.
+whole run, its folder included; Ray itself is up before the clock starts, local workers are started within it. Python's and
+the recurrence's code is compiled before, as it is wherever the package was used once. In a round every executor runs with one
+worker and with two right after each other, the order turned from round to round, so that other work on the machine meets both
+alike. A ratio is taken within a round; the median of the rounds' ratios is reported, and all of them beside it: where they
+differ by more than what is claimed, nothing is shown.
 
 CPU seconds hang less on who else is there. `cpu_ratio` is what they allow on two cores that do nothing else: before the first
 result and after the last one the driver works alone (`serial_cpu_s`), between them one worker has a core to itself beside the
@@ -75,6 +76,7 @@ def _start_ray(workers: int) -> None:
 
 def scaling(rounds: int, settings: Sequence[str]) -> dict[str, Any]:
     """Runs by executor and workers, and their ratios."""
+    _apart("local", 1, [*settings, "hardware.devices=8"])  # what one process compiles and keeps for the next
     runs: dict[str, list[dict[str, float]]] = {f"{e} {w}": [] for e in EXECUTORS for w in (1, 2)}
     for turn in range(rounds):
         for executor in EXECUTORS[:: 1 - 2 * (turn % 2)]:
@@ -102,7 +104,9 @@ def _apart(executor: str, workers: int, settings: Sequence[str]) -> dict[str, fl
     """One run in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.scaling", "--once", executor, str(workers)]
     command += [part for setting in settings for part in ("--set", setting)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -6,6 +6,7 @@ A space of millions of plans holds a few thousand distinct block shapes; each is
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
@@ -78,20 +79,26 @@ class Known:
     def __init__(self) -> None:
         self._problem: Problem | None = None
         self._rows: dict[type[Any], _Rows[Any]] = {}
+        self._bounded: Columns | None = None
 
     def __reduce__(self) -> tuple[type[Known], tuple[()]]:
         return Known, ()
 
     def found(
-        self, problem: Problem, combinations: Columns, kind: type[Record], evaluate: Callable[[Columns], Record]
+        self,
+        problem: Problem,
+        combinations: Columns,
+        kind: type[Record],
+        evaluate: Callable[[Columns], Record],
+        beside: Columns | None = None,
     ) -> tuple[Record, IntArray]:
         """The table of a kind of record (arrays whose last axis is combinations), and each combination's row in it.
 
-        evaluate: the records of combinations that are not known yet.
+        evaluate: the records of combinations that are not known yet; where there are some, of those `beside` too.
         """
         if problem is not self._problem:
-            self._problem, self._rows = problem, {}
-        return self._rows.setdefault(kind, _Rows()).found(_keys(combinations), combinations, evaluate)
+            self._problem, self._rows, self._bounded = problem, {}, None
+        return self._rows.setdefault(kind, _Rows()).found(combinations, evaluate, beside)
 
     def blocks(self, problem: Problem, points: Columns, stack: Stack, *, with_time: bool) -> BlockTable:
         """Tabulate all blocks of the problem's model for the given points."""
@@ -105,9 +112,12 @@ class Known:
 
         memory, place = self.found(problem, combinations, BlockMemory, evaluated(block_memory, BlockMemory))
         if not with_time:
+            self._bounded = combinations
             return BlockTable(None, memory, place[index], np.zeros(points.n, np.int64))
         cost = partial(block_time, times=kernel_times(problem))
-        time, later = self.found(problem, combinations, BlockTime, evaluated(cost, BlockTime))
+        # to evaluate costs the same for one combination and for hundreds: those that a bound was asked about will be asked for
+        time, later = self.found(problem, combinations, BlockTime, evaluated(cost, BlockTime), self._bounded)
+        self._bounded = None
         return BlockTable(time, memory, place[index], later[index])
 
 
@@ -154,18 +164,34 @@ class _Rows(Generic[Record]):
         self._places: dict[bytes, int] = {}
         self._table: Record | None = None
 
-    def found(self, keys: list[bytes], combinations: Columns, evaluate: Callable[[Columns], Record]) -> tuple[Record, IntArray]:
+    def found(
+        self, combinations: Columns, evaluate: Callable[[Columns], Record], beside: Columns | None
+    ) -> tuple[Record, IntArray]:
         """All rows known by now, and those of the given combinations among them; what is not yet known is evaluated."""
-        first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))  # points may say the same in other codes
-        fresh = sorted(row for key, row in first.items() if key not in self._places)
+        keys = _keys(combinations)
+        if beside is not None and self._fresh(keys):
+            with suppress(Exception):  # whoever asks for the one at fault is told
+                self._add(_keys(beside), beside, evaluate)
+        self._add(keys, combinations, evaluate)
+        assert self._table is not None
+        return self._table, np.array([self._places[key] for key in keys], np.int64)
+
+    def _add(self, keys: list[bytes], combinations: Columns, evaluate: Callable[[Columns], Record]) -> None:
+        """Evaluate what is not yet known, all of it where the table is full."""
+        fresh = self._fresh(keys)
         if self._table is not None and len(self._places) + len(fresh) > Known.ROOM:
-            self._places, self._table, fresh = {}, None, sorted(first.values())
+            self._places, self._table = {}, None
+            fresh = self._fresh(keys)
         if fresh or self._table is None:
             more = evaluate(combinations.take(np.array(fresh, np.int64)))
             self._table = more if self._table is None or not self._places else joined([self._table, more])
             known = len(self._places)
             self._places |= {keys[row]: known + i for i, row in enumerate(fresh)}
-        return self._table, np.array([self._places[key] for key in keys], np.int64)
+
+    def _fresh(self, keys: list[bytes]) -> list[int]:
+        """The first row of every key that is not yet known, ascending."""
+        first = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))  # points may say the same in other codes
+        return sorted(row for key, row in first.items() if key not in self._places)
 
 
 def _keys(combinations: Columns) -> list[bytes]:

@@ -113,7 +113,9 @@ def _join_metrics(first: Metrics, second: Metrics) -> Metrics:
 
     def rows(a: Any, b: Any, missing: float) -> dict[str, FloatArray]:
         return {
-            name: np.concatenate([a.get(name, np.full(first.n, missing)), b.get(name, np.full(second.n, missing))])
+            name: np.concatenate(
+                [side[name] if name in side else np.full(n, missing) for side, n in ((a, first.n), (b, second.n))]
+            )
             for name in (*a, *(name for name in b if name not in a))
         }
 

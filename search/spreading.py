@@ -23,7 +23,7 @@ _GRAIN = 1 << 18  # points of a batch, and of most slices: every batch makes the
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
 _LARGEST = 1 << 21  # points of a slice
 _LEAST = 1 << 17  # points of a slice that is not cut smaller towards the end
-_CHUNK_S = 1.5  # seconds of work in a slice
+_CHUNK_S = 3.0  # seconds of work in a slice
 _SHARES = 2  # of a worker's part of what is left, a slice is at most one of so many
 
 
@@ -161,7 +161,7 @@ class Spread:
 
 
 def _chunk(cost: float) -> int:
-    """Points of the next slice, by the measured seconds a point: about one second, in whole grains where that is many."""
+    """Points of the next slice, by the measured seconds a point: some seconds' work, in whole grains where that is many."""
     if not cost:
         return _FIRST
     points = int(_CHUNK_S / cost)

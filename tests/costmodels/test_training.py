@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_points import OLD, SPARSE, TINY, evaluate, legal_plans, one, plans, problem, step
 
+from costmodels import block_table
+from costmodels.block import BlockTime, block_time
+from costmodels.constants import Stack
 from costmodels.published import Fact, read_facts
 from costmodels.training import TrainingModel
 from spaces.architecture import find
-from spaces.columns import Columns
+from spaces.columns import Bindings, Columns
+from spaces.graph import Graph
 from spaces.plan import Recompute, Schedule
 
 MODELS = {"old": (OLD, "megatron-2022"), "tiny": (TINY, "megatron"), "eager": (TINY, "torchtitan-eager")}
@@ -214,3 +219,23 @@ def test_a_model_that_has_been_asked_before_answers_the_same() -> None:
             for name, value in fresh.value.items():
                 assert np.array_equal(value, again.value[name]), name
     assert pickle.loads(pickle.dumps(model)) == model
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_blocks_of_what_was_bounded_are_timed_together(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all of them; or where one of them is at fault, by themselves as they are asked for."""
+    asked, points = problem(TINY), plans({"tensor": 2}, {"tensor": 4}, {"tensor": 8})
+    calls: list[int] = []
+
+    def counted(graph: Graph, stack: Stack, at: Bindings, n: int, **how: Any) -> BlockTime:
+        calls.append(n)
+        if n > 1 and not together:
+            raise ArithmeticError
+        return block_time(graph, stack, at, n, **how)
+
+    monkeypatch.setattr(block_table, "block_time", counted)
+    model = TrainingModel()
+    model.bound(asked, points)
+    steps = [model.evaluate(asked, points.take(slice(row, row + 1))).value["step_time"][0] for row in range(points.n)]
+    assert set(calls) == ({3} if together else {3, 1})
+    assert steps == [step(asked, **plan) for plan in ({"tensor": 2}, {"tensor": 4}, {"tensor": 8})]
