@@ -16,7 +16,7 @@ from costmodels.block_memory import FRESH, HELD, BlockMemory, loss_bytes
 from costmodels.data_parallel import shard_ranks
 from costmodels.factors import gathered
 from costmodels.schedule import in_flight
-from costmodels.sharded_memory import sharded_moments
+from costmodels.sharded_memory import all_gradients, kept_for_pipeline, sharded_moments
 from costmodels.step_moments import ActivationMemory, StateMemory, fullest_pass, whole_moments
 from spaces.columns import FloatArray, IntArray, Value
 from spaces.expressions import SymbolTable
@@ -166,7 +166,8 @@ def gradients_held(at: SymbolTable, steady: NDArray[np.bool_]) -> IntArray:
     if _buffered(at):
         return np.full(steady.shape, HELD)
     persistent = np.asarray(at["stack.memory.persistent_gradients"]) > 0
-    return np.where(persistent | (steady & (np.asarray(at["zero_stage"]) < 2)), HELD, FRESH)
+    whole = (np.asarray(at["zero_stage"]) < 2) | kept_for_pipeline(at)
+    return np.where(persistent | (steady & whole), HELD, FRESH)
 
 
 def memory_use(
@@ -264,7 +265,7 @@ def _settled(
     persistent = np.asarray(at["stack.memory.persistent_gradients"]) > 0
     single = live.ends["single"]
     steady = persistent | ((live.ends["steady"] > 0) & several)
-    second = ~steady & several & (state.gradients > single)
+    second = ~steady & several & (all_gradients(at, state) > single)
     less = np.where(second, single, 0.0)
     fewer = {name: np.maximum(getattr(live, name) - less, 0.0) for name in ("layers", "remaining", "left", "others")}
     return replace(live, **fewer), np.where(steady | second, 1.0, 0.0)

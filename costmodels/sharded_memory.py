@@ -17,6 +17,29 @@ from spaces.columns import FloatArray, Value
 from spaces.expressions import SymbolTable
 
 
+def kept_for_pipeline(at: SymbolTable) -> Value:
+    """True where a pipeline's microbatches share one gather of the parameters and one reduction of their gradients.
+
+    torchtitan does not reshard after the forward pass under a pipeline, and reduces in the last microbatch alone
+    (torchtitan/parallelisms: parallelize_llama.py, apply_fsdp; pipelining_utils.py, _configure_data_parallel_mode).
+    """
+    return (np.asarray(at["pipeline"]) > 1) & (np.asarray(at["stack.memory.pipeline_keeps"]) > 0)
+
+
+def stays_gathered(at: SymbolTable) -> Value:
+    """1 where parameters that were gathered forward are there for the backward pass, 0 where they are let go."""
+    return np.where(kept_for_pipeline(at), 1.0, 1.0 - np.asarray(at["stack.memory.reshard"]))
+
+
+def all_gradients(at: SymbolTable, state: StateMemory) -> FloatArray:
+    """Bytes of the gradients that wait for later microbatches, (3, n): a rank's shard, or all where none is reduced before."""
+    if not state.units:
+        return state.gradients
+    whole = (state.units["layer"] * state.units["depth"] + state.units["root"]) * at["optimizer.gradients"]
+    waiting = kept_for_pipeline(at) & (np.asarray(at["zero_stage"]) >= 3)
+    return np.asarray(np.where(waiting, whole, state.gradients), np.float64)
+
+
 def sharded_moments(at: SymbolTable, live: ActivationMemory, state: StateMemory, held: Value) -> Iterator[Moment]:
     """Every moment of n plans that can be the peak. `held` (n,): 1 where gradients exist from an earlier microbatch."""
     units, depth = state.units, state.units["depth"]
@@ -24,9 +47,10 @@ def sharded_moments(at: SymbolTable, live: ActivationMemory, state: StateMemory,
     layer, root, head = (units[name] * width for name in ("layer", "root", "head"))
     # a reduce-scatter's flat buffer; a layer's share of the sharded gradients
     copied = units["layer"] * at["optimizer.gradients"]
-    one = state.gradients * units["layer"] / np.maximum(units["layer"] * depth + units["root"], 1.0)
+    gradients = all_gradients(at, state)
+    one = gradients * units["layer"] / np.maximum(units["layer"] * depth + units["root"], 1.0)
     # where parameters stay gathered after the forward pass, nothing is gathered again
-    kept = 1.0 - np.asarray(at["stack.memory.reshard"])
+    kept = stays_gathered(at)
     whole = kept * (layer * depth + root)
     two, three = (np.where(depth > count, 1.0, 0.0) for count in (1, 2))
     unit, rooted = (1.0 - kept) * layer, (1.0 - kept) * root
@@ -36,7 +60,7 @@ def sharded_moments(at: SymbolTable, live: ActivationMemory, state: StateMemory,
     logits, entering = live.named + live.ends["output"], live.ends["entering"]
 
     def sharded(layers: Value) -> FloatArray:
-        return np.asarray(held * state.gradients + (1.0 - held) * one * layers, np.float64)
+        return np.asarray(held * gradients + (1.0 - held) * one * layers, np.float64)
 
     # the loss; the root gathered and copied out; the head's products
     yield Moment(sharded(0.0), live.layers, live.named + live.loss, live.head - live.loss, whole)

@@ -35,6 +35,7 @@ from costmodels.metrics import Metrics
 from costmodels.model_state import optimizer_symbols
 from costmodels.pipeline import PipelineTime, pipeline_of
 from costmodels.reliability import effective_share
+from costmodels.sharded_memory import kept_for_pipeline, stays_gathered
 from costmodels.step_moments import ActivationMemory, StateMemory
 from spaces.architecture import Architecture
 from spaces.blocks import scalars
@@ -338,7 +339,8 @@ def _step(at: Bindings, pipe: PipelineTime, data: DataParallelTime) -> tuple[Flo
     overlap, contention = at["stack.overlap.data"], at["stack.contention"]
     # sharded gradients cannot wait for the last microbatch, except where the stack keeps them whole until then
     each = at["stack.reduce_every_microbatch"]
-    often = np.where((zero >= 2) & (each > 0), microbatches, 1.0) if np.any(each) else 1.0
+    apart = (zero >= 2) & (each > 0) & ~kept_for_pipeline(at)
+    often = np.where(apart, microbatches, 1.0) if np.any(each) else 1.0
     late = data.last_reduce
     reduce = often * (late + exposed_time(data.reduce - late, pipe.backward, overlap, contention))
     gathers = exposed_time(data.gather, pipe.forward, overlap, contention)
@@ -374,8 +376,9 @@ def _gathers(at: Bindings, pipe: PipelineTime, data: DataParallelTime) -> FloatA
     later = data.gather - early
     again = np.maximum(pipe.backward - data.reduce * at["stack.overlap.data"], 0.0)
     forward = early + exposed_time(later, pipe.forward, shard, contention)
-    backward = exposed_time(later, again, shard, contention) * at["stack.memory.reshard"]
-    return np.asarray(pipe.microbatches * (forward + backward) + data.gather / pipe.layers, np.float64)
+    backward = exposed_time(later, again, shard, contention) * (1.0 - stays_gathered(at))
+    times = np.where(kept_for_pipeline(at), 1.0, pipe.microbatches)
+    return np.asarray(times * (forward + backward) + data.gather / pipe.layers, np.float64)
 
 
 def _rates(at: Bindings, step: FloatArray, flops: DeviceFlops) -> dict[str, FloatArray]:

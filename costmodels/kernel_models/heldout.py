@@ -6,7 +6,7 @@ table of `benchmarks/kernels.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,15 +114,30 @@ def leave_device_out(many: Sequence[Sample], device: str) -> list[HeldOut]:
     sibling = sibling_of(find_device(device).symbols(), measured)
     if sibling is None:
         return []
-    trees = read_trees(fit_trees(taught, devices))
-    found = []
-    for sample in (sample for sample in many if sample.device == device):
-        some = sample.take(np.isin(sample.variant, list(sibling.calibration.variants)))
+    return _carried([sample for sample in many if sample.device == device], sibling.calibration, fit_trees(taught, devices))
+
+
+def carry_over(taught: Sequence[Sample], asked: Sequence[Sample]) -> list[HeldOut]:
+    """Rows of one device predicted from those of another, of whatever generation, and the two datasheets.
+
+    What a shipped model would not do, for a generation's kernels are its own; the columns are those of `leave_device_out`.
+    """
+    devices = fit_devices(taught)
+    (name,) = devices
+    calibration = Calibration(symbols=taught[0].symbols, variants=devices[name])
+    return _carried(asked, calibration, fit_trees(taught, devices))
+
+
+def _carried(asked: Iterable[Sample], calibration: Calibration, residual: str) -> list[HeldOut]:
+    """Rows by another device's parameters on their own datasheet, and by its residual, lightgbm text, at the same shapes."""
+    trees = read_trees(residual)
+    theirs, found = calibration.symbols, []
+    for sample in asked:
+        some = sample.take(np.isin(sample.variant, list(calibration.variants)))
         if not len(some):
             continue
-        theirs = sibling.calibration.symbols
-        here = prior_time(some.op, some.at, some.symbols, transferred(sibling.calibration.variants, some.symbols, theirs))
-        there = prior_time(some.op, some.at, theirs, sibling.calibration.variants)
+        here = prior_time(some.op, some.at, some.symbols, transferred(calibration.variants, some.symbols, theirs))
+        there = prior_time(some.op, some.at, theirs, calibration.variants)
         learned = here * np.exp(trees.predict(features.matrix(some.op, some.at, theirs, there)))
         found.append(_held(some, {"calibrated": here, "learned": learned}))
     return found

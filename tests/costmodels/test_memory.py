@@ -127,3 +127,23 @@ def test_a_context_rank_keeps_its_share_of_the_sequence() -> None:
     asked = problem(TINY, sequence=16_384)
     alone, split = (part(asked, "activations", context=c) for c in (1, 4))
     assert split == pytest.approx(alone / 4, rel=1e-9)
+
+
+def test_a_pipeline_keeps_gathered_parameters_and_whole_gradients_where_its_stack_does() -> None:
+    """2 bytes of parameters and 4 of gradients for every parameter of a stage, and one gather and reduction a step."""
+    stack = "torchtitan-compile"
+    plan = {"zero_stage": 3, "data": 8, "pipeline": 2, "recompute": 2}
+    keeps, lets_go = (
+        evaluate(problem(TINY, stack=stack, stack__memory__pipeline_keeps=kept, global_batch=64), plan) for kept in (1.0, 0.0)
+    )
+    stage = problem(TINY, stack=stack).scalars["parameters"] / 2
+    more = keeps.value["peak_memory"][0] - lets_go.value["peak_memory"][0]
+    assert 4 * stage < more < 7 * stage
+    parts = [float(found.parts["step_time"]["data_parallel_communication"][0]) for found in (keeps, lets_go)]
+    assert parts[0] < 0.5 * parts[1]
+    alone = {**plan, "pipeline": 1, "data": 16}
+    one, other = (
+        evaluate(problem(TINY, stack=stack, stack__memory__pipeline_keeps=kept, global_batch=64), alone) for kept in (1.0, 0.0)
+    )
+    assert one.value["peak_memory"][0] == other.value["peak_memory"][0]
+    assert one.value["step_time"][0] == other.value["step_time"][0]
