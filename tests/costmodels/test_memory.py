@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from training_points import OLD, SPARSE, TINY, evaluate, legal_plans, one, probl
 
 from costmodels.memory import PARTS
 from costmodels.published import GIB, Fact, read_facts
-from spaces.architecture import find
+from spaces.architecture import Architecture, find
 from spaces.plan import Recompute, Schedule
 from spaces.problem import Problem
 
@@ -74,6 +76,17 @@ def test_the_last_stage_of_tied_embeddings_holds_the_table_again() -> None:
     table = OLD.vocab * OLD.hidden
     layers = [part(two, "weights", pipeline=p) / 2 for p in (1, 2)]
     assert layers[1] == pytest.approx((layers[0] - table) / 2 + table, rel=0.02)
+
+
+def test_a_shared_table_has_two_gradients_and_their_sum_when_the_pass_ends() -> None:
+    """With few tokens that is the peak; apart, embedding and head have a gradient each."""
+    shared = replace(TINY, tied_embeddings=True)
+
+    def beside(model: Architecture) -> float:
+        asked = problem(model, stack="torch-eager", sequence=64, global_batch=1)
+        return one(evaluate(asked, {}), "peak_memory") - part(asked, "weights") - part(asked, "optimizer")
+
+    assert beside(shared) - beside(TINY) == pytest.approx(2.0 * TINY.vocab * TINY.hidden, rel=0.05)
 
 
 def test_gpipe_holds_every_microbatch_and_1f1b_one_a_stage() -> None:

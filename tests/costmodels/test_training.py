@@ -116,6 +116,20 @@ def test_one_stage_has_no_bubble_and_sends_nothing() -> None:
         np.testing.assert_allclose(metrics.parts["step_time"][part], 0, atol=1e-12)
 
 
+def test_on_one_stage_a_step_is_the_longer_of_all_calls_and_all_kernels() -> None:
+    """Whatever the order: the host gets ahead wherever the device is the slower, into the update and the next step."""
+    plan = {"micro_batch": 1}
+
+    def seconds(each: float, **sizes: float) -> float:
+        fixed = {f"stack__host_per_{name}": 0.0 for name in ("step", "checkpoint", "collective", "unit")}
+        return step(problem(TINY, stack="torch-eager", global_batch=1, stack__host_per_operator=each, **fixed, **sizes), **plan)
+
+    issued = seconds(1e-3) / 1e-3  # calls: with such a host nothing else counts
+    device = seconds(0.0)
+    for each in np.geomspace(1e-7, 1e-3, 30):
+        assert seconds(each) == pytest.approx(max(device, issued * each), rel=1e-6)
+
+
 def test_interleaving_shrinks_the_bubble_and_sends_more() -> None:
     asked = problem(TINY, global_batch=16)
     plain, chunked = (evaluate(asked, {"pipeline": 4, "virtual": v}) for v in (1, 2))
