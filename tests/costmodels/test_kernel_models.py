@@ -17,7 +17,7 @@ from costmodels.kernel_models.groups import quantiles
 from costmodels.kernel_models.heldout import leave_groups_out
 from costmodels.kernel_models.learned import residual
 from costmodels.kernel_models.operations import OPERATIONS, datasheet_bound, dimensions, family_of
-from costmodels.kernel_models.protocol import KernelModel
+from costmodels.kernel_models.protocol import KernelModel, SecondsAlone
 from costmodels.kernel_models.registry import UnknownKernelModel, find_kernel_model, kernel_models
 from costmodels.kernel_models.samples import Sample, folds, samples
 from costmodels.kernel_models.siblings import sibling_of
@@ -54,6 +54,17 @@ class KernelModelContract:
     @pytest.fixture
     def model(self) -> KernelModel:
         raise NotImplementedError
+
+    @pytest.mark.parametrize("op", ["gemm", "attention_prefill", "rms_norm", "silu", "all_reduce"])
+    def test_seconds_alone_are_those_of_the_whole_answer(self, model: KernelModel, op: str) -> None:
+        """NaN where nothing but first principles speaks."""
+        devices = (H100, kernel_symbols(find_device("H800")), kernel_symbols(find_device("MI300X")))
+        for device in devices if isinstance(model, SecondsAlone) else ():
+            whole = model.predict(op, shapes_of(op), device)
+            assert model.seconds(op, shapes_of(op), device).tolist() == whole.value.tolist()
+            known = whole.evidence != Evidence.FIRST_PRINCIPLES
+            taught = model.taught_seconds(op, shapes_of(op), device)
+            assert np.array_equal(taught, np.where(known, whole.value, np.nan), equal_nan=True)
 
     def test_it_is_a_kernel_model(self, model: KernelModel) -> None:
         assert isinstance(model, KernelModel)

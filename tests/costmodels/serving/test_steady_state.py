@@ -27,6 +27,17 @@ def test_it_is_a_cost_model() -> None:
     assert isinstance(ServingModel(), CostModel)
 
 
+def test_few_metrics_are_those_of_the_whole_answer() -> None:
+    problem = serving_problem(find("llama-3.1-8b"), "vllm", find_device("H100"), WORK)
+    points = Columns.from_values({"request_rate": np.array([0.5, 6.0, 1000.0])})
+    whole = ServingModel().evaluate(problem, points)
+    for names in ({"ttft"}, {"tpot", "energy_per_token", "price_per_million_tokens"}):
+        few = ServingModel().only(problem, points, frozenset(names))
+        assert few.value.keys() == names
+        assert all(np.array_equal(few.value[name], whole.value[name]) for name in names)
+        assert all(np.array_equal(few.violation[name], over) for name, over in whole.violation.items())
+
+
 def test_little_s_law_holds_in_an_open_loop() -> None:
     """Running requests are the rate times how long each decodes (Little 1961)."""
     m = served(request_rate=[0.5, 2.0, 6.0, 10.0])
