@@ -19,7 +19,7 @@ from spaces.listing import Listing
 from spaces.space import Space
 
 _BOUNDED = 8  # batches bounded together: bounds rule most points out, and what is left makes tables anew each time
-_GRAIN = 1 << 18  # points of a batch, and of most slices: every batch makes the tables of the model's parts anew
+_GRAIN = 1 << 19  # points of a batch, and of most slices: every batch makes the tables of the model's parts anew
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
 _LARGEST = 1 << 21  # points of a slice
 _LEAST = 1 << 17  # points of a slice that is not cut smaller towards the end
