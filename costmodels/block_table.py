@@ -94,7 +94,7 @@ class Known:
     ) -> tuple[Record, IntArray]:
         """The table of a kind of record (arrays whose last axis is combinations), and each combination's row in it.
 
-        evaluate: the records of combinations that are not known yet; where there are some, of those `beside` too.
+        evaluate: the records of combinations that are not known yet; where there are some, of those `beside` too if few.
         """
         if problem is not self._problem:
             self._problem, self._rows, self._bounded = problem, {}, None
@@ -115,7 +115,7 @@ class Known:
             self._bounded = combinations
             return BlockTable(None, memory, place[index], np.zeros(points.n, np.int64))
         cost = partial(block_time, times=kernel_times(problem))
-        # to evaluate costs the same for one combination and for hundreds: those that a bound was asked about will be asked for
+        # one combination costs as much as hundreds: those that a bound was asked about will be asked for, unless ruled out
         time, later = self.found(problem, combinations, BlockTime, evaluated(cost, BlockTime), self._bounded)
         self._bounded = None
         return BlockTable(time, memory, place[index], later[index])
@@ -157,6 +157,10 @@ def _own_axis(points: Columns, symbol: str) -> tuple[str, NDArray[Any]]:
     return (axis if alone else ""), values
 
 
+_FEW = 1 << 11
+"""Combinations that take no longer to evaluate than the call that evaluates them."""
+
+
 class _Rows(Generic[Record]):
     """Records by the key of their combination."""
 
@@ -169,9 +173,10 @@ class _Rows(Generic[Record]):
     ) -> tuple[Record, IntArray]:
         """All rows known by now, and those of the given combinations among them; what is not yet known is evaluated."""
         keys = _keys(combinations)
-        if beside is not None and self._fresh(keys):
+        others = _keys(beside) if beside is not None and self._fresh(keys) else []
+        if beside is not None and 0 < len(self._fresh(others)) <= _FEW:
             with suppress(Exception):  # whoever asks for the one at fault is told
-                self._add(_keys(beside), beside, evaluate)
+                self._add(others, beside, evaluate)
         self._add(keys, combinations, evaluate)
         assert self._table is not None
         return self._table, np.array([self._places[key] for key in keys], np.int64)
