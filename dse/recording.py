@@ -60,6 +60,10 @@ class Asked:
         held = json.loads(text)
         return cls(**(held | {"overrides": tuple(held["overrides"])}))
 
+    def on_record(self) -> dict[str, str]:
+        """What a store is told of it."""
+        return {"asked": self.to_text(), "schema": to_json_text(run_folder.SCHEMA)}
+
     def to_text(self) -> str:
         """As a store keeps it."""
         return to_json_text(
@@ -131,7 +135,7 @@ class Recording:
             store = RunStore(folder, [objective.metric for objective in experiment.objectives])
         except OSError as error:
             return cls(folder=folder, store=None, trouble=_told(folder or where, error))
-        store.note({"asked": asked.to_text(), "schema": to_json_text(run_folder.SCHEMA)})
+        store.note(asked.on_record())
         return cls(folder=folder, store=store)
 
     def finished(self, answer: Run, seed: int) -> Run:
@@ -150,10 +154,7 @@ class Recording:
         """After an error: whether something was on record, so that the run can go on later; else the folder is removed."""
         if self.store is None or self.folder is None:
             return False
-        try:
-            held = bool(self.store.slices()) or len(self.store.trials()) > 0
-        except sqlite3.Error:
-            held = True
+        held = self.store.holds()
         self.close()
         if not held:
             shutil.rmtree(self.folder, ignore_errors=True)

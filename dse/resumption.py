@@ -37,6 +37,9 @@ def resume(
     recording = Recording(folder=folder, store=store)
     try:
         meta = _meta(store, folder)
+        if "asked" not in meta and not store.holds():  # it ended before its question was on record: it begins here
+            meta = Asked.of(experiment).on_record()
+            store.note(meta)
         if "asked" not in meta:
             raise BadRunFolder(f"{folder} does not say what it was asked; dse run {folder / 'experiment.yaml'} begins it anew")
         if meta.get("schema") != str(run_folder.SCHEMA):

@@ -68,6 +68,13 @@ class RunStore:
 
     # --- slices ---
 
+    def holds(self) -> bool:
+        """Whether anything that was found is on record, or may be."""
+        try:
+            return bool(self.slices()) or len(self.trials()) > 0
+        except sqlite3.Error:
+            return True
+
     def slices(self) -> Mapping[int, int]:
         """Points of every slice on record, by the ordinal of its first point."""
         rows = self._open().execute("SELECT start, n FROM chunk WHERE found IS NOT NULL").fetchall()

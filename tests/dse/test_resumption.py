@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from costmodels.metrics import CostModel, Metrics
 from dse import run_folder, runner
 from dse.experiment import load
 from dse.resumption import resume
+from dse.run_folder import BadRunFolder
 from dse.run_store import RunStore
 from dse.runner import run
 from search import nested, spreading
@@ -119,6 +122,22 @@ def test_what_is_no_run_is_refused(dse: Run, half: Path, tmp_path: Path) -> None
     done = dse("resume", half)
     assert done.code == 1
     assert "cannot be read" in done.err
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_run_whose_question_is_not_on_record_begins_unless_something_was_found(
+    half: Path, small: Path, tmp_path: Path, found: bool
+) -> None:
+    """As a disk leaves it that was full when the run began."""
+    with closing(sqlite3.connect(half / "run.sqlite")) as store, store:
+        store.execute("DELETE FROM meta")
+        if not found:
+            store.execute("DELETE FROM chunk")
+    if found:
+        with pytest.raises(BadRunFolder, match="does not say what it was asked"):
+            resume(half)
+    else:
+        assert resume(half).certificate == run(small, out=tmp_path / "whole").certificate
 
 
 def test_an_error_before_anything_is_found_leaves_no_folder(dse: Run, small: Path, tmp_path: Path) -> None:
