@@ -339,8 +339,9 @@ class Reference:
             step.budget -= limits.verified_tokens * sum(one.state == "decoding" for one in cell)
             if mixed:
                 self.continue_prefill(limits, cell, step)
-            if not gave_way:
-                self.admit(pool, lane, cohort, rank, step, now, seen, prefills=mixed, decodes=True, gain=gain)
+            alone = gave_way and not cell
+            if alone or not gave_way:
+                self.admit(pool, lane, cohort, rank, step, now, seen, prefills=mixed or alone, decodes=True, gain=gain)
             decoding = [one for one in cell if one.state == "decoding"]
             if decoding:
                 cohort.filling[rank] = False

@@ -96,8 +96,9 @@ def schedule(m: IntArray, f: FloatArray, p: int, c: int) -> None:
     m[c + w.BUDGET] -= m[c + w.DECODING_NOW] * m[p + w.P_VERIFIED]
     if mixed:
         prefill(m, f, p, c)
-    if not gave_way:
-        admit(m, f, p, c, gain, mixed, 1)
+    alone = gave_way and m[c + w.ACTIVE] == 0  # who gave way to itself comes back at once: nothing else would wake the engine
+    if alone or not gave_way:
+        admit(m, f, p, c, gain, 1 if alone else mixed, 1)
     if m[c + w.DECODING_NOW] > 0:
         m[c + w.GAIN] = gain
         m[c + w.OPEN] = 0

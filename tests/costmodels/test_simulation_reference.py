@@ -201,3 +201,20 @@ def test_more_memory_never_loses_a_request(case: Case, more: int) -> None:
     grown = tuple(replace(pool, limits=replace(pool.limits, kv_blocks=pool.limits.kv_blocks + more)) for pool in case.pools)
     before, after = case.simulated(), replace(case, pools=grown).simulated()
     assert not np.any(before.completed & ~after.completed)
+
+
+def test_a_request_that_gives_way_to_itself_comes_back() -> None:
+    """The blocks that it shares with nobody any more are what it lacks: they are free once it has let go of them."""
+    limits = Limits(max_batch=2, max_tokens=2, chunked=False, kv_blocks=22, block_size=1, watermark=0.0)
+    asked = Requests(
+        arrival=np.array([0.0012, 0.0034, 0.0047]), prompt=np.array([2, 6, 2]), output=np.array([15, 13, 21]),
+        prefix=np.array([2, 2, 2]), shared=np.array([25, 26, 23]), keeps=np.array([False, True, False]),
+        known=np.array([16, 32, 34]),
+    )  # fmt: skip
+    for policy in ("mixed", "prefill-first", "static"):
+        pool = Pool(tables=imagined_tables(seed=0), engine=0, limits=replace(limits, policy=policy), replicas=1)
+        case = Case((pool,), asked, "round-robin", KvLink(latency=0.0, time_per_token=1e-4))
+        outcome = case.simulated()
+        assert outcome.counts["unfinished"] == 0
+        assert [one.state for one in case.reference().requests] == ["done"] * 3
+        assert sum(outcome.preemptions) > 0
