@@ -40,7 +40,8 @@ ACROSS = """
 No A100 was measured for this project. These kernels were, by NVIDIA for aiconfigurator (costmodels/data/published/kernels:
 an A100, and an H100 at the same shapes), in short runs in which neither is as warm as in training. The shipped model has
 seen none of the H100's, nor any attention; an A100's ramp, overhead and bandwidth of products were fitted on its products here
-(either half of the sites leaves 6 % mean on the other up to m = 64 and 10 to 12 % above; 60 % before), its rate of large ones
+(half of the sites leaves 6 or 9 % mean on the other half up to m = 64 and 10 or 12 % above; 60 % before; its first two lines
+below hold fitted rows), its rate of large ones
 on published training runs. The other lines carry one
 device's rows over to the other's datasheet, as no shipped model does: its rates held, then with the residual learned on them.
 

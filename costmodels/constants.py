@@ -23,6 +23,10 @@ from spaces.plan import NAMES, code
 DATA = Path(__file__).parent / "data"
 
 
+HOST = tuple(f"stack.host_per_{what}" for what in ("operator", "checkpoint", "collective", "unit", "expert", "step"))
+"""Seconds of the host in a stack's numbers: none of them is waited for where a step is one CUDA graph."""
+
+
 class UnknownStack(ValueError):
     """A stack that is not in the data; the message lists the nearest."""
 

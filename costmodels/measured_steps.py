@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from costmodels.constants import HOST
 from costmodels.measurements import ROOT
 from costmodels.training import training_problem
 from spaces.architecture import Architecture
@@ -160,8 +161,7 @@ def _fixed(row: Mapping[str, str]) -> dict[str, float]:
     if row.get("variant") == "vocab":
         fixed["stack.vocab_parallel"] = 1.0
     if row["mode"] == "graph":  # the device's time alone
-        names = ("host_per_operator", "host_per_checkpoint", "host_per_collective", "host_per_unit", "host_per_step")
-        fixed |= {f"stack.{name}": 0.0 for name in names}
+        fixed |= dict.fromkeys(HOST, 0.0)
     return fixed
 
 

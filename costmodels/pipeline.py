@@ -97,7 +97,7 @@ def pipeline_of(at: SymbolTable, blocks: BlockTime, combination: IntArray, stage
         forward=at_slowest(forward) / microbatches,
         backward=at_slowest(backward) / microbatches,
         layers=np.maximum(layers.mean(axis=0), 1.0),
-        ahead=at_slowest(select.chosen(blocks.ahead)),
+        ahead=select.at(slowest, blocks.ahead) * microbatches,
         recomputed_share=np.zeros(len(place))
         if again is None
         else (again * layers).sum(axis=0) / np.maximum(layers.sum(axis=0), 1.0),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from costmodels.constants import find_stack
+from costmodels.constants import HOST, find_stack
 from dse.measures import nearest
 from spaces import architecture as architectures
 from spaces.architecture import Architecture, UnknownModel, from_dimensions
@@ -239,7 +239,6 @@ _STACKS = {
     "torch-graph": "torch-eager",
 }
 """Other names of stacks; torch-graph is torch-eager without the host."""
-_HOST = (*(f"host_per_{what}" for what in ("operator", "checkpoint", "collective", "unit", "expert", "step")),)
 _PRECISIONS = {name: code for code, name in enumerate(NAMES["precision"])}
 _RECOMPUTES = {name: code for code, name in enumerate(NAMES["recompute"][:3])}
 _TRAINABLE = {name: code for code, name in enumerate(NAMES["trainable"])}
@@ -260,7 +259,7 @@ def _fixed(row: Row) -> dict[str, float]:
     if vocabulary is not None:
         fixed["stack.vocab_parallel"] = float(vocabulary)
     if cell(row, "stack").lower().replace("_", "-") == "torch-graph" or flag_in(row, "cuda_graph"):
-        fixed |= {f"stack.{name}": 0.0 for name in _HOST}
+        fixed |= dict.fromkeys(HOST, 0.0)
     return fixed
 
 

@@ -66,14 +66,14 @@ class RunStore:
         """Put something on record about the run."""
         self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(meta.items()))
 
-    # --- slices ---
-
     def holds(self) -> bool:
         """Whether anything that was found is on record, or may be."""
         try:
             return bool(self.slices()) or len(self.trials()) > 0
         except sqlite3.Error:
             return True
+
+    # --- slices ---
 
     def slices(self) -> Mapping[int, int]:
         """Points of every slice on record, by the ordinal of its first point."""

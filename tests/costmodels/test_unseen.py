@@ -48,6 +48,13 @@ def test_steps_on_one_device_that_a_stack_describes() -> None:
     assert np.quantile(found, 0.9) <= 0.08
 
 
+@pytest.mark.parametrize("device", ["H100", "H200"])
+def test_steps_that_wait_for_the_host(device: str) -> None:
+    found = np.abs(errors(time()[0], f"step, one GPU, eager, host-bound, {device}"))
+    assert len(found) >= 10
+    assert np.median(found) <= 0.15
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "tensor", "pipeline"])
 def test_steps_on_two_devices(kind: str) -> None:
     assert np.median(np.abs(errors(time()[0], f"step, two GPUs, {kind}", ("host-bound",)))) <= 0.06
