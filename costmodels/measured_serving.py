@@ -35,7 +35,7 @@ def question(row: Mapping[str, str]) -> dict[str, str]:
         "n_gpus": ranks,
         "tp": ranks,
         "stack": "torch-graph",
-        "precision": "bf16",
+        "precision": row["dtype"],
         "concurrency": row["batch"],
         "static_batch": "true",
     }

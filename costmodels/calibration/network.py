@@ -70,6 +70,32 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return x * cosine + torch.cat((-second, first), -1) * sine
 
 
+class NarrowLinear(nn.Module):  # type: ignore[misc, unused-ignore]
+    """A linear layer without bias in fp8: its input is cast by a kernel of its own, with one scale a tensor, known before."""
+
+    def __init__(self, wide: Any) -> None:
+        super().__init__()
+        narrow = wide.weight.detach().to(torch.float8_e4m3fn)
+        self.weight = nn.Parameter(narrow, requires_grad=False)
+        self.register_buffer("one", torch.ones((), device=narrow.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow = x.reshape(-1, x.shape[-1]).to(torch.float8_e4m3fn)
+        product = torch._scaled_mm(
+            narrow, self.weight.t(), scale_a=self.one, scale_b=self.one, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+        return product.view(*x.shape[:-1], -1)
+
+
+def narrow(model: Any) -> None:
+    """Put the linear layers of the blocks into fp8; embedding, norms and head stay as they are."""
+    for block in model.blocks:
+        for part in (block.attention, block.feed_forward):
+            for name, child in list(part.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(part, name, NarrowLinear(child))
+
+
 class Attention(nn.Module):  # type: ignore[misc, unused-ignore]
     """Causal self-attention with grouped KV heads."""
 

@@ -31,6 +31,15 @@ MORE_MODELS: tuple[tuple[str, int, int, int, int, int, int, int], ...] = (
     ("llama", 5120, 10, 40, 40, 128, 13824, 32000),
     ("llama", 2048, 24, 4, 1, 128, 2816, 32000),
 )
+# In fp8: a whole model, some layers of larger ones, and what one of eight ranks holds
+NARROW_MODELS: tuple[tuple[str, int, int, int, int, int, int, int], ...] = (
+    ("llama", 4096, 32, 32, 8, 128, 14336, 128256),
+    ("llama", 8192, 10, 64, 8, 128, 28672, 128256),
+    ("llama", 5120, 12, 64, 8, 128, 25600, 151936),
+    ("llama", 8192, 16, 8, 1, 128, 3584, 16032),
+)
+NARROW_DECODE = ((1, 512), (4, 2048), (8, 1024), (16, 512), (16, 4096), (32, 1024), (64, 2048), (128, 512), (256, 1024))
+NARROW_PREFILL = ((1, 128), (1, 512), (1, 2048), (1, 8192), (4, 1024))
 DECODE = (
     (1, 512),
     (1, 8192),
@@ -63,9 +72,9 @@ PREFILL = ((1, 128), (1, 512), (1, 2048), (1, 8192), (4, 1024), (8, 512), (2, 40
 MORE_PREFILL = ((1, 256), (1, 1024), (1, 4096), (2, 1024), (3, 700), (8, 2048), (1, 16384), (32, 64))
 
 
-def _task(op: str, model: tuple[Cell, ...], batch: int, seq: int, launch: str = "graph") -> Task:
+def _task(op: str, model: tuple[Cell, ...], batch: int, seq: int, launch: str = "graph", dtype: str = "bf16") -> Task:
     key: dict[str, Cell] = {"op": op, **dict(zip(SIZES, model, strict=True))}
-    key |= {"batch": batch, "seq": seq, "dtype": "bf16", "launch": launch}
+    key |= {"batch": batch, "seq": seq, "dtype": dtype, "launch": launch}
     return Task(key=key, seconds=0.35 + (batch * seq / 2e4 if op == "prefill" else 0.05))
 
 
@@ -78,6 +87,7 @@ def tasks(small: bool) -> list[Task]:
         return [Task(key={"op": op, **sizes, **common}, seconds=0.05) for op in ("prefill", "decode")]
     groups = [_steps(model, DECODE, PREFILL) for model in MODELS]
     groups += [_steps(model, MORE_DECODE, MORE_PREFILL) for model in MORE_MODELS]
+    groups += [narrow_steps(model) for model in NARROW_MODELS]
     return [task for group in groups for task in group]
 
 
@@ -94,26 +104,35 @@ def _steps(
     return interleave([found, [_task("prefill", model, b, s) for b, s in prefill]])
 
 
+def narrow_steps(model: tuple[str, int, int, int, int, int, int, int]) -> list[Task]:
+    """The steps of one model in fp8."""
+    decode = [_task("decode", model, b, s, dtype="fp8") for b, s in NARROW_DECODE]
+    return interleave([decode, [_task("prefill", model, b, s, dtype="fp8") for b, s in NARROW_PREFILL]])
+
+
 class Server:
     """A model without gradients, whole or this rank's part of it, and its cache."""
 
     def __init__(self, bench: Any, key: Mapping[str, Cell], degree: int = 1) -> None:
-        from costmodels.calibration.network import Architecture, build
+        from costmodels.calibration.network import Architecture, build, narrow
 
         torch = bench.torch
         self.bench, self.torch, self.degree = bench, torch, degree
         self.a = Architecture.of(dict(key) | {"seq": 65536, "fused": True, "rotary": False, "tied": False}, degree)
-        self.dtype = bench.dtype(str(key["dtype"]))
+        eight = key["dtype"] == "fp8"
+        self.dtype = bench.dtype("bf16" if eight else str(key["dtype"]))
         self.model = build(self.a, bench.device, self.dtype)
         if degree > 1:
             part = self.a.vocab // degree
             self.model.head = torch.nn.Linear(self.a.hidden, part, bias=False, device=bench.device, dtype=self.dtype)
         self.model.requires_grad_(False)
+        if eight:
+            narrow(self.model)
 
     @classmethod
     def of(cls, bench: Any, key: Mapping[str, Cell], degree: int = 1) -> Server:
         """The server of a row; the one built last is kept."""
-        name = str([key[c] for c in SIZES])
+        name = str([key[c] for c in (*SIZES, "dtype")])
         if name not in _LAST:
             forget()
             bench.release()
@@ -184,9 +203,9 @@ class Server:
     def bytes_read(self, key: Mapping[str, Cell]) -> float:
         """Bytes of weights, and when decoding of cached keys and values, that a rank reads in a step."""
         names = self.model.named_parameters()
-        weights = sum(p.numel() for n, p in names if "embedding" not in n and "positions" not in n)
+        weights = sum(p.numel() * p.element_size() for n, p in names if "embedding" not in n and "positions" not in n)
         cached = int(key["batch"]) * int(key["seq"]) * self.a.layers * max(1, self.a.kv_heads // self.degree) * self.a.head_dim
-        return float(2 * weights + (4 * cached if key["op"] == "decode" else 0))
+        return float(weights + (2 * self.dtype.itemsize * cached if key["op"] == "decode" else 0))
 
 
 _LAST: dict[str, Any] = {}

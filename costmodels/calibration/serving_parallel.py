@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from costmodels.calibration.serving import SIZES, Server
+from costmodels.calibration.serving import NARROW_MODELS, SIZES, Server, narrow_steps
 from costmodels.calibration.suite import READINGS, Cell, Row, Suite, Task, interleave
 
 # Whole models, or fewer layers of larger ones
@@ -44,6 +44,7 @@ def tasks(small: bool) -> list[Task]:
         decode = [_task("decode", model, b, s) for b, s in DECODE if b * s <= room]
         decode += [_task("decode", model, b, s, "eager") for b, s in DECODE[:5:4]]
         groups.append(interleave([decode, [_task("prefill", model, b, s) for b, s in PREFILL]]))
+    groups += [narrow_steps(model) for model in NARROW_MODELS[:-1]]
     return [task for group in groups for task in group]
 
 
