@@ -54,6 +54,19 @@ def test_measured_steps_of_plain_torch_are_predicted() -> None:
         assert sum(found) / len(found) <= 0.10, op
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["serving", "serving_parallel"])
+def test_measured_steps_in_fp8_are_predicted(name: str) -> None:
+    """On one card and over two: they chose nothing but that each product's input is cast by a kernel of its own."""
+    measured = [row for row in measured_serving(ROOT, name) if row["dtype"] == "fp8"][::2]
+    errors: dict[str, list[float]] = {"decode": [], "prefill": []}
+    for row, answer in zip(measured, predict_rows([question(row) for row in measured], "serving"), strict=True):
+        errors[row["op"]].append(abs(signed_error(row, answer)))
+    for op, found in errors.items():
+        assert len(found) >= 7
+        assert sum(found) / len(found) <= 0.06, op
+
+
 def test_held_out_throughput_of_large_models_is_near() -> None:
     facts = [fact for fact in FACTS if fact.source.startswith("trtllm-0.17-throughput") and "70b" in fact.inputs["model"]][::4]
     compared = compare_serving(facts, predict_rows([dict(fact.inputs) for fact in facts], "serving"))
