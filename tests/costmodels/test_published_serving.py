@@ -58,12 +58,12 @@ def test_measured_steps_of_plain_torch_are_predicted() -> None:
 @pytest.mark.parametrize("name", ["serving", "serving_parallel"])
 def test_measured_steps_in_fp8_are_predicted(name: str) -> None:
     """On one card and over two: they chose nothing but that each product's input is cast by a kernel of its own."""
-    measured = [row for row in measured_serving(ROOT, name) if row["dtype"] == "fp8"][::2]
+    measured = [row for row in measured_serving(ROOT, name) if row["dtype"] == "fp8"]
     errors: dict[str, list[float]] = {"decode": [], "prefill": []}
     for row, answer in zip(measured, predict_rows([question(row) for row in measured], "serving"), strict=True):
         errors[row["op"]].append(abs(signed_error(row, answer)))
     for op, found in errors.items():
-        assert len(found) >= 7
+        assert len(found) >= 15
         assert sum(found) / len(found) <= 0.06, op
 
 
