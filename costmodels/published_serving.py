@@ -23,7 +23,7 @@ NAMES: Mapping[str, str] = {"ttft_s": "ttft", "tpot_s": "tpot", "tokens_per_s_pe
 
 WORK = (
     *("model", "gpu", "stack", "precision", "kv_precision", "isl", "osl", "length_ratio", "lengths", "prefix_hit"),
-    *("static_batch", "served"),
+    *("static_batch", "served", "sampling"),
 )
 """What two runs must share to do the same work in the same formats."""
 PLAN = ("tp", "pp", "dp", "ep", "attention_dp", "max_batch")
@@ -36,7 +36,7 @@ def read_serving_facts() -> list[Fact]:
     """One fact for every figure of every row, in the order of the file; its source is named with the figure."""
     text = files("costmodels").joinpath("data", "published", "serving.csv").read_text(encoding="utf-8")
     found = []
-    for number, row in enumerate(csv.DictReader(text.splitlines())):
+    for number, row in enumerate(csv.DictReader(text.splitlines(), restval="")):
         inputs = {name: value for name, value in row.items() if name not in ABOUT}
         for metric, unit in METRICS.items():
             if not row[metric]:

@@ -12,6 +12,7 @@ import numpy as np
 from costmodels.metrics import Evidence
 from costmodels.serving.capacity import Capacity, capacity
 from costmodels.serving.engine import engines
+from costmodels.serving.intake import lone_seconds
 from costmodels.serving.intervals import pairs, sides
 from costmodels.serving.problem import serving_problem
 from costmodels.serving.replay import Replay, TooLong, replay
@@ -56,7 +57,7 @@ def answer_serving(questions: Sequence[ServingQuestion]) -> list[dict[str, Any]]
         found = static_batch(tables, engine, share, prompt, output)
         served = []
         for i, question in enumerate(questions):
-            overhead = {**usual, **question.symbols}["stack.request_overhead"]
+            overhead = float(lone_seconds({**usual, **question.symbols}, prompt[i]))
             latency = float(found.first[i] + (output[i] - 1.0) * found.token[i]) + overhead
             served.append(
                 _Served(
@@ -84,6 +85,7 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         # prompts are held until every group has one, as where all are of one length
         shortest = longest = 1.0 if exponential else (shortest + longest) / 2.0
         exponential = False
+    mean = 1.0 if exponential else (shortest + longest) / 2.0
     fp8 = PRECISIONS[int(symbols["precision"])] == "fp8"
     scaled_experts = float(fp8 and symbols["block_scaled"] > 0 and question.architecture.experts > 0)
     return Replay(
@@ -102,7 +104,7 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         chunked=chunked,
         whole_answer=symbols["stack.reserve_output"] > 0,
         ahead=bool(plans_ahead(symbols) > 0),
-        overhead=symbols["stack.request_overhead"],
+        overhead=float(lone_seconds(symbols, symbols["input_tokens"] * mean)),
         shortest=shortest,
         longest=longest,
         exponential=exponential,

@@ -78,7 +78,7 @@ def read_serving(row: Row) -> ServingQuestion:
     symbols |= {"request_rate": rate, "concurrency": together, "prefix_hit": _share(row, "prefix_hit")}
     rounds = max(int(ROUNDS * together), 1) if together else 1000
     count = count_in(row, "num_requests", rounds)
-    symbols |= _front(row, stack, assumed)
+    symbols |= _front(row, stack, assumed) | _sampling(row)
     # groups that step together gain from starting together: servers balance them
     again = not static and 0 < together < count and symbols["attention_data"] == 1
     exponential = _exponential(row)
@@ -235,10 +235,19 @@ def _front(row: Row, stack: ServingStack, assumed: list[str]) -> dict[str, float
         return {}
     else:
         assumed.append("no server in front (served true: with one)")
+    way = ("request_overhead", "request_token", "intake.request", "intake.token")
     return {
         "stack.host_per_sequence": stack.numbers["stack.offline.per_sequence"],
-        **dict.fromkeys(("stack.request_overhead", "stack.intake.request", "stack.intake.token"), 0.0),
+        **{f"stack.{part}": 0.0 for part in way},
     }
+
+
+def _sampling(row: Row) -> dict[str, float]:
+    """Whether requests ask for the likeliest tokens alone, up to a share of the probability. Raises BadRow."""
+    word = cell(row, "sampling").lower()
+    if word not in ("", "plain", "top_p"):
+        raise BadRow(f"sampling: expected plain or top_p, got {word!r}")
+    return {"stack.top_p.asked": float(word == "top_p")}
 
 
 def _load(row: Row, static: bool, assumed: list[str]) -> tuple[float, float]:

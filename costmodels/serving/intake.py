@@ -23,6 +23,11 @@ def intake_seconds(at: SymbolTable, prompt: Value) -> FloatArray:
     return np.asarray(at["kernel.host.pace"] * own, np.float64)
 
 
+def lone_seconds(at: SymbolTable, prompt: Value) -> FloatArray:
+    """Seconds from a client to the scheduler and of the first token back, of a prompt of so many tokens that none holds up."""
+    return np.asarray(at["stack.request_overhead"] + at["stack.request_token"] * np.asarray(prompt, np.float64), np.float64)
+
+
 def waits(requests: Requests, seconds: FloatArray, servers: int) -> FloatArray:
     """Seconds each of n requests waits for others on its way to the scheduler, (n,); `servers` processes share them evenly.
 

@@ -15,7 +15,7 @@ import numpy as np
 from costmodels.metrics import CostModel, Metrics
 from costmodels.serving.capacity import capacity
 from costmodels.serving.engine import engines
-from costmodels.serving.intake import held_up, intake_seconds, since_sent, waits
+from costmodels.serving.intake import held_up, intake_seconds, lone_seconds, since_sent, waits
 from costmodels.serving.pools import side, transfer_time
 from costmodels.serving.speculation import accepted_tokens
 from costmodels.serving.stack import find_serving_stack, plans_ahead
@@ -215,7 +215,7 @@ class _Servers:
     @property
     def overhead(self) -> float:
         """Seconds between a client and the scheduler."""
-        return float(self.problem.scalars["stack.request_overhead"])
+        return float(lone_seconds(self.problem.scalars, self.problem.scalars["input_tokens"]))
 
     @classmethod
     def of(cls, problem: Problem, points: Columns, context: int) -> _Servers:

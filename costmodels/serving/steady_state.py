@@ -18,7 +18,7 @@ from costmodels.metrics import Metrics
 from costmodels.serving import load, waiting
 from costmodels.serving.capacity import Capacity, capacity
 from costmodels.serving.engine import engines
-from costmodels.serving.intake import intake_seconds
+from costmodels.serving.intake import intake_seconds, lone_seconds
 from costmodels.serving.intervals import interval
 from costmodels.serving.operating_cost import joules_per_second, price_per_second
 from costmodels.serving.speculation import verified_tokens
@@ -163,7 +163,7 @@ def work_of(at: Bindings, engine: IntArray) -> load.Work:
         drafted=_rows(at["speculation"], k),
         acceptance=_rows(at["acceptance"], k),
         draft_share=_rows(at["draft_share"], k),
-        overhead=_rows(at["stack.request_overhead"], k),
+        overhead=_rows(lone_seconds(at, tokens), k),
         intake=_rows(intake_seconds(at, tokens), k),
         ahead=_rows(plans_ahead(at), k),
         groups=_rows(at["attention_data"], k),

@@ -115,6 +115,7 @@ def test_statistics_of_a_closed_loop_hold_its_first_burst_unless_steady() -> Non
         ({"tp": "5", "n_gpus": "5"}, "heads"),
         ({"kv_fraction": "1.5"}, "kv_fraction"),
         ({"concurrency": "-1"}, "concurrency"),
+        ({"sampling": "warm"}, "top_p"),
     ],
 )
 def test_what_cannot_be_is_told_in_the_row(changes: dict[str, str], word: str) -> None:
@@ -180,6 +181,29 @@ def test_a_benchmark_that_calls_the_engine_waits_for_no_server() -> None:
     assert number(answer(static_batch="true", served="false"), "ttft_s") < number(answer(static_batch="true"), "ttft_s")
     loop = answer(stack="tensorrt-llm")
     assert number(loop, "tpot_s") == number(answer(stack="tensorrt-llm", served="true"), "tpot_s")
+
+
+def test_a_lone_prompt_is_tokenised_before_it_runs() -> None:
+    def way(prompt: int) -> float:
+        through, past = (answer(stack="vllm", static_batch="true", isl=str(prompt), served=word) for word in ("true", "false"))
+        return number(through, "ttft_s") - number(past, "ttft_s")
+
+    assert way(4096) > way(2048) > 0
+    assert way(4096) - way(2048) == pytest.approx((way(2048) - way(1024)) * 2, rel=1e-6)
+
+
+def test_keeping_the_likeliest_tokens_takes_a_kernel_a_step() -> None:
+    def longer(stack: str, together: int) -> float:
+        load = {"stack": stack, "static_batch": "true", "concurrency": str(together), "isl": "64", "osl": "8"}
+        kept, plain = (answer(**load, sampling=word) for word in ("top_p", "plain"))
+        return number(kept, "tpot_s") - number(plain, "tpot_s")
+
+    few, wave, two = (longer("vllm", together) for together in (1, 64, 200))
+    assert 0 < few < wave  # a sort of one row, one processor a row
+    assert wave == pytest.approx(longer("vllm", 16), rel=0.1)
+    assert wave < two < 2 * wave  # more rows than processors, and a host that hides some
+    assert 0 < longer("sglang", 64) < wave
+    assert number(answer(sampling=""), "tpot_s") == number(answer(sampling="plain"), "tpot_s")
 
 
 def test_the_longest_answers_of_conversations_decide_when_a_burst_ends() -> None:

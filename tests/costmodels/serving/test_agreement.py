@@ -10,6 +10,7 @@ import pytest
 from costmodels.metrics import Metrics
 from costmodels.serving.capacity import capacity
 from costmodels.serving.engine import engines
+from costmodels.serving.intake import lone_seconds
 from costmodels.serving.problem import serving_problem
 from costmodels.serving.replay import Replay, replay
 from costmodels.serving.stack import find_serving_stack, plans_ahead
@@ -89,7 +90,7 @@ def agree(problem: Problem, points: Columns, expected: Metrics, **run: Any) -> N
         chunked=bound["stack.chunked"] > 0,
         whole_answer=bound["stack.reserve_output"] > 0,
         ahead=bool(plans_ahead(bound) > 0),
-        overhead=bound["stack.request_overhead"],
+        overhead=float(lone_seconds(bound, bound["input_tokens"])),
         intake=(bound["stack.intake.request"], bound["stack.intake.token"]),
         **run,
     )
