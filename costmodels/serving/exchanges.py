@@ -41,9 +41,9 @@ def _custom_sum(local: SymbolTable, ranks: Value, size: Value) -> Value:
     once = np.where(ranks > 4, local["stack.custom_all_reduce.one_shot_many"], local["stack.custom_all_reduce.one_shot_few"])
     one_shot = (size < once) | (ranks == 2)
     bandwidth = local["device.scale_up_bandwidth"]
-    read = (ranks - 1.0) * size / (bandwidth * local["link.inner.share"])
+    read = (ranks - 1.0) * size / (bandwidth * local["stack.custom_all_reduce.share"])
     cut = 2.0 * (ranks - 1.0) / ranks * size / (bandwidth * local["stack.custom_all_reduce.second_share"])
-    seconds = own + np.where(one_shot, read, local["stack.custom_all_reduce.second"] + cut)
+    seconds = own + np.where(one_shot, read, local["stack.custom_all_reduce.second"] * ranks + cut)
     return np.where((size <= local["stack.custom_all_reduce.limit"]) & (ranks <= 8), seconds, np.inf)
 
 

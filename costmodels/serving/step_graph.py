@@ -132,14 +132,15 @@ def _gaps(layer: Sequence[Call], local: Local, parts: Mapping[str, bool]) -> Cal
 
 def kernels_of(call: Call) -> float:
     """Kernels behind a call of the model: silu and its product by the gate are two, copies of keys and of values as well."""
-    return {"chunk_silu_mul": 2.0}.get(call.op, max(round(float(np.max(call.times))), 1) if call.op == "copy" else 1.0)
+    copies = max(round(float(np.max(call.times, initial=0.0))), 1) if call.op == "copy" else 1.0
+    return {"chunk_silu_mul": 2.0}.get(call.op, copies)
 
 
 def _has_experts(graph: Graph) -> bool:
     return any(op.kind is Kind.GROUPED_GEMM for op in graph.operators)
 
 
-def _repeated(call: Call, count: float) -> Call:
+def _repeated(call: Call, count: Value) -> Call:
     return Call(op=call.op, shape=call.shape, times=call.times * count, floor=call.floor, cap=call.cap, own=call.own)
 
 
@@ -168,11 +169,19 @@ def _operator(op: Operator, graph: Graph, stack: ServingStack, local: Local) -> 
         if op.kind is Kind.NORM and "heads" in "".join(wide):
             rows, wide = rows * graph.elements(wide[:1], PLACEMENT).evaluate(here), wide[1:]
         named = "layer_norm" if op.kind is Kind.NORM and len(op.writes) > 2 else _CLASS[op.kind]
+        fused = op.kind is Kind.NORM and wide == ["hidden"]
         if op.kind is Kind.ROTARY:
             width = sum(graph.elements(d[1:], PLACEMENT).evaluate(here) for _, d in op.reads)
         else:
             width = graph.elements(wide, PLACEMENT).evaluate(here)
-        yield from _stream(stack, named, rows, width)
+        for call in _stream(stack, named, rows, width):
+            yield _repeated(call, np.where(_normed_in_sum(here), 0.0, 1.0)) if fused else call
+
+
+def _normed_in_sum(local: Local) -> Value:
+    """Whether the sum over tensor ranks adds to the stream, norms it and casts the norm besides (`stack.normed_in_sum`)."""
+    summed = (np.asarray(local["tensor"]) > 1) & (np.asarray(local["attention_data"]) == 1)
+    return summed & (np.asarray(local["pipeline"]) == 1) & (np.asarray(local["stack.normed_in_sum"]) > 0)
 
 
 def product(local: Local, m: Value, n: Value, k: Value, *, quantised: bool) -> Iterator[Call]:
@@ -318,8 +327,11 @@ def _cache_write(architecture: Architecture, stack: ServingStack, local: Local) 
     yield from _stream(stack, "cache", local.tokens, values_per_token(architecture, local))
     words, _ = compute_format(local["precision"], local)
     narrow = np.isin(words, ("fp8", "int8", "nvfp4"))
-    if np.any(narrow) and np.any(np.asarray(local["stack.quantise_kernels"]) > 0):
-        times = np.where(narrow, local["stack.quantise_kernels"], 0.0)
+    blocks = np.asarray(local["block_scaled"]) > 0
+    casts: Value = np.where(blocks, local["stack.quantise_kernels.blocks"], local["stack.quantise_kernels.tensor"])
+    casts = np.where(_normed_in_sum(local) & ~blocks, np.maximum(casts - 2.0, 0.0), casts)  # those of the two norms
+    times = np.where(narrow, casts, 0.0)
+    if np.any(times > 0):
         yield Call(op="quantise_fp8", shape={"rows": local.tokens, "cols": local["hidden"]}, times=times)
 
 
