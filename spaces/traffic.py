@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -133,15 +133,16 @@ def requests(traffic: Traffic, count: int, seed: int, rate: float | None = None)
     """
     wanted = traffic.rate if rate is None else rate
     if traffic.trace is not None:
-        return traffic.trace.at_rate(wanted) if wanted else traffic.trace
+        return _cached(traffic, traffic.trace.at_rate(wanted) if wanted else traffic.trace)
     lengths, gaps = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     prompt, output = _lengths(traffic, count, lengths)
     closed = traffic.concurrency if rate is None else 0
     if traffic.turns > 1:
-        return _sessions(traffic, prompt, output, _arrivals(traffic, -(-count // traffic.turns), wanted, closed, gaps), closed)
+        starts = _arrivals(traffic, -(-count // traffic.turns), wanted / traffic.turns, closed, gaps)
+        return _sessions(traffic, prompt, output, starts, closed)
     arrival = _arrivals(traffic, count, wanted, closed, gaps)
     if not traffic.shared:
-        return Requests(arrival=arrival, prompt=prompt, output=output, concurrency=closed)
+        return _cached(traffic, Requests(arrival=arrival, prompt=prompt, output=output, concurrency=closed))
     return Requests(
         arrival=arrival,
         prompt=np.maximum(prompt, traffic.shared + 1),
@@ -150,6 +151,13 @@ def requests(traffic: Traffic, count: int, seed: int, rate: float | None = None)
         shared=np.full(count, traffic.shared),
         concurrency=closed,
     )
+
+
+def _cached(traffic: Traffic, asked: Requests) -> Requests:
+    """The requests, with the share of each prompt that is cached from before."""
+    if not traffic.prefix_hit:
+        return asked
+    return replace(asked, known=np.floor(asked.prompt * traffic.prefix_hit).astype(np.int64))
 
 
 def _lengths(traffic: Traffic, count: int, random: np.random.Generator) -> tuple[IntArray, IntArray]:
@@ -161,12 +169,17 @@ def _lengths(traffic: Traffic, count: int, random: np.random.Generator) -> tuple
 
 
 def _arrivals(traffic: Traffic, count: int, rate: float, closed: int, random: np.random.Generator) -> FloatArray:
-    """Times of `count` arrivals, (count,); all 0 in a closed loop."""
+    """Times of `count` arrivals, (count,), the last at `count / rate`; all 0 in a closed loop.
+
+    A few hundred random gaps miss their mean by several per cent, and the load with them, so they are scaled to it; servers'
+    own benchmarks do the same (get_request in vllm/benchmarks/serve.py).
+    """
     if closed or rate <= 0:
         return np.zeros(count)
     cv2 = traffic.burstiness**2
     gaps = random.gamma(1 / cv2, cv2, count) if cv2 > 0 else np.ones(count)
-    return np.asarray(np.cumsum(gaps) / rate, np.float64)
+    times = np.cumsum(gaps)
+    return np.asarray(times * (count / (rate * times[-1])) if count else times, np.float64)
 
 
 def _sessions(traffic: Traffic, prompt: IntArray, output: IntArray, arrival: FloatArray, closed: int) -> Requests:

@@ -9,6 +9,7 @@ import numpy as np
 from costmodels.block_memory import parameters
 from costmodels.block_table import graphs
 from costmodels.serving.formats import cache_bytes, weight_bytes
+from costmodels.serving.speculation import draft_held
 from costmodels.serving.stack import ServingStack
 from costmodels.serving.step_graph import PLACEMENT, Local, column, layer_graphs, values_per_token
 from spaces.architecture import Architecture
@@ -57,7 +58,8 @@ def capacity(architecture: Architecture, stack: ServingStack, at: Bindings) -> C
     layers = np.ceil(rows(at["layers"]) / rows(at["pipeline"]))
     local = Local(at, 1)
     held, apart = _weights(architecture, stack, local)
-    weights = rows(held.reshape(-1) if n else 0.0)
+    drafts = 1.0 + draft_held(rows(at["speculation"]), rows(at["draft_share"]))  # a draft is held as the model is
+    weights = rows(held.reshape(-1) if n else 0.0) * drafts
     activations = rows(_activations(architecture, at))
     captured = rows(at["stack.graph_bytes"]) * rows(at["cuda_graphs"])
     fixed = weights + activations + captured + rows(at["stack.reserve"])
@@ -66,7 +68,7 @@ def capacity(architecture: Architecture, stack: ServingStack, at: Bindings) -> C
     beside = captured * rows(at["stack.graphs_beside"]) + activations * rows(at["stack.activations_beside"])
     limited = np.minimum(memory * fraction + beside, memory)
     room = np.where(of_free, fixed + (memory - fixed) * fraction, limited)
-    whole = layers * rows(_token_bytes(architecture, stack, local))
+    whole = layers * rows(_token_bytes(architecture, stack, local)) * drafts
     offloaded = rows(at["kv_offload"])
     # beside what stays, room for two layers of what does not: the one attended to and the one that is fetched
     token = whole * (1.0 - offloaded + offloaded * np.minimum(_FETCHED_LAYERS / layers, 1.0))

@@ -18,9 +18,10 @@ from costmodels.kernel_models.registry import find_kernel_model
 from costmodels.serving.calls import total_time
 from costmodels.serving.capacity import capacity
 from costmodels.serving.formats import weight_bytes
+from costmodels.serving.speculation import draft_held, draft_time
 from costmodels.serving.stack import ServingStack, find_serving_stack
 from costmodels.serving.step_graph import decode_calls, layer_graphs, prefill_calls, sequence_calls, token_calls
-from costmodels.step_tables import StepTables
+from costmodels.step_tables import StepTables, read_1d
 from spaces.architecture import Architecture
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
 from spaces.problem import Problem
@@ -34,7 +35,6 @@ OUTSIDE = frozenset(
         "token_budget",
         "kv_fraction",
         "preemption",
-        "speculation",
         "acceptance",
         "input_tokens",
         "output_tokens",
@@ -146,6 +146,8 @@ def _tables(problem: Problem, stack: ServingStack, at: Bindings, model: KernelMo
     sequence_time = seconds(sequence_calls(architecture, stack, at, SEQUENCES[None, :]), len(SEQUENCES))
     decode = seconds(decode_calls(architecture, stack, at, requests, cached), len(REQUESTS), len(CACHED))
     prefill = seconds(prefill_calls(architecture, stack, at, queries, pairs), len(QUERIES), len(PAIRS))
+    if np.any(rows(at["speculation"]) > 0):
+        decode, prefill = _with_drafts(at, (token_time, sequence_time, decode, prefill))
     layers, pipeline = rows(at["layers"]), rows(at["pipeline"])
     graphed = rows(at["cuda_graphs"]) > 0
     return StepTables(
@@ -162,13 +164,29 @@ def _tables(problem: Problem, stack: ServingStack, at: Bindings, model: KernelMo
         host=rows(at["stack.host"]),
         host_per_sequence=rows(at["stack.host_per_sequence"]),
         host_overlap=rows(at["stack.host_overlap"]),
-        launch=_kernels(problem, stack) * rows(at["stack.host_per_kernel"]),
+        launch=_kernels(problem, stack) * np.where(graphed, rows(at["stack.host_per_kernel"]), rows(at["stack.eager_kernel"])),
         graph_sequences=np.where(graphed, rows(at["stack.graph_sequences"]), 0.0),
         fetch=_cache_fetch_time(architecture, stack, at),
         fetch_overlap=rows(at["stack.kv_fetch_overlap"]),
         stages=pipeline,
         slowest_share=np.where(pipeline > 1, np.ceil(layers / pipeline) / layers, 1.0),
     )
+
+
+def _with_drafts(at: Bindings, tables: tuple[FloatArray, ...]) -> tuple[FloatArray, FloatArray]:
+    """Both attention tables (c, R, K) and (c, Q, P) with what drafting adds to steps: the drafted tokens of every decoding
+    request one after another, and once over every prompt, each at its share of the model's own time (Leviathan 2023, c)."""
+    tokens, sequences, decode, prefill = tables
+    row = np.arange(at.n)[:, None]
+
+    def column(value: object) -> FloatArray:
+        return np.broadcast_to(np.asarray(value, np.float64), (at.n,))[:, None, None]
+
+    one = read_1d(TOKENS, tokens, row, REQUESTS[None, :]) + read_1d(SEQUENCES, sequences, row, REQUESTS[None, :])
+    prompt = read_1d(TOKENS, tokens, row, QUERIES[None, :])
+    drafted, share = column(at["speculation"]), column(at["draft_share"])
+    decode = decode + draft_time(one[:, :, None] + decode, drafted, share)
+    return decode, prefill + (prompt[:, :, None] + prefill) * draft_held(drafted, share)
 
 
 def fetch_time(architecture: Architecture, at: Bindings, tokens: FloatArray) -> FloatArray:

@@ -54,9 +54,9 @@ def dequantised_share() -> float:
 
 
 def compute_format(precision: Value, at: SymbolTable) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
-    """(format the linear layers' products run in, whether weights alone are narrow), shapes of `precision`.
+    """(format the linear layers' products run in, whether weights are narrower than that), shapes of `precision`.
 
-    A format that the device's matrix units lack is stored narrow and computed in 16 bits.
+    A format that the device's matrix units lack is stored narrow and computed in 16 bits, or in what stands in for it.
     """
     code = np.asarray(precision, np.int64)
     names = SERVING_NAMES["precision"]
@@ -64,11 +64,13 @@ def compute_format(precision: Value, at: SymbolTable) -> tuple[NDArray[np.str_],
     words = np.array([_facts()["weights"][name]["compute"] for name in names])
     sixteen = np.where(np.asarray(at["device.matrix_flops.bf16"]) > 0, "bf16", "fp16")
     found = np.broadcast_to(wanted, np.broadcast_shapes(wanted.shape, sixteen.shape)).astype("<U8")
-    for word in np.unique(words).tolist():
+    second = np.array([_facts()["weights"][name].get("instead", "bf16") for name in names])[code]
+    for word in sorted(set(words.tolist()), key=lambda word: word in second):  # what stands in for another is asked for last
         if word not in ("fp32", "fp16", "bf16"):
-            lacking = (wanted == word) & (np.asarray(at[f"device.matrix_flops.{word}"]) <= 0)
-            found = np.where(lacking, "bf16", found)
+            lacking = (found == word) & (np.asarray(at[f"device.matrix_flops.{word}"]) <= 0)
+            found = np.where(lacking, np.where(second != word, second, "bf16"), found)
     found = np.where(found == "bf16", sixteen, found)
     found = np.where(found == "fp4", "nvfp4", found)
-    narrow = (weight_bytes(code) < 2.0) & np.isin(found, ("bf16", "fp16"))
+    computed = np.where(np.isin(found, ("fp8", "int8")), 1.0, np.where(found == "nvfp4", 0.0, 2.0))
+    narrow = weight_bytes(code) < 0.9 * computed  # scales aside
     return found.astype(np.str_), np.asarray(narrow)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from costmodels.serving.speculation import accepted_tokens, draft_time, verified_tokens
+from costmodels.serving.speculation import accepted_tokens, verified_tokens
 from costmodels.step_tables import Batch, StepTables, step_time
 from spaces.columns import FloatArray, IntArray
 
@@ -96,7 +96,6 @@ def curve(tables: StepTables, work: Work, *, closed: bool) -> Curve:
     # tokens a prompt finds cached, over all steps that it is cut into
     before = chunks * wide["found"] + wide["prompt"] * (chunks - 1.0) / 2.0
     decode = step_time(tables, engine, _decode(seen, wide["cached"], verified))
-    decode = decode + draft_time(decode, wide["drafted"], wide["draft_share"])
     beside = np.maximum(running - shared, 0.0) if closed else seen
     beside = np.where(mixed, beside, 0.0)
 

@@ -26,7 +26,7 @@ from spaces.serving_space import PREFILL
 from spaces.traffic import Traffic, requests
 from spaces.workload import Requests
 
-LEAST, MOST = 512, 20_000
+LEAST, MOST = 1024, 20_000
 """Requests that are simulated unless the traffic says how many: ten times those in flight, between these."""
 BISECTIONS = 8
 """Rates tried in search of the goodput, beside the ends."""

@@ -27,5 +27,10 @@ def verified_tokens(drafted: Value) -> FloatArray:
 
 
 def draft_time(step: FloatArray, drafted: Value, share: Value) -> FloatArray:
-    """Seconds of drafting a step: each drafted token costs `share` of a step of the model itself."""
+    """Seconds of drafting beside a step: each drafted token costs `share` of what one more token a request would."""
     return np.asarray(step * np.asarray(drafted, np.float64) * share)
+
+
+def draft_held(drafted: Value, share: Value) -> FloatArray:
+    """What drafts hold over what the model itself holds, weights and cache alike: `share`, and nothing where none is drafted."""
+    return np.asarray(np.where(np.asarray(drafted) > 0, np.asarray(share, np.float64), 0.0))

@@ -23,7 +23,7 @@ from costmodels.serving.intervals import interval
 from costmodels.serving.operating_cost import joules_per_second, price_per_second
 from costmodels.serving.speculation import verified_tokens
 from costmodels.serving.stack import find_serving_stack, plans_ahead
-from costmodels.step_tables import Batch, StepTables, parts_of
+from costmodels.step_tables import Batch, StepTables, parts_of, read_1d
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
 from spaces.problem import Problem
 from spaces.serving_plan import SERVING_PLAN, SERVING_WORKLOAD
@@ -352,12 +352,21 @@ def _parts(states: States, place: IntArray, s: _Served) -> Mapping[str, FloatArr
     verified = verified_tokens(work.drafted[place])
     running = np.maximum(s.running, 1.0)
     batch = Batch(decode_requests=running, decode_kv=running * work.cached[place], decode_tokens=running * verified)
-    parts = parts_of(states.tables, work.engine[place], batch)
+    parts = drafts_apart(states.tables, work.engine[place], batch, work.drafted[place] * work.draft_share[place])
     whole = sum(parts.values())
     scale = np.minimum(s.decode, s.token) / np.maximum(np.asarray(whole), 1e-300)
     found = {name: part * scale for name, part in parts.items()}
     found["prefill"] = s.token - np.asarray(sum(found.values()))
     return found
+
+
+def drafts_apart(tables: StepTables, engine: IntArray, batch: Batch, cost: FloatArray) -> dict[str, FloatArray]:
+    """The parts of n steps, with what drafting takes for itself: `cost` (n,) is drafted tokens times their share."""
+    parts = parts_of(tables, engine, batch)
+    one = read_1d(tables.tokens, tables.token_time, engine, batch.decode_requests)
+    one = one + read_1d(tables.sequences, tables.sequence_time, engine, batch.decode_requests)
+    own = (parts["decode_attention"] - cost * one) / (1.0 + cost)
+    return parts | {"decode_attention": own, "drafting": parts["decode_attention"] - own}
 
 
 def _context(problem: Problem, at: Bindings, n: int) -> FloatArray:

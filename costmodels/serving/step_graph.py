@@ -205,19 +205,24 @@ def _product(
     slower: Value = 1.0,
     experts: bool = False,
 ) -> Call:
-    """A (grouped) product; narrow weights with 16-bit activations move fewer bytes and pay to be widened.
+    """A (grouped) product; weights narrower than what they are multiplied in move fewer bytes and pay to be widened.
 
     Such a product is as slow as the cubic norm of one whose contraction is shortened to the narrow weights' bytes and of its
-    own work at the share of the 16-bit rate that kernels like Marlin reach.
+    own work at the share of that format's rate that kernels like Marlin reach.
     """
     precision = local["precision"] if quantised else np.where(np.asarray(local["precision"]) == 0, 0, 2)
     words, narrow = compute_format(precision, local)
-    share = np.where(narrow, weight_bytes(precision) / 2.0, 1.0)
+    eight = np.isin(words, ("fp8", "int8"))
+    share = np.where(narrow, weight_bytes(precision) / np.where(eight, 1.0, 2.0), 1.0)
     rate = np.maximum(local["device.matrix_flops.bf16"], local["device.matrix_flops.fp16"]) * local["kernel.gemm.share.bf16"]
     widened: Value = dequantised_share()
     if experts:
         widened = np.where(np.asarray(precision) == _FP4, local["kernel.grouped.fp4"], widened)
-    floor = np.where(narrow, 2.0 * m * n * k * groups / (rate * widened), 0.0)
+    own: Value = rate
+    if np.any(narrow & eight):
+        fast = np.where(words == "int8", local["device.matrix_flops.int8"], local["device.matrix_flops.fp8"])
+        own = np.where(eight, np.maximum(fast * local["kernel.gemm.share.fp8"], 1.0), rate)
+    floor = np.where(narrow, 2.0 * m * n * k * groups / (own * widened), 0.0)
     shape = {"m": m, "n": n, "k": np.maximum(k * share, 1.0), "groups": groups, "dtype": words, "cache": "cold"}
     memory = groups * n * k * weight_bytes(precision) / local["device.memory_bandwidth"]
     compute = 2.0 * m * n * k * groups / rate

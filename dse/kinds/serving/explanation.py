@@ -83,7 +83,8 @@ def _steps(problem: Problem, columns: Columns, answer: PlanAnswer) -> tuple[Step
         groups = float(answer.plan["data"]) * float(answer.plan["attention_data"])
         running = max(answer.figures["running_requests"].value / groups, 1.0)
         if decode:
-            batch = Batch(decode_requests=running, decode_kv=running * (prompt + output / 2))
+            verified = running * (1 + float(answer.plan.get("speculation", 0)))
+            batch = Batch(decode_requests=running, decode_kv=running * (prompt + output / 2), decode_tokens=verified)
             name = f"decode, {running:,.1f} requests of {prompt + output / 2:,.0f} cached tokens"
         else:
             budget = float(np.asarray(own.at(plan)["token_budget"]).reshape(-1)[0])

@@ -27,6 +27,7 @@ _SPELLING: Mapping[str, str] = {
     "token_budget": "budget{}",
     "kv_fraction": "kv{}",
     "kv_precision": "kv-{}",
+    "cuda_graphs": "eager",
     "speculation": "draft{}",
     "expert_offload": "experts-on-host",
     "kv_offload": "kv-on-host{}",
