@@ -32,5 +32,5 @@ def draft_time(step: FloatArray, drafted: Value, share: Value) -> FloatArray:
 
 
 def draft_held(drafted: Value, share: Value) -> FloatArray:
-    """What drafts hold over what the model itself holds, weights and cache alike: `share`, and nothing where none is drafted."""
+    """What drafts hold over what the model holds, weights and cache alike: `share`, and nothing where none is drafted."""
     return np.asarray(np.where(np.asarray(drafted) > 0, np.asarray(share, np.float64), 0.0))

@@ -184,7 +184,7 @@ def read_objective(value: object, info: ValidationInfo) -> ObjectiveChoice:
     return ObjectiveChoice(metric=chosen.name, maximise=way.strip() == "max" if colon else chosen.maximise)
 
 
-_LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=|≤|≥|<|>|==?)\s*(.+?)\s*")
+_LIMIT = re.compile(r"\s*([\w.]+)\s*(<=|>=|≤|≥|<|>|==?)\s*(.+?)\s*")
 
 
 def _metrics(info: ValidationInfo) -> frozenset[str]:

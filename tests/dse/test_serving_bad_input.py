@@ -232,3 +232,13 @@ def test_sizing_a_training_experiment_is_refused(dse: Callable[..., Finished], s
     done = dse("size", small)
     assert done.code == 1
     assert "only serving has a size" in done.err
+
+
+@pytest.mark.parametrize("metric", ["ttft_p0", "inter_token_p99.9", "request_latency_p100"])
+def test_any_percentile_may_be_an_objective_and_a_limit(metric: str, tmp_path: Path) -> None:
+    text = GOOD.replace("[ttft_p95, tpot]", f"[{metric}]") + f'constraints: ["{metric} <= 1 s"]\n'
+    path = tmp_path / "any.yaml"
+    path.write_text(text, encoding="utf-8")
+    experiment = load(path)
+    assert [limit.metric for limit in experiment.limits] == [metric]
+    assert [choice.metric for choice in experiment.objectives] == [metric]

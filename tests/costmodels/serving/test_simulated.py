@@ -90,7 +90,9 @@ def test_turns_of_sessions_come_at_the_rate_that_is_asked_for() -> None:
 
 def test_a_server_without_graphs_waits_for_its_host_and_needs_no_memory_for_them() -> None:
     for stack in ("vllm", "sglang", "tensorrt-llm", "torch-graph"):
-        problem = serving_problem(find("llama-3.1-70b"), stack, find_device("H100"), {"devices": 8, "tensor": 8, "concurrency": 1})
+        problem = serving_problem(
+            find("llama-3.1-70b"), stack, find_device("H100"), {"devices": 8, "tensor": 8, "concurrency": 1}
+        )
         found = ServingModel().evaluate(problem, Columns.from_values({"cuda_graphs": np.array([0, 1])}))
         assert found.value["tpot"][0] > 1.2 * found.value["tpot"][1]
 
