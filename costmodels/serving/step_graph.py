@@ -179,9 +179,11 @@ def _operator(op: Operator, graph: Graph, stack: ServingStack, local: Local) -> 
 
 
 def _normed_in_sum(local: Local) -> Value:
-    """Whether the sum over tensor ranks adds to the stream, norms it and casts the norm besides (`stack.normed_in_sum`)."""
+    """Whether the sum over tensor ranks adds to the stream, norms it and casts the norm besides (`stack.normed_in_sum`): the
+    server's own does, NCCL's of large messages does not."""
     summed = (np.asarray(local["tensor"]) > 1) & (np.asarray(local["attention_data"]) == 1)
-    return summed & (np.asarray(local["pipeline"]) == 1) & (np.asarray(local["stack.normed_in_sum"]) > 0)
+    small = local.tokens * 2.0 * local["hidden"] <= local["stack.custom_all_reduce.limit"]
+    return summed & small & (np.asarray(local["pipeline"]) == 1) & (np.asarray(local["stack.normed_in_sum"]) > 0)
 
 
 def product(local: Local, m: Value, n: Value, k: Value, *, quantised: bool) -> Iterator[Call]:

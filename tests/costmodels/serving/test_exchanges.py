@@ -10,10 +10,12 @@ import pytest
 
 from costmodels.serving.exchanges import expert_exchange, reduction
 from costmodels.serving.problem import serving_problem
-from costmodels.serving.step_graph import Local
+from costmodels.serving.stack import find_serving_stack
+from costmodels.serving.step_graph import Local, token_calls
 from spaces.architecture import find
 from spaces.columns import Columns
 from spaces.hardware import find_device
+from spaces.serving_plan import serving_code
 
 MIB = float(1 << 20)
 
@@ -78,3 +80,18 @@ def test_few_ranks_gather_tokens_and_many_send_them() -> None:
         at = local(attention_data=groups, expert=groups)
         calls = [call for call in expert_exchange(at, np.array([[64.0]]), experts=True) if np.any(np.asarray(call.times) > 0)]
         assert [bool(np.all(np.isfinite(call.cap))) for call in calls] == [sent, sent]
+
+
+@pytest.mark.parametrize(("stack", "fused"), [("tensorrt-llm", True), ("vllm", False)])
+def test_only_the_servers_own_sum_norms_and_casts_what_it_sums(stack: str, fused: bool) -> None:
+    def kernels(tokens: float, ranks: float) -> float:
+        problem = serving_problem(find("llama-3.1-70b"), stack, find_device("H100"))
+        plan = {"tensor": ranks, "precision": float(serving_code("precision", "fp8"))}
+        at = problem.at(Columns.from_values({name: np.array([value]) for name, value in plan.items()}))
+        calls = token_calls(find("llama-3.1-70b"), find_serving_stack(stack), at, np.array([[tokens]]))
+        streams = [call for call in calls if call.op in ("copy", "quantise_fp8")]
+        return float(sum(np.max(np.asarray(call.times) * np.ones(1)) for call in streams))
+
+    alone, few, many = kernels(8.0, 1.0), kernels(8.0, 2.0), kernels(8192.0, 2.0)
+    assert many == alone
+    assert (alone - few) / 80 == (4.0 if fused else 0.0)  # two norms and two casts a layer
