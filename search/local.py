@@ -12,11 +12,11 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import ForkingPickler
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from search.assignment import Assignment
+from search.carrying import from_bytes, to_bytes, unimported_main, work_to_bytes
+from search.execution import ExecutorError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,7 +46,7 @@ class Local:
         """Yield (index of the chunk, result) as they come. Raises ExecutorError when workers keep dying."""
         count = self.hands
         work = Assignment(chunks, retries=self.retries)
-        carried = _bytes_of(function)
+        carried = work_to_bytes(function)
         workers: list[_Worker] = []
         try:
             while not work.over:
@@ -90,7 +90,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         pipe, far = context.Pipe()
         process = context.Process(target=_serve, args=(far,), daemon=True)
-        process.start()
+        with unimported_main():
+            process.start()
         far.close()
         return cls(process, pipe)
 
@@ -112,7 +113,7 @@ class _Worker:
             self.dismiss()
             return None
         self.at = None
-        answer: tuple[bool, Any] = ForkingPickler.loads(data)
+        answer: tuple[bool, Any] = from_bytes(data)
         return answer
 
     @property
@@ -129,7 +130,7 @@ class _Worker:
 
     def _give(self, job: tuple[int, Any]) -> None:
         self.at = job[0]
-        self._send(_bytes_of(job[1]))
+        self._send(to_bytes(job[1]))
 
     def _send(self, data: bytes) -> None:
         try:
@@ -144,39 +145,38 @@ def _serve(pipe: Connection) -> None:
     for name in _THREADS:
         os.environ.setdefault(name, "1")
     try:
-        function = ForkingPickler.loads(pipe.recv_bytes())
+        function = _learnt(pipe.recv_bytes())
         while True:
             pipe.send_bytes(_answer(function, pipe.recv_bytes()))
     except (EOFError, OSError):
         return
 
 
+def _learnt(function: bytes) -> Callable[[Any], Any]:
+    """What to do; where this process cannot read it, to say so."""
+    try:
+        learnt: Callable[[Any], Any] = from_bytes(function)
+    except Exception as error:
+        why = ExecutorError(f"a worker cannot read what it is to do: {type(error).__name__}: {error}")
+
+        def unable(_: Any) -> Any:
+            raise why
+
+        return unable
+    return learnt
+
+
 def _answer(function: Callable[[Any], Any], chunk: bytes) -> bytes:
     try:
-        return _bytes_of((True, function(ForkingPickler.loads(chunk))))
+        return to_bytes((True, function(from_bytes(chunk))))
     except Exception as error:
-        return _bytes_of((False, _portable(error)))
+        return to_bytes((False, _portable(error)))
 
 
 def _portable(error: Exception) -> Exception:
     """The error, or where it cannot travel, its text."""
     try:
-        ForkingPickler.loads(_bytes_of(error))
+        from_bytes(to_bytes(error))
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-def _bytes_of(value: Any) -> bytes:
-    return bytes(ForkingPickler.dumps(value))
-
-
-def _thaw(mapping: MappingProxyType[Any, Any]) -> tuple[Any, ...]:
-    return _frozen, (dict(mapping),)
-
-
-def _frozen(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
-    return MappingProxyType(mapping)
-
-
-ForkingPickler.register(MappingProxyType, _thaw)  # read-only mappings travel too

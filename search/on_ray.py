@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from search.assignment import Assignment
+from search.carrying import immovable
 from search.execution import ExecutorError
 
 T = TypeVar("T")
@@ -56,7 +57,12 @@ class OnRay:
 
         started = self._join(ray)
         task = ray.remote(max_retries=0)(_call)
-        shared = ray.put(function)
+        try:
+            shared = ray.put(function)
+        except TypeError as error:
+            if started:
+                ray.shutdown()
+            raise ExecutorError(immovable(error.__cause__ or error)) from error
         cores = max(1, int(_cores(ray)))
         window = 2 * cores if self.workers is None or self.workers >= cores else self.workers
         work = Assignment(chunks, retries=self.retries)

