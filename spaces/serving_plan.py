@@ -111,11 +111,13 @@ SERVING_WORKLOAD: tuple[str, ...] = (
     "prefix_hit",
     "acceptance",
     "draft_share",
+    "draft_held",
     "lora_rank",
+    "adapters",
 )
 """What is served: mean tokens in and out of a request; requests per second, or requests in flight (0: not given); the share
-of input tokens found in the cache; the chance that a drafted token is accepted, and what drafting one costs of a step; the
-rank of adapters (0: none)."""
+of input tokens found in the cache; the chance that a drafted token is accepted, what drafting one costs of a step, and what
+drafts hold over what the model holds; the rank of adapters (0: none), and how many there are."""
 
 SERVING_DEFAULTS: dict[str, float] = {
     "tensor": 1,
@@ -138,7 +140,9 @@ SERVING_DEFAULTS: dict[str, float] = {
     "prefix_hit": 0.0,
     "acceptance": 0.7,
     "draft_share": 0.05,
+    "draft_held": 0.05,
     "lora_rank": 0,
+    "adapters": 1,
 }
 """Values of the choices a person leaves out; `max_batch`, `token_budget` and `kv_fraction` are the stack's own."""
 

@@ -27,6 +27,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "output": ("output", "output_tokens", "completion_tokens", "output_length", "generatedtokens", "osl"),
 }
 """Column names understood, compared without case."""
+PRIORITY = "priority"
+"""An optional column: whole numbers, the smaller first."""
 
 
 class BadTrace(ValueError):
@@ -46,24 +48,29 @@ def read_trace(path: str | os.PathLike[str], *, context: int = 0, drop_empty: bo
     """Read a trace; requests longer than `context` tokens (0: no limit) are left out and counted.
 
     Requests without prompt or answer are an error, or left out and counted with `drop_empty`. Times count from the first
-    arrival; unsorted or negative ones are an error. Raises BadTrace, OSError.
+    arrival; unsorted or negative ones are an error. Where there is a column `priority`, the smaller goes first. Raises
+    BadTrace, OSError.
     """
     file = Path(path)
     arrival: list[float] = []
     prompt: list[int] = []
     output: list[int] = []
+    priority: list[int] = []
     lines: list[int] = []
     columns: dict[str, str] | None = None
-    scale = 1.0
+    scale, urgent = 1.0, None
     for line, row in _rows(file):
         if columns is None:
             columns = _columns(file, row)
             mooncake = columns["arrival"].lower() == "timestamp" and columns["prompt"].lower() == "input_length"
             scale = 1e-3 if mooncake else 1.0
+            urgent = next((str(name) for name in row if str(name).strip().lower() == PRIORITY), None)
         lines.append(line)
         arrival.append(scale * _time(row.get(columns["arrival"]), file, line, columns["arrival"]))
         prompt.append(_count(row.get(columns["prompt"]), file, line, columns["prompt"]))
         output.append(_count(row.get(columns["output"]), file, line, columns["output"]))
+        if urgent is not None:
+            priority.append(_count(row.get(urgent), file, line, urgent, "whole number"))
     if not arrival:
         raise BadTrace(f"{file.name} holds no requests")
     times, p, o = np.asarray(arrival), np.asarray(prompt), np.asarray(output)
@@ -87,7 +94,9 @@ def read_trace(path: str | os.PathLike[str], *, context: int = 0, drop_empty: bo
         )
     times = times[kept] - times[kept][0]
     return Trace(
-        requests=Requests(arrival=times, prompt=p[kept], output=o[kept]),
+        requests=Requests(
+            arrival=times, prompt=p[kept], output=o[kept], priority=np.asarray(priority)[kept] if priority else None
+        ),
         longer_than_context=int(np.sum(long)),
         empty=int(np.sum(empty)),
     )
@@ -147,11 +156,11 @@ def _time(value: Any, file: Path, line: int, column: str) -> float:
     return seconds
 
 
-def _count(value: Any, file: Path, line: int, column: str) -> int:
+def _count(value: Any, file: Path, line: int, column: str, what: str = "number of tokens") -> int:
     try:
         number = float(str(value).strip())
     except ValueError:
         number = math.nan
     if not number.is_integer():
-        raise BadTrace(f"{file.name}:{line}: {column} is {value!r}, not a number of tokens")
+        raise BadTrace(f"{file.name}:{line}: {column} is {value!r}, not a {what}")
     return int(number)

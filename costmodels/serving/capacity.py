@@ -9,11 +9,12 @@ import numpy as np
 from costmodels.block_memory import parameters
 from costmodels.block_table import graphs
 from costmodels.serving.formats import cache_bytes, weight_bytes
-from costmodels.serving.speculation import draft_held
+from costmodels.serving.speculation import where_drafted
 from costmodels.serving.stack import ServingStack
 from costmodels.serving.step_graph import PLACEMENT, Local, column, layer_graphs, values_per_token
 from spaces.architecture import Architecture
 from spaces.columns import Bindings, FloatArray, Value
+from spaces.graph import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,8 +59,8 @@ def capacity(architecture: Architecture, stack: ServingStack, at: Bindings) -> C
     layers = np.ceil(rows(at["layers"]) / rows(at["pipeline"]))
     local = Local(at, 1)
     held, apart = _weights(architecture, stack, local)
-    drafts = 1.0 + draft_held(rows(at["speculation"]), rows(at["draft_share"]))  # a draft is held as the model is
-    weights = rows(held.reshape(-1) if n else 0.0) * drafts
+    drafts = 1.0 + where_drafted(rows(at["speculation"]), rows(at["draft_held"]))  # a draft is held as the model is
+    weights = rows(held.reshape(-1) if n else 0.0) * drafts + rows(_adapters(architecture, stack, local))
     activations = rows(_activations(architecture, at))
     captured = rows(at["stack.graph_bytes"]) * rows(at["cuda_graphs"])
     fixed = weights + activations + captured + rows(at["stack.reserve"])
@@ -121,6 +122,23 @@ def _weights(architecture: Architecture, stack: ServingStack, local: Local) -> t
         np.asarray(np.broadcast_to(total + larger * sixteen, shape), np.float64),
         np.asarray(np.broadcast_to(apart, shape), np.float64),
     )
+
+
+def _adapters(architecture: Architecture, stack: ServingStack, local: Local) -> FloatArray:
+    """Bytes of the adapters on a device, (n,): two thin matrices in 16 bits for every linear layer of a stage."""
+    rank = np.asarray(local["lora_rank"], np.float64)
+    total: Value = 0.0
+    if np.any(rank > 0):
+        for _, graph, count in layer_graphs(architecture, stack):
+            for op in graph.operators:
+                if op.kind is Kind.GEMM and op.quantised:
+                    reads = op.reads[0][1]
+                    wide = [graph.elements([d for d in t.dims if d not in reads], PLACEMENT) for t in op.writes]
+                    ends = sum(w.evaluate(local) for w in wide) + graph.elements(op.contracted, PLACEMENT).evaluate(local)
+                    total = total + ends * 2.0 * count
+    of_stage = np.ceil(np.asarray(local["layers"]) / local["pipeline"]) / local["layers"]
+    found = np.asarray(total * of_stage * rank * local["adapters"], np.float64)
+    return np.asarray(np.broadcast_to(found, (local.at.n, 1)).reshape(-1), np.float64)
 
 
 def _activations(architecture: Architecture, at: Bindings) -> Value:

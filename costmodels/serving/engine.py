@@ -18,7 +18,7 @@ from costmodels.kernel_models.registry import find_kernel_model
 from costmodels.serving.calls import total_time
 from costmodels.serving.capacity import capacity
 from costmodels.serving.formats import weight_bytes
-from costmodels.serving.speculation import draft_held, draft_time
+from costmodels.serving.speculation import draft_time, where_drafted
 from costmodels.serving.stack import ServingStack, find_serving_stack
 from costmodels.serving.step_graph import decode_calls, layer_graphs, prefill_calls, sequence_calls, token_calls
 from costmodels.step_tables import StepTables, read_1d
@@ -186,7 +186,7 @@ def _with_drafts(at: Bindings, tables: tuple[FloatArray, ...]) -> tuple[FloatArr
     prompt = read_1d(TOKENS, tokens, row, QUERIES[None, :])
     drafted, share = column(at["speculation"]), column(at["draft_share"])
     decode = decode + draft_time(one[:, :, None] + decode, drafted, share)
-    return decode, prefill + (prompt[:, :, None] + prefill) * draft_held(drafted, share)
+    return decode, prefill + (prompt[:, :, None] + prefill) * where_drafted(drafted, share)
 
 
 def fetch_time(architecture: Architecture, at: Bindings, tokens: FloatArray) -> FloatArray:

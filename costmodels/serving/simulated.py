@@ -40,7 +40,8 @@ _MEASURES: Mapping[str, str] = {"ttft": "ttft", "tpot": "tpot", "inter_token": "
 class SimulatedServing:
     """Cost model of serving by simulation; `closed` gives what queues do not change, and what is not simulated.
 
-    `context` is the longest prompt and answer together, tokens; longer requests are refused and counted (`refused`).
+    `context` is the longest prompt and answer together, tokens; longer requests are refused and counted (`refused`). `router`
+    deals requests out to replicas and attention groups (`costmodels.simulation.limits.ROUTERS`).
     """
 
     closed: CostModel
@@ -48,6 +49,7 @@ class SimulatedServing:
     asked: Statistics
     context: int = 0
     seed: int = 0
+    router: str = "least-loaded"
 
     @property
     def reads(self) -> frozenset[str]:
@@ -61,7 +63,7 @@ class SimulatedServing:
     def evaluate(self, problem: Problem, points: Columns) -> Metrics:
         """All metrics of the n plans, simulated one after another."""
         found = self.closed.evaluate(problem, points)
-        servers = _Servers.of(problem, points, self.context)
+        servers = _Servers.of(problem, points, self.context, self.router)
         count = self.count(found)
         rows = [self._simulated(servers, found, row, count) for row in range(points.n)]
         names = rows[0].keys() if rows else self._statistics(None).keys()
@@ -211,6 +213,7 @@ class _Servers:
     pools: tuple[tuple[Any, ...], ...]
     links: tuple[Any, ...]
     paces: FloatArray
+    router: str
 
     @property
     def overhead(self) -> float:
@@ -218,7 +221,7 @@ class _Servers:
         return float(lone_seconds(self.problem.scalars, self.problem.scalars["input_tokens"]))
 
     @classmethod
-    def of(cls, problem: Problem, points: Columns, context: int) -> _Servers:
+    def of(cls, problem: Problem, points: Columns, context: int, router: str = "least-loaded") -> _Servers:
         """Tables and limits of n plans."""
         from costmodels.simulation.limits import KvLink
 
@@ -238,7 +241,7 @@ class _Servers:
                 pools[row] = (both[0][i], both[1][i])
                 links[row] = KvLink(latency=float(latency[i]), time_per_token=float(per_token[i]))
         paces = np.broadcast_to(np.asarray(problem.at(points)["kernel.host.pace"], np.float64), (points.n,))
-        return cls(problem, tuple(pools), tuple(links), paces)
+        return cls(problem, tuple(pools), tuple(links), paces, router)
 
     def serve(self, row: int, asked: Requests) -> Any:
         """The outcome of one plan."""
@@ -252,9 +255,9 @@ class _Servers:
         waited = waits(asked, intake_seconds(at, asked.prompt), pool.ranks)
         asked = held_up(asked, waited)
         if len(pools) == 2:
-            found = simulate_disaggregated(pools[0], pools[1], asked, self.links[row])
+            found = simulate_disaggregated(pools[0], pools[1], asked, self.links[row], router=self.router)
         else:
-            found = simulate(pool.tables, pool.engine, asked, pool.limits, replicas=pool.replicas, router="least-loaded")
+            found = simulate(pool.tables, pool.engine, asked, pool.limits, replicas=pool.replicas, router=self.router)
         return since_sent(found, waited)
 
 

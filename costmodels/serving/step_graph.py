@@ -192,9 +192,11 @@ def product(local: Local, m: Value, n: Value, k: Value, *, quantised: bool) -> I
     if quantised:
         rank = np.asarray(local["lora_rank"], np.float64)
         if np.any(rank > 0):
-            thin = np.maximum(rank, 1.0)
-            yield Call(op="gemm", shape={"m": m, "n": thin, "k": k, "cache": "cold"}, times=np.where(rank > 0, 1.0, 0.0))
-            yield Call(op="gemm", shape={"m": m, "n": n, "k": thin, "cache": "cold"}, times=np.where(rank > 0, 1.0, 0.0))
+            thin, times = np.maximum(rank, 1.0), np.where(rank > 0, 1.0, 0.0)
+            many = np.minimum(np.maximum(np.asarray(local["adapters"], np.float64), 1.0), np.maximum(m, 1.0))
+            own = {"m": np.maximum(m / many, 1.0), "groups": many, "cache": "cold"}  # as many as tokens come of at most
+            yield Call(op="gemm", shape={**own, "n": thin, "k": k}, times=times)
+            yield Call(op="gemm", shape={**own, "n": n, "k": thin}, times=times)
 
 
 def _product(

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from dse.asking import models_of, problem_of
 from dse.experiment import ExperimentError, load
 from dse.runner import run
 from dse.sizing import CannotSize, size
+from spaces.traces import BadTrace, read_trace
 from tests.dse.conftest import Finished
 
 GOOD = """\
@@ -77,6 +79,24 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "unknown format": ("stack: vllm", "stack: vllm\nprecision: fp9", ("precision: ", "fp8")),
     "share above one": ("stack: vllm", "stack: vllm\nspace: {kv_fraction: 1.5}", ("space.kv_fraction: ", "at most 1")),
+    "draft of nothing": ("stack: vllm", "stack: vllm\ndraft: {acceptance: 0.8}", ("draft: ", "speculation: [0, 3]")),
+    "draft said twice": (
+        "stack: vllm",
+        "stack: vllm\nspace: {speculation: 3}\ndraft: {model: llama-3.2-1b, share: 0.1}",
+        ("draft: ", "not by model and share"),
+    ),
+    "acceptance above one": (
+        "stack: vllm",
+        "stack: vllm\nspace: {speculation: 3}\ndraft: {acceptance: 70}",
+        ("draft.acceptance: ", "at most 1"),
+    ),
+    "adapters without rank": ("stack: vllm", "stack: vllm\nadapters: {count: 3}", ("adapters.rank: is missing",)),
+    "unknown router": ("stack: vllm", "stack: vllm\nrouter: round_robin", ("router: ", "round-robin")),
+    "prefixes said twice": (
+        "6 /s",
+        "6 /s, prefix_hit: 0.5, shared_prefix: {tokens: 100}",
+        ("workload.prefix_hit: ", "leave out"),
+    ),
     "no such trace": (
         f"{LENGTHS}, request_rate: 6 /s",
         "trace: nowhere.csv",
@@ -242,3 +262,25 @@ def test_any_percentile_may_be_an_objective_and_a_limit(metric: str, tmp_path: P
     experiment = load(path)
     assert [limit.metric for limit in experiment.limits] == [metric]
     assert [choice.metric for choice in experiment.objectives] == [metric]
+
+
+def test_what_drafts_adapts_and_routes_reaches_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "asked.yaml"
+    said = "space: {speculation: [0, 3]}\ndraft: {model: llama-3.2-1b, acceptance: 0.8}\nadapters: {rank: 16, count: 4}\n"
+    path.write_text(GOOD + said + "router: prefix-aware\n", encoding="utf-8")
+    experiment = load(path)
+    scalars = problem_of(experiment).scalars
+    assert (scalars["acceptance"], scalars["lora_rank"], scalars["adapters"]) == (0.8, 16, 4)
+    assert 0.1 < scalars["draft_share"] < 0.2
+    assert models_of(experiment)[-1].model.router == "prefix-aware"
+
+
+def test_a_trace_may_say_who_goes_first(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("arrival,input_tokens,output_tokens,priority\n0,5,5,1\n1,5,5,0\n", encoding="utf-8")
+    requests = read_trace(path).requests
+    assert requests.priority is not None
+    assert requests.priority.tolist() == [1, 0]
+    path.write_text("arrival,input_tokens,output_tokens,priority\n0,5,5,high\n", encoding="utf-8")
+    with pytest.raises(BadTrace, match=r"trace\.csv:2: priority is 'high', not a whole number"):
+        read_trace(path)

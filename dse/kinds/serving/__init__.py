@@ -29,7 +29,12 @@ def _models(asked: job.ServingJob) -> tuple[Fidelity, ...]:
     """The closed form over every plan, then the simulation of those that can still change the front."""
     closed = EstimatedStatistics(model=PooledServingModel(), asked=asked.statistics)
     simulated = SimulatedServing(
-        closed=closed, traffic=asked.traffic, asked=asked.statistics, context=asked.context, seed=asked.seed
+        closed=closed,
+        traffic=asked.traffic,
+        asked=asked.statistics,
+        context=asked.context,
+        seed=asked.seed,
+        router=asked.router,
     )
     screened, last = _in_row(asked, closed), _in_row(asked, simulated)
     agrees = frozenset({"devices", "price_per_hour", "rated_power", "memory"})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from costmodels.serving.speculation import draft_shares
 from costmodels.serving.statistics import Statistics
 from dse.experiment import trace_name
 from dse.kinds.machines import capped, cluster_faults, fabrics, named_devices
@@ -52,7 +53,8 @@ class ServingJob:
     """A model to serve. Codes are those of `spaces.serving`; `options` and `prefill` restrict axes, an absent axis is open.
 
     With `pools` (prefill, decode) each pool has its own devices and `devices` is the decode pool's alone. `context` is the
-    longest prompt and answer together, tokens. `statistics` are what objectives and constraints ask of requests; at most
+    longest prompt and answer together, tokens; `router` deals requests out to replicas; `bound` are symbols of drafts and
+    adapters that the file sets. `statistics` are what objectives and constraints ask of requests; at most
     `simulate` plans are simulated.
     """
 
@@ -73,6 +75,8 @@ class ServingJob:
     simulate: int
     seed: int
     row: PowerRow | None = None
+    router: str = "least-loaded"
+    bound: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def job_of(file: File) -> ServingJob:
@@ -108,7 +112,25 @@ def job_of(file: File) -> ServingJob:
         row=None if hardware.row is None else PowerRow(
             budget=hardware.row.power_budget, risk=hardware.row.risk, correlation=hardware.row.correlation
         ),
+        router=file.router,
+        bound=MappingProxyType(_bound(file)),
     )
+
+
+def _bound(file: File) -> dict[str, float]:
+    """Symbols of what drafts tokens, and of adapters, where the file says."""
+    bound: dict[str, float] = {}
+    draft = file.draft
+    if draft is not None:
+        bound["acceptance"] = draft.acceptance
+        if draft.share is not None:
+            bound |= {"draft_share": draft.share, "draft_held": draft.share}
+        elif draft.model is not None or draft.layers is not None:
+            share, held = draft_shares(file.model, draft.model, draft.layers or 1)
+            bound |= {"draft_share": share, "draft_held": held}
+    if file.adapters is not None:
+        bound |= {"lora_rank": float(file.adapters.rank), "adapters": float(file.adapters.count)}
+    return bound
 
 
 def _context(file: File) -> int:
@@ -226,6 +248,19 @@ def faults(file: File) -> Iterable[Fault]:
     yield from _length_faults(file)
     yield from _arrival_faults(file.workload)
     yield from _metric_faults(file)
+    yield from _plan_faults(file)
+
+
+def _plan_faults(file: File) -> Iterable[Fault]:
+    """What is said of drafts that no plan has, and of shares that something else says."""
+    spaces = [] if file.space is None else [file.space, file.space.given().get("decode")]
+    drafted = [value for space in spaces if space is not None for value in space.given().get("speculation", ())]
+    if file.draft is not None and not any(drafted):
+        message = "nothing is drafted unless a plan may: give space: {speculation: [0, 3]}, tokens drafted a step"
+        yield Fault(path=("draft",), message=message)
+    if file.workload.prefix_hit is not None and (file.workload.sessions or file.workload.shared_prefix):
+        message = "sessions and shared prefixes say themselves what is found cached: leave out prefix_hit, or them"
+        yield Fault(path=("workload", "prefix_hit"), message=message)
 
 
 def _machine_faults(file: File) -> Iterable[Fault]:

@@ -40,6 +40,7 @@ def problem_of(job: ServingJob) -> Problem:
         "concurrency": float(traffic.together),
         "prefix_hit": traffic.hit,
         "link_bandwidth": job.link or 0.0,
+        **job.bound,
     }
     one = job.devices[0] if len(job.devices) == 1 else None
     problem = serving_problem(job.architecture, job.stack, one, fixed)

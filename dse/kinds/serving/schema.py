@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Field, InstanceOf, create_model, model_validator
 
 from costmodels.serving.stack import find_serving_stack
+from costmodels.simulation.limits import ROUTERS
 from dse.kinds.machines import capped
 from dse.kinds.serving.requests import read_lengths, read_per_second, read_published, read_trace_file
 from dse.measures import nearest
@@ -22,7 +23,7 @@ from dse.schema.fields import (
     read_text,
     said,
 )
-from dse.schema.sections import Count, Devices, Machines, Number, Question, Rate, Search, Seconds, Section
+from dse.schema.sections import Count, Devices, Machines, Model, Number, Question, Rate, Search, Seconds, Section
 from spaces.hardware import Device
 from spaces.serving_plan import SERVING_NAMES, SERVING_PLAN, WeightFormat, serving_code
 from spaces.serving_space import MODES
@@ -171,6 +172,29 @@ class Workload(Section):
     context: Count | None = None
 
 
+class Draft(Section):
+    """What drafts tokens where `space.speculation` opens them: a model, layers beside the model's own, or a share of a step."""
+
+    acceptance: Annotated[float, BeforeValidator(part)] = 0.7
+    model: Model | None = None
+    layers: Count | None = None
+    share: Share | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Draft:
+        said_by = [name for name in ("model", "layers", "share") if getattr(self, name) is not None]
+        if len(said_by) > 1:
+            raise ValueError(f"a draft is said by one of model, layers and share, not by {' and '.join(said_by)}")
+        return self
+
+
+class Adapters(Section):
+    """Low-rank adapters on every linear layer, and how many of them are served."""
+
+    rank: Count
+    count: Count = 1
+
+
 class Slo(Section):
     """What a request must keep to count: seconds."""
 
@@ -228,6 +252,9 @@ class File(Question):
     stack: Annotated[str, BeforeValidator(read_stack)]
     precision: _codes("precision") = Field(default_factory=lambda: [int(WeightFormat.BF16)])  # type: ignore[valid-type]
     kv_precision: _codes("kv_precision") = Field(default_factory=lambda: [0])  # type: ignore[valid-type]
+    router: Annotated[str, BeforeValidator(one_of("router", lambda: ROUTERS))] = "least-loaded"
+    draft: Draft | None = None
+    adapters: Adapters | None = None
     space: Space | None = None
     baseline: Baseline | None = None
     search: ServingSearch = ServingSearch()

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from costmodels.metrics import Metrics
+from costmodels.serving.capacity import capacity
 from costmodels.serving.problem import serving_problem
 from costmodels.serving.simulated import SimulatedServing
+from costmodels.serving.speculation import draft_shares
+from costmodels.serving.stack import find_serving_stack
 from costmodels.serving.statistics import Statistics
 from costmodels.serving.steady_state import ServingModel
+from costmodels.simulation.limits import ROUTERS
 from spaces.architecture import find
 from spaces.columns import Columns
 from spaces.hardware import find_device
@@ -108,3 +112,42 @@ def test_four_bit_weights_multiplied_in_eight_bits_are_read_in_four() -> None:
         token, first = (dict(zip(names, found.value[name], strict=True)) for name in ("tpot", "ttft"))
         assert token["w4a8"] < 0.85 * token[eight]
         assert first["w4a8"] < 0.9 * first["int4"]
+
+
+def test_adapters_take_two_thin_matrices_of_every_linear_layer() -> None:
+    model = find("llama-3.1-8b")
+    plans = Columns.from_values({"lora_rank": np.array([0, 16, 16, 64]), "adapters": np.array([1, 1, 8, 1])})
+    problem = serving_problem(model, "vllm", find_device("H100"), {"devices": 1, "concurrency": 16.0})
+    held = capacity(model, find_serving_stack("vllm"), problem.at(plans)).weights
+    h, q, f = model.hidden, (model.heads + 2 * model.kv_heads) * model.head_dim, model.ffn
+    ends = (h + q) + (h + h) + (h + 2 * f) + (f + h)
+    assert np.diff(held[[0, 1]]) == pytest.approx(16 * ends * model.layers * 2)
+    assert (held[2] - held[0]) / (held[1] - held[0]) == pytest.approx(8)
+    assert (held[3] - held[0]) / (held[1] - held[0]) == pytest.approx(4)
+    tpot = ServingModel().evaluate(problem, plans).value["tpot"]
+    assert tpot[0] < tpot[1] < tpot[2]
+
+
+def test_a_drafts_share_is_its_parameters() -> None:
+    small, large = find("llama-3.2-1b"), find("llama-3.1-8b")
+    assert draft_shares(large, large) == pytest.approx((1.0, 1.0))
+    read, held = draft_shares(large, small)
+    assert read == held == pytest.approx(1.24e9 / (8.03e9 - large.vocab * large.hidden), rel=0.01)
+    ones, twos = (draft_shares(large, layers=layers) for layers in (1, 2))
+    assert ones[1] == pytest.approx(1 / (large.layers + large.vocab * large.hidden / 218.1e6), rel=0.01)
+    assert twos[0] - ones[0] == pytest.approx(twos[1] - ones[1])
+    experts = find("mixtral-8x7b")  # a token reads two experts of eight, memory holds all
+    read, held = draft_shares(experts, small)
+    assert read / held == pytest.approx(46.6 / 12.75, rel=0.02)
+
+
+def test_requests_of_a_session_are_sent_where_their_prefix_is() -> None:
+    lengths = (Lengths(shape="fixed", mean=1000), Lengths(shape="fixed", mean=100))
+    asked = {"devices": 4, "data": 4, "input_tokens": 3750, "output_tokens": 100, "request_rate": 8.0, "max_batch": 64}
+    problem = serving_problem(find("llama-3.1-8b"), "vllm", find_device("H100"), asked)
+    traffic = Traffic(lengths=lengths, rate=8.0, turns=6, think=2.0, count=1500)
+    first = {}
+    for router in ROUTERS:
+        model = SimulatedServing(closed=ServingModel(), traffic=traffic, asked=Statistics(), router=router)
+        first[router] = model.evaluate(problem, Columns.from_values({"max_batch": np.array([64])})).value["ttft"][0]
+    assert first["prefix-aware"] < 0.8 * min(first["round-robin"], first["least-loaded"])
