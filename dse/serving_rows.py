@@ -69,6 +69,8 @@ def read_serving(row: Row) -> ServingQuestion:
         raise BadRow(str(error)) from None
     if not cell(row, "stack"):
         assumed.append(f"stack {stack.name}")
+    if prompt + output > architecture.max_sequence > 0:
+        assumed.append(f"longer than the context of {architecture.name}, {architecture.max_sequence:,} tokens")
     symbols = _degrees(row, architecture, assumed)
     symbols |= _formats(row, architecture, stack.name, written, assumed)
     symbols |= _limits(row)

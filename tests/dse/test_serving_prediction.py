@@ -213,3 +213,15 @@ def test_the_longest_answers_of_conversations_decide_when_a_burst_ends() -> None
     assert number(varied, "request_latency_s") < number(equal, "request_latency_s")
     assert number(answer(**burst, lengths="even"), "tpot_s") == number(equal, "tpot_s")
     assert "exponential" in answer(lengths="lognormal")["error"]
+
+
+@pytest.mark.parametrize("requests", [50, 300])
+def test_requests_come_at_the_rate_that_is_asked_for(requests: int) -> None:
+    """Lightly loaded, what comes out in a run is what went in, however few the random gaps."""
+    row = answer(concurrency="", request_rate="2", num_requests=str(requests), osl="16")
+    assert number(row, "tokens_per_s_per_gpu") == pytest.approx(2 * 16, rel=0.03)
+
+
+def test_a_row_beyond_the_models_context_says_so() -> None:
+    assert "longer than the context of llama-3.1-8b, 131,072 tokens" in answer(isl="131072", concurrency="1")["assumptions"]
+    assert "context" not in answer()["assumptions"]
