@@ -106,7 +106,7 @@ def _bars(found: Validation) -> list[str]:
         "",
         "Held-out rows on Ampere and Hopper; other generations are reported below and not judged.",
         "",
-        *_table(("figure", "%", "asked", "met"), rows),
+        *table(("figure", "%", "asked", "met"), rows),
         "",
     ]
 
@@ -123,17 +123,17 @@ def _fitted(found: Validation) -> list[str]:
     )
     memory = intervals.table()["memory"]
     return [
-        *_table(("split", "sources"), splits),
+        *table(("split", "sources"), splits),
         "",
-        *_table(("stack", "constants from"), stacks),
+        *table(("stack", "constants from"), stacks),
         "",
         INTERVALS,
-        *_table(("stack", "generation", "factors", "from"), pairs),
+        *table(("stack", "generation", "factors", "from"), pairs),
         "",
         f"Memory: factors {memory['low']:g}–{memory['high']:g}; {memory['source']}.",
         "",
         MEASURED,
-        *_table(("machine", "date", "driver", "PyTorch", "rows"), _machines()),
+        *table(("machine", "date", "driver", "PyTorch", "rows"), _machines()),
         "",
     ]
 
@@ -160,25 +160,25 @@ def _errors(found: Validation) -> list[str]:
     return [
         "## Step time by source",
         "",
-        *_table(("source", "split", "generation", *FIGURES), sources),
+        *table(("source", "split", "generation", *FIGURES), sources),
         "",
         "## Step time by split and device generation",
         "",
-        *_table(("split", "generation", "sources", *FIGURES, "median of medians"), groups),
+        *table(("split", "generation", "sources", *FIGURES, "median of medians"), groups),
         "",
         *_reported(found),
         "## Order of plans",
         "",
         "Pairs of plans for one job whose published times differ by more than 5 %, and how many are put in the right order.",
         "",
-        *_table(("rows", "pairs", "agreed", "share, %"), order),
+        *table(("rows", "pairs", "agreed", "share, %"), order),
         "",
         "## Peak memory",
         "",
         "Errors in bytes, percent; `worst` is signed, positive predicts too much. What an allocator *reserved* is set beside",
         "`device_memory_bytes`; *analytical* figures of a paper beside `peak_memory_bytes`.",
         "",
-        *_table(("source", "split", "published", "predicted", "rows", "refused", "median", "worst"), memory),
+        *table(("source", "split", "published", "predicted", "rows", "refused", "median", "worst"), memory),
         "",
     ]
 
@@ -196,7 +196,7 @@ def _reported(found: Validation) -> list[str]:
         "",
         "Held-out rows on generations that no kernel was measured on: the shares of Hopper on their datasheets. Not judged.",
         "",
-        *_table(("device", "model", *FIGURES), lines),
+        *table(("device", "model", *FIGURES), lines),
         "",
     ]
 
@@ -213,7 +213,7 @@ def _refused(found: Validation) -> list[str]:
         "",
         "Published configurations that a row of `dse predict` cannot state, or that say nothing a prediction could be held to.",
         "",
-        *_table(("source", "configurations", "why"), left_out),
+        *table(("source", "configurations", "why"), left_out),
         "",
     ]
 
@@ -223,7 +223,7 @@ def _cells(errors: object) -> list[str]:
     return [str(value) if isinstance(value, int) else percent(value) for value in values]
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 

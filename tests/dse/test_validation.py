@@ -175,3 +175,14 @@ def test_the_page_of_a_terminal_has_every_table(dse: Run) -> None:
 def test_an_unknown_split_is_refused(dse: Run) -> None:
     done = dse("validate", "--split", "heldout")
     assert (done.code, "the nearest is held-out" in done.err) == (1, True)
+
+
+def test_the_page_of_serving_accuracy_names_every_source() -> None:
+    from benchmarks.serving_accuracy import PAGE
+    from costmodels.published_serving import METRICS, NAMES, read_serving_facts
+
+    page = PAGE.read_text(encoding="utf-8")
+    for fact in read_serving_facts():
+        source = fact.source.removesuffix(f" {NAMES[fact.metric]}")
+        assert f"| {fact.split} | {source} | {fact.inputs['stack']} |" in page
+    assert all(f"| {NAMES[metric]} |" in page for metric in METRICS)
