@@ -171,9 +171,9 @@ def _formats(row: Row, model: Architecture, stack: str, written: str, assumed: l
     try:
         weights = serving_code("precision", precision)
         if not cached:
-            # checkpoints in fp8 for TensorRT-LLM bring scales for an fp8 cache
-            narrow = stack == "tensorrt-llm" and SERVING_NAMES["precision"][weights] in ("fp8", "nvfp4")
-            cached = "fp8" if narrow else "bf16"
+            # checkpoints made narrow for TensorRT-LLM bring scales for an fp8 cache, models published in four bits none
+            made = SERVING_NAMES["precision"][weights] in ("fp8", "nvfp4") and native_precision(model.name) != "nvfp4"
+            cached = "fp8" if stack == "tensorrt-llm" and made else "bf16"
             assumed.append(f"kv_precision {cached}")
         return {"precision": float(weights), "kv_precision": float(serving_code("kv_precision", cached))}
     except ValueError as error:

@@ -70,7 +70,8 @@ def serving_stack_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (DATA / "stacks").glob("*.yaml") if _read(path.stem).get("kind") == "serving"))
 
 
-_ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "tensorrtllm": "tensorrt-llm", "torch": "torch-graph"}
+_TENSORRT = ("trt", "trtllm", "trt-llm", "tensorrtllm")
+_ALIASES = {**dict.fromkeys(_TENSORRT, "tensorrt-llm"), "torch": "torch-graph"}
 
 
 @cache

@@ -225,3 +225,17 @@ def test_requests_come_at_the_rate_that_is_asked_for(requests: int) -> None:
 def test_a_row_beyond_the_models_context_says_so() -> None:
     assert "longer than the context of llama-3.1-8b, 131,072 tokens" in answer(isl="131072", concurrency="1")["assumptions"]
     assert "context" not in answer()["assumptions"]
+
+
+def test_a_cache_left_blank_is_narrow_where_a_checkpoint_brings_scales_for_it() -> None:
+    job = {"gpu": "H200", "n_gpus": "1", "isl": "64", "osl": "8", "concurrency": "1"}
+    rows = [
+        job | {"model": model, "stack": stack, "precision": form}
+        for model, stack, form in (
+            ("llama-3.1-8b", "trt", "fp8"),
+            ("llama-3.1-8b", "vllm", "fp8"),
+            ("openai/gpt-oss-20b", "trtllm", "mxfp4"),
+        )
+    ]
+    found = [answer["assumptions"] for answer in predict_rows(rows, "serving")]
+    assert ["kv_precision fp8" in one for one in found] == [True, False, False]
