@@ -90,6 +90,7 @@ SERVING_PLAN: tuple[str, ...] = (
     "cuda_graphs",
     "speculation",
     "expert_offload",
+    "weight_offload",
     "kv_offload",
     "preemption",
 )
@@ -98,9 +99,10 @@ SERVING_PLAN: tuple[str, ...] = (
 `data` counts replicas; `max_batch` bounds the requests that run at once on one attention group, `token_budget` its new tokens
 of one step (the chunk of chunked prefill); `kv_fraction` is the share of the device's memory that weights, activations and
 cache may use together; `speculation` is the number of tokens drafted a step (0: none); with
-`expert_offload` the routed experts' weights stay in host memory and cross the host link when they are needed; `kv_offload` is
-the share of every request's cache that stays there and crosses the link in each step that attends to it. `preemption` is what
-becomes of a request that gives way when the cache is full: computed again, or swapped to host memory and back over the link.
+`expert_offload` the routed experts' weights stay in host memory and cross the host link when they are needed, and of all
+other weights of layers the share `weight_offload`, in every step; `kv_offload` is the share of every request's cache that
+stays there and crosses the link in each step that attends to it. `preemption` is what becomes of a request that gives way
+when the cache is full: computed again, or swapped to host memory and back over the link.
 """
 
 SERVING_WORKLOAD: tuple[str, ...] = (
@@ -131,6 +133,7 @@ SERVING_DEFAULTS: dict[str, float] = {
     "cuda_graphs": 1,
     "speculation": 0,
     "expert_offload": 0,
+    "weight_offload": 0,
     "kv_offload": 0,
     "preemption": 0,
     "input_tokens": 1024,

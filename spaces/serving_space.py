@@ -34,6 +34,7 @@ _CLOSED = {
     "cuda_graphs": 1.0,
     "speculation": 0.0,
     "expert_offload": 0.0,
+    "weight_offload": 0.0,
     "kv_offload": 0.0,
     "preemption": 0.0,
 }
@@ -297,6 +298,7 @@ def _limits(scope: _Scope) -> list[Axis]:
         plain("kv_fraction", (scope.defaults["kv_fraction"],)),
         plain("cuda_graphs", (1,)),
         _axis("expert_offload", scope.levels("", "expert_offload", (0,)), ("the model has no experts", experts)),
+        plain("weight_offload", (0,)),
         plain("kv_offload", (0,)),
         plain("preemption", (0,)),
         plain("precision", (2,)),

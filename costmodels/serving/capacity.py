@@ -23,7 +23,7 @@ class Capacity:
 
     `room` is what weights, activations, graphs and cache may use together. `token` is the bytes one cached token takes on one
     device, `whole` those with what of it is kept on the host; `tokens` the cached tokens that fit on ONE attention group of a
-    replica (0 where not even the weights fit). Of a device's share of `host_memory`, offloaded experts take `on_host`.
+    replica (0 where not even the weights fit). Of a device's share of `host_memory`, offloaded weights take `on_host`.
     """
 
     weights: FloatArray
@@ -107,8 +107,10 @@ def _weights(architecture: Architecture, stack: ServingStack, local: Local) -> t
     for _, graph, count in layer_graphs(architecture, stack):
         dense, expert = parameters(graph, PLACEMENT, local)
         held = 1.0 - np.asarray(local["expert_offload"], np.float64)  # of the experts, on the device
-        total = total + (np.asarray(dense, np.float64) + np.asarray(expert, np.float64) * held) * count * narrow
-        apart = apart + np.asarray(expert, np.float64) * (1.0 - held) * count * narrow
+        rest = 1.0 - np.asarray(local["weight_offload"], np.float64)  # of everything else
+        total = total + (np.asarray(dense, np.float64) * rest + np.asarray(expert, np.float64) * held) * count * narrow
+        away = np.asarray(dense, np.float64) * (1.0 - rest) + np.asarray(expert, np.float64) * (1.0 - held)
+        apart = apart + away * count * narrow
     of_stage = np.ceil(np.asarray(local["layers"]) / local["pipeline"]) / local["layers"]
     total, apart = total * of_stage, apart * of_stage
     ends = [

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.block_memory import parameters
 from costmodels.kernel_models.protocol import KernelModel
 from costmodels.kernel_models.registry import find_kernel_model
 from costmodels.serving.calls import total_time
@@ -20,7 +21,15 @@ from costmodels.serving.capacity import capacity
 from costmodels.serving.formats import weight_bytes
 from costmodels.serving.speculation import draft_time, where_drafted
 from costmodels.serving.stack import ServingStack, find_serving_stack
-from costmodels.serving.step_graph import decode_calls, layer_graphs, prefill_calls, sequence_calls, token_calls
+from costmodels.serving.step_graph import (
+    PLACEMENT,
+    Local,
+    decode_calls,
+    layer_graphs,
+    prefill_calls,
+    sequence_calls,
+    token_calls,
+)
 from costmodels.step_tables import StepTables, read_1d
 from spaces.architecture import Architecture
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
@@ -142,12 +151,13 @@ def _tables(problem: Problem, stack: ServingStack, at: Bindings, model: KernelMo
     requests, cached = REQUESTS[None, :, None], CACHED[None, None, :]
     queries, pairs = QUERIES[None, :, None], PAIRS[None, None, :]
     token_time = seconds(token_calls(architecture, stack, at, TOKENS[None, :]), len(TOKENS))
-    token_time = token_time + fetch_time(architecture, at, TOKENS[None, :])
     sequence_time = seconds(sequence_calls(architecture, stack, at, SEQUENCES[None, :]), len(SEQUENCES))
     decode = seconds(decode_calls(architecture, stack, at, requests, cached), len(REQUESTS), len(CACHED))
     prefill = seconds(prefill_calls(architecture, stack, at, queries, pairs), len(QUERIES), len(PAIRS))
     if np.any(rows(at["speculation"]) > 0):
         decode, prefill = _with_drafts(at, (token_time, sequence_time, decode, prefill))
+    fetched = fetch_time(architecture, at, TOKENS[None, :]) + weight_fetch_time(architecture, stack, at)[:, None]
+    token_time = token_time + fetched
     layers, pipeline = rows(at["layers"]), rows(at["pipeline"])
     graphed = rows(at["cuda_graphs"]) > 0
     return StepTables(
@@ -209,6 +219,24 @@ def fetch_time(architecture: Architecture, at: Bindings, tokens: FloatArray) -> 
     ranks = column("expert") * column("expert_tensor")
     layers = architecture.expert_layers
     return np.asarray(column("expert_offload") * reached * size / ranks * layers / column("device.host_link_bandwidth"))
+
+
+def weight_fetch_time(architecture: Architecture, stack: ServingStack, at: Bindings) -> FloatArray:
+    """Seconds that offloaded weights, experts apart, take over each device's own host link in every step, (c,).
+
+    Kernels read them in place over the link, and wait for it (UVAOffloader of vLLM: `cpu_offload_gb`), stage after stage.
+    """
+
+    def rows(value: object) -> FloatArray:
+        return np.broadcast_to(np.asarray(value, np.float64), (at.n,)).copy()
+
+    offloaded = rows(at["weight_offload"])
+    if not np.any(offloaded):
+        return offloaded
+    local = Local(at, 1)
+    layers = ((parameters(graph, PLACEMENT, local)[0], count) for _, graph, count in layer_graphs(architecture, stack))
+    size = sum((np.asarray(dense, np.float64) * count for dense, count in layers), np.zeros((at.n, 1)))
+    return offloaded * size[:, 0] * weight_bytes(rows(at["precision"])) / rows(at["device.host_link_bandwidth"])
 
 
 def _cache_fetch_time(architecture: Architecture, stack: ServingStack, at: Bindings) -> FloatArray:

@@ -174,8 +174,11 @@ def _replaced(found: Metrics, own: Mapping[str, FloatArray]) -> Metrics:
             interval[name] = chosen * ratio
     parts = dict(found.parts)
     if "tpot" in parts:
-        rest = value["tpot"] - np.asarray(sum(parts["tpot"].values()))
-        parts["tpot"] = {**parts["tpot"], "queueing_and_mixing": rest}
+        whole = np.asarray(sum(parts["tpot"].values()))
+        # the closed form's parts, less of each where the simulation came out quicker than their sum
+        scale = np.minimum(value["tpot"] / np.maximum(whole, 1e-300), 1.0)
+        split = {name: part * scale for name, part in parts["tpot"].items()}
+        parts["tpot"] = {**split, "queueing_and_mixing": np.maximum(value["tpot"] - whole, 0.0)}
     return dataclasses.replace(found, value=value, low=low, high=high, parts=parts)
 
 

@@ -365,7 +365,7 @@ def drafts_apart(tables: StepTables, engine: IntArray, batch: Batch, cost: Float
     parts = parts_of(tables, engine, batch)
     one = read_1d(tables.tokens, tables.token_time, engine, batch.decode_requests)
     one = one + read_1d(tables.sequences, tables.sequence_time, engine, batch.decode_requests)
-    own = (parts["decode_attention"] - cost * one) / (1.0 + cost)
+    own = np.maximum((parts["decode_attention"] - cost * one) / (1.0 + cost), 0.0)
     return parts | {"decode_attention": own, "drafting": parts["decode_attention"] - own}
 
 

@@ -22,8 +22,11 @@ class Server:
     plan: Mapping[str, Any]
 
 
-def servers(plan: Mapping[str, Any], framework: str, caches: Mapping[str, Any]) -> tuple[Server, ...]:
-    """The servers a plan is made of. Raises CannotLaunch for what the framework cannot do with its cache."""
+def servers(
+    plan: Mapping[str, Any], framework: str, caches: Mapping[str, Any], *, offloads: bool = False, drafts: bool = False
+) -> tuple[Server, ...]:
+    """The servers a plan is made of. Raises CannotLaunch for what the framework cannot do: formats of its cache, weights that
+    it does not leave on the host (`offloads`), drafts (`drafts`)."""
     split = plan.get("mode") == "disaggregated"
     found = tuple(_server(plan, role) for role in (ROLES if split else ("",)))
     for server in found:
@@ -31,6 +34,12 @@ def servers(plan: Mapping[str, Any], framework: str, caches: Mapping[str, Any]) 
             raise CannotLaunch(f"{framework} keeps no {server.plan['kv_precision']} cache; it has {', '.join(caches)}")
         if server.plan.get("kv_offload"):
             raise CannotLaunch(f"{framework} fetches no running request's cache from the host: take a plan without kv_offload")
+        if server.plan.get("expert_offload"):
+            raise CannotLaunch(f"{framework} keeps no experts apart in host memory: take a plan without expert_offload")
+        if server.plan.get("weight_offload") and not offloads:
+            raise CannotLaunch(f"{framework} keeps no weights in host memory: take a plan without weight_offload")
+        if server.plan.get("speculation") and not drafts:
+            raise CannotLaunch(f"no draft can be named for {framework} here: take a plan without speculation")
         if server.plan.get("preemption") == "swap":
             raise CannotLaunch(f"{framework} computes preempted requests again: take a plan with preemption: recompute")
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dse.experiment import load
+from dse.launch import sglang, vllm
 from dse.launch.registry import CannotLaunch, launch_text
 from dse.runner import run
 from tests.dse.conftest import Finished
@@ -81,3 +82,53 @@ def test_a_schedule_that_megatron_lacks_is_refused(small: Path, tmp_path: Path) 
     changed = dataclasses.replace(answer, plan={**answer.plan, "schedule": "dualpipe"})
     with pytest.raises(CannotLaunch, match="dualpipe"):
         launch_text(load(small), changed, "megatron")
+
+
+SERVING = """\
+kind: serving
+model: llama-3.1-8b
+hardware: {device: H100, devices: 2}
+workload: {input_tokens: 1000, output_tokens: 100, request_rate: 6 /s}
+stack: vllm
+space: {speculation: [0, 3]}
+draft: {model: llama-3.2-1b}
+adapters: {rank: 16, count: 4}
+"""
+PLAN = {
+    "mode": "aggregated",
+    "devices": 2,
+    "tensor": 2,
+    "pipeline": 1,
+    "data": 1,
+    "attention_data": 1,
+    "expert": 1,
+    "expert_tensor": 1,
+    "max_batch": 64,
+    "token_budget": 2048,
+    "kv_fraction": 0.9,
+    "precision": "bf16",
+    "kv_precision": "bf16",
+    "cuda_graphs": 1,
+}
+
+
+def test_vllm_is_told_of_drafts_adapters_eager_steps_and_weights_on_the_host(tmp_path: Path) -> None:
+    path = tmp_path / "asked.yaml"
+    path.write_text(SERVING, encoding="utf-8")
+    experiment = load(path)
+    text = vllm.write(experiment, {**PLAN, "speculation": 3, "weight_offload": 0.5, "cuda_graphs": 0})
+    said = options(text)
+    assert "meta-llama/Llama-3.2-1B" in text
+    assert '"num_speculative_tokens": 3' in text
+    assert (said["--max-lora-rank"], said["--max-loras"]) == ("16", "4")
+    assert "--enforce-eager" in said
+    assert int(said["--cpu-offload-gb"]) == 4  # half of 7.0e9 parameters' 2 bytes over two devices, in whole GiB
+    assert "--cpu-offload-gb" not in options(vllm.write(experiment, {**PLAN, "speculation": 0}))
+
+
+@pytest.mark.parametrize("choice", ["expert_offload", "kv_offload", "weight_offload", "speculation"])
+def test_what_a_framework_cannot_be_told_is_refused(choice: str, tmp_path: Path) -> None:
+    path = tmp_path / "asked.yaml"
+    path.write_text(SERVING, encoding="utf-8")
+    with pytest.raises(CannotLaunch, match=f"without {choice}"):
+        sglang.write(load(path), {**PLAN, choice: 1})

@@ -66,6 +66,7 @@ def test_every_figure_has_an_interval_and_parts_that_sum(folder: Path) -> None:
             assert figure.low <= figure.value <= figure.high
         for metric in ("tpot", "memory"):
             assert sum(answer.parts[metric].values()) == pytest.approx(answer.figures[metric].value, rel=1e-6)
+            assert min(answer.parts[metric].values()) >= 0
 
 
 def test_percentiles_are_ordered_and_users_wait_in_the_mean_no_less_than_alone(folder: Path) -> None:

@@ -54,8 +54,8 @@ class ServingJob:
 
     With `pools` (prefill, decode) each pool has its own devices and `devices` is the decode pool's alone. `context` is the
     longest prompt and answer together, tokens; `router` deals requests out to replicas; `bound` are symbols of drafts and
-    adapters that the file sets. `statistics` are what objectives and constraints ask of requests; at most
-    `simulate` plans are simulated.
+    adapters that the file sets, `draft` the model that drafts. `statistics` are what objectives and constraints ask of
+    requests; at most `simulate` plans are simulated.
     """
 
     architecture: Architecture
@@ -77,6 +77,7 @@ class ServingJob:
     row: PowerRow | None = None
     router: str = "least-loaded"
     bound: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    draft: Architecture | None = None
 
 
 def job_of(file: File) -> ServingJob:
@@ -114,6 +115,7 @@ def job_of(file: File) -> ServingJob:
         ),
         router=file.router,
         bound=MappingProxyType(_bound(file)),
+        draft=None if file.draft is None else file.draft.model,
     )
 
 

@@ -167,7 +167,8 @@ def _filled(job: ServingJob, given: Mapping[str, float], start: str) -> dict[str
         return full | {"token_budget": own.get("token_budget", default["token_budget"])}
     resting = {name: default[name] for name in ("max_batch", "token_budget", "kv_fraction")}
     resting |= {name: job.options[name][0] for name in ("precision", "kv_precision")}
-    return {**resting, "cuda_graphs": 1, "speculation": 0, "expert_offload": 0, "kv_offload": 0, "preemption": 0, **full}
+    none = dict.fromkeys(("speculation", "expert_offload", "weight_offload", "kv_offload", "preemption"), 0.0)
+    return {**resting, "cuda_graphs": 1, **none, **full}
 
 
 def _devices(job: ServingJob, given: Mapping[str, float], apart: bool) -> int:

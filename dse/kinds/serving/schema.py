@@ -64,7 +64,7 @@ def coded(symbol: str) -> Callable[[object], float]:
             return 1 if value else 0
         if symbol == "kv_fraction":
             return share(value)
-        if symbol == "kv_offload":
+        if symbol in ("kv_offload", "weight_offload"):
             return part(value)
         return read_degree(value) if symbol == "speculation" else read_count(value)
 

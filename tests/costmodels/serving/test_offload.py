@@ -162,3 +162,25 @@ def test_swapping_moves_what_recomputing_computes_again() -> None:
     assert preempted(host=1.0) == (recomputed, recomputed)
     alone = preempted(batch=1)
     assert alone[0] == alone[1]
+
+
+def test_weights_on_the_host_leave_the_device_and_cross_the_link_every_step() -> None:
+    model, device = find("llama-3.1-70b"), find_device("H100")
+    fixed = {"devices": 2, "tensor": 2, "concurrency": 1, "input_tokens": 500, "output_tokens": 200}
+    problem = serving_problem(model, "vllm", device, fixed)
+    plans = Columns.from_values({"weight_offload": SHARES})
+    found, held = ServingModel().evaluate(problem, plans), capacity(model, find_serving_stack("vllm"), problem.at(plans))
+    layers = model.layers * (
+        2 * model.hidden * (model.heads + model.kv_heads) * model.head_dim + 3 * model.hidden * model.ffn
+    )
+    assert held.on_host == pytest.approx(SHARES * layers * 2 / 2, rel=0.01)
+    assert held.weights + held.on_host == pytest.approx(held.weights[0] + 0 * SHARES)
+    assert held.tokens[-1] > held.tokens[0]
+    longer = found.value["tpot"] - found.value["tpot"][0]
+    assert longer == pytest.approx(held.on_host / device.host_link_bandwidth, rel=0.01)
+
+
+def test_a_model_larger_than_its_device_is_served_from_the_host() -> None:
+    problem = serving_problem(find("llama-3.1-70b"), "vllm", find_device("H100"), {"devices": 1, "concurrency": 1})
+    found = ServingModel().evaluate(problem, Columns.from_values({"weight_offload": np.array([0.0, 0.6])}))
+    assert found.violation["memory"][0] > 0 >= found.violation["memory"][1]
