@@ -50,8 +50,9 @@ def look(
     }
     model, asked = fidelities[-1].model, (problem, objectives, constraints)
     name = chosen(experiment.method, experiment.budget, space.size())
+    who = executor(experiment.executor, experiment.workers, experiment.address)
+    how["executor"] = who
     if name == "exact":
-        how["executor"] = executor(experiment.executor, experiment.workers, experiment.address)
         if len(fidelities) == 1:
             return search(space, model, *asked, ledger=store, **how), {}
         screened = screen(space, fidelities[0], fidelities[1], *asked, ledger=store, **how)
@@ -84,9 +85,7 @@ def _mirror(
     return mirror(experiment.mirror, experiment.name, [(o.name, o.maximize) for o in objectives], record)
 
 
-def _nested(
-    experiment: Experiment[Any], space: Space, model: CostModel, asked: tuple[Any, ...], how: dict[str, Any]
-) -> Result:
+def _nested(experiment: Experiment[Any], space: Space, model: CostModel, asked: tuple[Any, ...], how: dict[str, Any]) -> Result:
     """Outer points by evolution within the budget, or all of them without one; every plan of each."""
     outer = experiment.outer or leading(space)
     if not outer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -35,6 +36,15 @@ class Executor(Protocol):
 
     def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
         """Yield (index of the chunk, result)."""
+        ...
+
+
+@runtime_checkable
+class Lasting(Protocol):
+    """An executor whose workers can stay from one map to the next."""
+
+    def kept(self) -> AbstractContextManager[Executor]:
+        """The executor for a block of several maps, one at a time; its workers end with the block."""
         ...
 
 

@@ -9,18 +9,20 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 from search.assignment import Assignment
 from search.carrying import from_bytes, to_bytes, unimported_main, work_to_bytes
-from search.execution import ExecutorError
+from search.execution import Executor, ExecutorError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+_LESSON, _CHUNK = b"f", b"c"  # what a message to a worker begins with: what to do, or what to do it with
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Threads that the libraries of a worker may start, read when numpy is imported: there is a worker on every core."""
 
@@ -44,36 +46,85 @@ class Local:
 
     def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
         """Yield (index of the chunk, result) as they come. Raises ExecutorError when workers keep dying."""
-        count = self.hands
-        work = Assignment(chunks, retries=self.retries)
-        carried = work_to_bytes(function)
         workers: list[_Worker] = []
         try:
-            while not work.over:
-                for worker in workers:
-                    worker.take(work)
-                fresh: list[tuple[_Worker, tuple[int, T]]] = []
-                while len(workers) + len(fresh) < count and (job := work.take()) is not None:
-                    fresh.append((_Worker.started(), job))
-                for worker, job in fresh:  # all of them start while the first is still to read
-                    worker.learn(carried, job)
-                    workers.append(worker)
-                ready = wait([worker.pipe for worker in workers if worker.at is not None], timeout=work.until_straggler())
-                for worker, index in [(w, w.at) for w in workers if w.pipe in ready and w.at is not None]:
-                    answer = worker.answer()
-                    if answer is None:
-                        workers.remove(worker)
-                        work.lost(index, worker.end)
-                        continue
-                    good, result = answer
-                    if not good:
-                        raise result
-                    worker.take(work)  # before the result is looked at
-                    if work.finished(index):
-                        yield index, result
+            yield from _done(workers, self, work_to_bytes(function), chunks)
         finally:
             for worker in workers:
                 worker.dismiss()
+
+    @contextmanager
+    def kept(self) -> Iterator[Executor]:
+        """The executor with its processes held until the end of the block."""
+        workers: list[_Worker] = []
+        try:
+            yield _Kept(self, workers)
+        finally:
+            for worker in workers:
+                worker.dismiss()
+
+
+@final
+class _Kept:
+    """Processes that stay from one map to the next, and know what the last one was about."""
+
+    def __init__(self, who: Local, workers: list[_Worker]) -> None:
+        self._who = who
+        self._workers = workers
+        self._known: Callable[[Any], Any] | None = None
+        self._carried = b""
+
+    @property
+    def apart(self) -> bool:
+        """The work is done in other processes."""
+        return True
+
+    @property
+    def hands(self) -> int:
+        """The processes."""
+        return self._who.hands
+
+    def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
+        """Yield (index of the chunk, result) as they come."""
+        if function is not self._known:
+            self._carried, self._known = work_to_bytes(function), function
+            for worker in self._workers:
+                worker.learn(self._carried)
+        try:
+            yield from _done(self._workers, self._who, self._carried, chunks)
+        finally:
+            for worker in [worker for worker in self._workers if worker.at is not None]:
+                self._workers.remove(worker)
+                worker.dismiss()
+
+
+def _done(workers: list[_Worker], who: Local, carried: bytes, chunks: Iterator[T]) -> Generator[tuple[int, Any], None, None]:
+    """The chunks done by workers, who know what is `carried`; those that are missing are started and taught it."""
+    work = Assignment(chunks, retries=who.retries)
+    while not work.over:
+        for worker in workers:
+            worker.take(work)
+        fresh: list[tuple[_Worker, tuple[int, T]]] = []
+        while len(workers) + len(fresh) < who.hands and (job := work.take()) is not None:
+            fresh.append((_Worker.started(), job))
+        for worker, job in fresh:  # all of them start while the first is still to read
+            worker.learn(carried)
+            worker.give(job)
+            workers.append(worker)
+        ready = wait([worker.pipe for worker in workers if worker.at is not None], timeout=work.until_straggler())
+        for worker, index in [(w, w.at) for w in workers if w.pipe in ready and w.at is not None]:
+            answer = worker.answer()
+            if answer is None:
+                workers.remove(worker)
+                work.lost(index, worker.end)
+                continue
+            good, result = answer
+            if not good:
+                raise result
+            first = work.finished(index)
+            worker.take(work)  # before the result is looked at
+            if first:
+                yield index, result
 
 
 @dataclass(slots=True, eq=False)
@@ -95,15 +146,19 @@ class _Worker:
         far.close()
         return cls(process, pipe)
 
-    def learn(self, function: bytes, job: tuple[int, Any]) -> None:
-        """What to do, and its first chunk."""
-        self._send(function)
-        self._give(job)
+    def learn(self, function: bytes) -> None:
+        """What to do from now on."""
+        self._send(_LESSON + function)
+
+    def give(self, job: tuple[int, Any]) -> None:
+        """A chunk."""
+        self.at = job[0]
+        self._send(_CHUNK + to_bytes(job[1]))
 
     def take(self, work: Assignment[Any]) -> None:
         """The next chunk, if it is free and there is one."""
         if self.at is None and (job := work.take()) is not None:
-            self._give(job)
+            self.give(job)
 
     def answer(self) -> tuple[bool, Any] | None:
         """Whether its chunk went well, and the result or what was raised; None when it died."""
@@ -128,10 +183,6 @@ class _Worker:
         self.process.join()
         self.pipe.close()
 
-    def _give(self, job: tuple[int, Any]) -> None:
-        self.at = job[0]
-        self._send(to_bytes(job[1]))
-
     def _send(self, data: bytes) -> None:
         try:
             self.pipe.send_bytes(data)
@@ -145,14 +196,18 @@ def _serve(pipe: Connection) -> None:
     for name in _THREADS:
         os.environ.setdefault(name, "1")
     try:
-        function = _learnt(pipe.recv_bytes())
+        function: Callable[[Any], Any] = _learnt(b"")
         while True:
-            pipe.send_bytes(_answer(function, pipe.recv_bytes()))
+            data = memoryview(pipe.recv_bytes())
+            if data[:1] == _LESSON:
+                function = _learnt(data[1:])
+            else:
+                pipe.send_bytes(_answer(function, data[1:]))
     except (EOFError, OSError):
         return
 
 
-def _learnt(function: bytes) -> Callable[[Any], Any]:
+def _learnt(function: bytes | memoryview) -> Callable[[Any], Any]:
     """What to do; where this process cannot read it, to say so."""
     try:
         learnt: Callable[[Any], Any] = from_bytes(function)
@@ -166,7 +221,7 @@ def _learnt(function: bytes) -> Callable[[Any], Any]:
     return learnt
 
 
-def _answer(function: Callable[[Any], Any], chunk: bytes) -> bytes:
+def _answer(function: Callable[[Any], Any], chunk: memoryview) -> bytes:
     try:
         return to_bytes((True, function(from_bytes(chunk))))
     except Exception as error:

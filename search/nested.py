@@ -33,6 +33,8 @@ from search.archive import Archive
 from search.budget import Budget
 from search.certificate import Certificate, Removal
 from search.constraint import Constraint
+from search.elsewhere import Elsewhere, cpu_elsewhere, evaluating
+from search.execution import Executor
 from search.front import Objective, Points
 from search.keeping import State, Visit
 from search.methods import method as method_named
@@ -94,14 +96,15 @@ def nested_search(
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    executor: Executor | None = None,
     ledger: Ledger | None = None,
 ) -> NestedResult:
     """The front over plans on outer points: outer points by `method` within `budget` (in outer points), plans exactly.
 
     `outer` names the first axes of the space, in order. Points of outer points never looked at are `unvisited`; when none is
     left the certificate is complete. With a `ledger` every batch of outer points is put on record there, and taken from it when
-    the same search is asked again. Raises ValueError when `outer` is not a proper beginning of the space's axes, for an
-    unknown method, and what `search.exact.search` raises.
+    the same search is asked again. An `executor` evaluates the plans of a dear model. Raises ValueError when `outer` is not
+    a proper beginning of the space's axes, for an unknown method, and what `search.exact.search` raises.
     """
     clock, processor = time.perf_counter(), time.process_time()
     depth = _depth(space, outer)
@@ -111,25 +114,28 @@ def nested_search(
     machines = ranking(_reachable(space, depth))
     limit = budget or Budget()
     kept = np.random.default_rng(seed).spawn(2)
-    folded = _Folded(task=task, plans=plans, depth=depth, top=top, sample=sample, random=kept[1], ledger=ledger)
+    with evaluating(task, executor) as question:
+        folded = _Folded(
+            task=task, question=question, plans=plans, depth=depth, top=top, sample=sample, random=kept[1], ledger=ledger
+        )
 
-    def told(_: Archive) -> None:
-        if progress is not None:
-            progress(folded.progress(time.perf_counter() - clock))
+        def told(_: Archive) -> None:
+            if progress is not None:
+                progress(folded.progress(time.perf_counter() - clock))
 
-    archive = Archive(
-        ranking=machines,
-        question=folded,
-        most=limit.most(machines.size),
-        deadline=None if limit.seconds is None else clock + limit.seconds,
-        cancelled=cancelled,
-        told=told,
-    )
-    try:
-        propose(archive, kept[0])
-    except KeyboardInterrupt:
-        archive.stopped = "interrupted"
-    result = folded.result(archive.stopped, seed, clock, processor)
+        archive = Archive(
+            ranking=machines,
+            question=folded,
+            most=limit.most(machines.size),
+            deadline=None if limit.seconds is None else clock + limit.seconds,
+            cancelled=cancelled,
+            told=told,
+        )
+        try:
+            propose(archive, kept[0])
+        except KeyboardInterrupt:
+            archive.stopped = "interrupted"
+        result = folded.result(archive.stopped, seed, clock, processor)
     return NestedResult(result=result, outer=folded.outer(machines))
 
 
@@ -166,6 +172,7 @@ class _Folded:
         self,
         *,
         task: Task,
+        question: Task | Elsewhere,
         plans: Ranking,
         depth: int,
         top: int,
@@ -173,6 +180,7 @@ class _Folded:
         random: np.random.Generator,
         ledger: Ledger | None = None,
     ) -> None:
+        self._question = question
         self._task, self._plans, self._depth, self._random, self._ledger = task, plans, depth, random, ledger
         self._none = task.none(plans.space)
         self._empty = self._state = State.empty(self._none, len(task.objectives), top, sample)
@@ -256,13 +264,13 @@ class _Folded:
         bounds = np.full(len(plans), np.inf)
         pruned: dict[str, int] = {}
         broken: dict[str, int] = {}
-        for name, violation in self._task.proven(columns, broken).items():
+        for name, violation in self._question.proven(columns, broken).items():
             over = violation > 0
             pruned[name] = int(np.count_nonzero(over & ~ruled_out))
             bounds[over] = np.where(ruled_out[over], np.maximum(bounds[over], violation[over]), violation[over])
             ruled_out |= over
         alive = np.flatnonzero(~ruled_out)
-        points, worst, failed = self._task.evaluated(columns.take(alive), plans[alive])
+        points, worst, failed = self._question.evaluated(columns.take(alive), plans[alive])
         none = np.empty(0, np.int64)
         visit = Visit(
             n=len(plans),
@@ -308,7 +316,7 @@ class _Folded:
             stopped="" if not certificate.unvisited else stopped or "sampled",
             seed=seed,
             wall_s=time.perf_counter() - clock,
-            cpu_s=time.process_time() - processor,
+            cpu_s=time.process_time() - processor + cpu_elsewhere(self._question),
         )
 
     def outer(self, machines: Ranking) -> OuterPoints:

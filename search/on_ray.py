@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 from search.assignment import Assignment
 from search.carrying import immovable
-from search.execution import ExecutorError
+from search.execution import Executor, ExecutorError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,19 +54,71 @@ class OnRay:
 
     def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
         """Yield (index of the chunk, result) as they come."""
+        with self.kept() as joined:
+            yield from joined.map(function, chunks)
+
+    @contextmanager
+    def kept(self) -> Iterator[Executor]:
+        """The executor, which leaves what it joins or starts only at the end of the block."""
+        joined = _Joined(self)
+        try:
+            yield joined
+        finally:
+            joined.leave()
+
+    def join(self, ray: Any) -> bool:
+        """Join or start the cluster, unless one is joined already; whether it is to be left again."""
+        if self.address is not None and self.address != "auto":
+            _knock(self.address, self.patience)
+        if ray.is_initialized():
+            joined = str(ray.get_runtime_context().gcs_address)
+            if self.address not in (None, "auto", joined):
+                raise ExecutorError(f"this process belongs to the Ray cluster at {joined} already, not {self.address}")
+            return False
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: whatever else runs goes before the search
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        if self.address is None:
+            ray.init(address="local", num_cpus=self.workers, include_dashboard=False, **quiet)
+            return True
+        try:
+            ray.init(address=self.address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ExecutorError(f"no Ray cluster answers at {self.address}: {error}") from None
+        return True
+
+
+@final
+class _Joined:
+    """A cluster from the first map on: what to do is put into its object store once, however many maps do it."""
+
+    def __init__(self, who: OnRay) -> None:
+        self._who = who
+        self._started = False
+        self._known: Callable[[Any], Any] | None = None
+        self._shared: Any = None
+
+    @property
+    def apart(self) -> bool:
+        """The work is done in other processes."""
+        return True
+
+    @property
+    def hands(self) -> int:
+        """As of the executor."""
+        return self._who.hands
+
+    def map(self, function: Callable[[T], R], chunks: Iterator[T]) -> Generator[tuple[int, R], None, None]:
+        """Yield (index of the chunk, result) as they come."""
         import ray
 
-        started = self._join(ray)
+        self._started = self._who.join(ray) or self._started
         task = ray.remote(max_retries=0)(_call)
-        try:
-            shared = ray.put(function)
-        except TypeError as error:
-            if started:
-                ray.shutdown()
-            raise ExecutorError(immovable(error.__cause__ or error)) from error
-        cores = max(1, int(_cores(ray)))
-        window = 2 * cores if self.workers is None or self.workers >= cores else self.workers
-        work = Assignment(chunks, retries=self.retries)
+        shared = self._put(ray, function)
+        workers, cores = self._who.workers, max(1, int(_cores(ray)))
+        window = 2 * cores if workers is None or workers >= cores else workers
+        work = Assignment(chunks, retries=self._who.retries)
         running: dict[Any, int] = {}
         try:
             while not work.over:
@@ -87,30 +140,23 @@ class OnRay:
         finally:
             for left in running:
                 ray.cancel(left, force=True)
-            if started:
-                ray.shutdown()
 
-    def _join(self, ray: Any) -> bool:
-        """Join or start the cluster, unless one is joined already; whether it is to be left again."""
-        if self.address is not None and self.address != "auto":
-            _knock(self.address, self.patience)
-        if ray.is_initialized():
-            joined = str(ray.get_runtime_context().gcs_address)
-            if self.address not in (None, "auto", joined):
-                raise ExecutorError(f"this process belongs to the Ray cluster at {joined} already, not {self.address}")
-            return False
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: whatever else runs goes before the search
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if self.address is None:
-            ray.init(address="local", num_cpus=self.workers, include_dashboard=False, **quiet)
-            return True
-        try:
-            ray.init(address=self.address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ExecutorError(f"no Ray cluster answers at {self.address}: {error}") from None
-        return True
+    def leave(self) -> None:
+        """Leave what was joined or started here."""
+        self._shared = None
+        if self._started:
+            import ray
+
+            ray.shutdown()
+
+    def _put(self, ray: Any, function: Callable[[Any], Any]) -> Any:
+        """What to do, in the object store."""
+        if self._known is not function:
+            try:
+                self._shared, self._known = ray.put(function), function
+            except TypeError as error:
+                raise ExecutorError(immovable(error.__cause__ or error)) from error
+        return self._shared
 
 
 def _cores(ray: Any) -> float:

@@ -12,6 +12,8 @@ from search.archive import Archive
 from search.budget import Budget
 from search.certificate import Removal
 from search.constraint import Constraint
+from search.elsewhere import cpu_elsewhere, evaluating
+from search.execution import Executor
 from search.front import Objective, Points
 from search.methods import Method
 from search.result import Closest, Progress, Result, Sample
@@ -36,6 +38,7 @@ def sampled_search(
     sample: int = 100_000,
     seed: int = 0,
     start: IntArray | None = None,
+    executor: Executor | None = None,
     store: TrialStore | None = None,
     watch: Callable[[Archive], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -46,7 +49,8 @@ def sampled_search(
     `pruned` counts points that the model's bounds were seen to rule out, `unvisited` all that nobody looked at, and `stopped`
     says why. `start` holds ordinals of points to evaluate first (a front that a cheaper model found), `store` puts every
     batch on record and answers from it, `watch` is called after every batch. Ctrl-C, `cancelled()` and the budget's seconds
-    end the search with what was found so far. Raises what `search.exact.search` raises, and ValueError where the method
+    end the search with what was found so far. An `executor` evaluates the batches of a model that is dear enough
+    (search/elsewhere.py): the method stays here. Raises what `search.exact.search` raises, and ValueError where the method
     refuses the question.
     """
     clock, processor = time.perf_counter(), time.process_time()
@@ -60,22 +64,23 @@ def sampled_search(
         if progress is not None:
             progress(archive.progress(time.perf_counter() - clock))
 
-    archive = Archive(
-        ranking=numbered,
-        question=task,
-        most=budget.most(numbered.size),
-        top=top,
-        deadline=None if budget.seconds is None else clock + budget.seconds,
-        cancelled=cancelled,
-        told=told,
-        store=store,
-    )
-    try:
-        if start is not None:
-            archive.evaluate(start)
-        method(archive, kept[0])
-    except KeyboardInterrupt:
-        archive.stopped = "interrupted"
+    with evaluating(task, executor) as question:
+        archive = Archive(
+            ranking=numbered,
+            question=question,
+            most=budget.most(numbered.size),
+            top=top,
+            deadline=None if budget.seconds is None else clock + budget.seconds,
+            cancelled=cancelled,
+            told=told,
+            store=store,
+        )
+        try:
+            if start is not None:
+                archive.evaluate(start)
+            method(archive, kept[0])
+        except KeyboardInterrupt:
+            archive.stopped = "interrupted"
     certificate = archive.certificate()
     rows = archive.sample(sample, kept[1])
     signs = np.array([-1.0 if objective.maximize else 1.0 for objective in task.objectives])
@@ -100,7 +105,7 @@ def sampled_search(
         stopped="" if not certificate.unvisited else archive.stopped or "sampled",
         seed=seed,
         wall_s=time.perf_counter() - clock,
-        cpu_s=time.process_time() - processor,
+        cpu_s=time.process_time() - processor + cpu_elsewhere(question),
     )
 
 

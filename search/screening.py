@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from costmodels.metrics import CostModel
 from search.certificate import Failure
 from search.constraint import Constraint
+from search.elsewhere import Elsewhere, cpu_elsewhere, evaluating
 from search.exact import search
+from search.execution import Executor
 from search.front import Front, Objective, Points, TopList, beaten, join, non_dominated
 from search.packing import packed_points, unpacked_points
 from search.result import Closest, Progress, Result
@@ -91,13 +93,14 @@ def screen(
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
-    executor: Any = None,
+    executor: Executor | None = None,
     ledger: Ledger | None = None,
 ) -> Screened:
     """The front by the dear model, of the plans that it may see. Raises what `search.exact.search` raises.
 
     With a `ledger` the slices of the cheap stage and every batch of the dear model are put on record there, figures included,
-    and taken from it when the same search is asked again. Ctrl-C or `cancelled()` ends it with what was found so far.
+    and taken from it when the same search is asked again. An `executor` lists for the cheap model, and evaluates for the dear
+    one where that is worth it (search/elsewhere.py). Ctrl-C or `cancelled()` ends it with what was found so far.
     """
     clock, processor = time.perf_counter(), time.process_time()
     relaxed = [_relaxed(constraint, dear.agrees) for constraint in constraints]
@@ -124,29 +127,30 @@ def screen(
     task = Task(dear.model, problem, tuple(objectives), tuple(constraints))
     known = {} if ledger is None else ledger.slices()
     stopped = found.stopped
-    try:
-        while len(seen.rows) < most and not stopped:
-            rows = contenders.next(seen, min(CHUNK, most - len(seen.rows)))
-            if not len(rows):
-                break
-            place = len(seen.rows)
-            if ledger is not None and known.get(place) == len(rows):
-                judged = unpacked_points(ledger.found(place)[0], seen.points)
-            else:
-                judged = contenders.judged(task, rows)
-                if ledger is not None:
-                    ledger.keep(place, len(rows), packed_points(*judged), 0.0)
-            seen = seen.after(contenders, rows, *judged, agreed)
-            if cancelled is not None and cancelled():
-                stopped = "cancelled"
-    except KeyboardInterrupt:
-        stopped = "interrupted"
+    with evaluating(task, executor) as question:
+        try:
+            while len(seen.rows) < most and not stopped:
+                rows = contenders.next(seen, min(CHUNK, most - len(seen.rows)))
+                if not len(rows):
+                    break
+                place = len(seen.rows)
+                if ledger is not None and known.get(place) == len(rows):
+                    judged = unpacked_points(ledger.found(place)[0], seen.points)
+                else:
+                    judged = contenders.judged(question, rows)
+                    if ledger is not None:
+                        ledger.keep(place, len(rows), packed_points(*judged), 0.0)
+                seen = seen.after(contenders, rows, *judged, agreed)
+                if cancelled is not None and cancelled():
+                    stopped = "cancelled"
+        except KeyboardInterrupt:
+            stopped = "interrupted"
     left = contenders.possible(seen)
     result = dataclasses.replace(
         _answer(found, seen, task, top, sample),
         stopped=stopped,
         wall_s=time.perf_counter() - clock,
-        cpu_s=time.process_time() - processor,
+        cpu_s=time.process_time() - processor + cpu_elsewhere(question),
     )
     looked = found.certificate.evaluated + sum(found.certificate.pruned.values())
     stages = (Stage(name=cheap.name, saw=looked), Stage(name=dear.name, saw=len(seen.rows)))
@@ -204,7 +208,7 @@ class _Contenders:
         rows = rows[np.sort(first)] if len(rows) else rows
         return cls(found.sample.columns.take(rows), costs[rows], found.sample.ordinals[rows])
 
-    def judged(self, task: Task, rows: IntArray) -> tuple[Points, FloatArray, dict[int, str]]:
+    def judged(self, task: Task | Elsewhere, rows: IntArray) -> tuple[Points, FloatArray, dict[int, str]]:
         """Some of them by the dear model: those it can predict, their greatest violations, and by ordinal why others fail."""
         points, worst, failed = task.evaluated(self.columns.take(rows), self.ordinals[rows])
         lost = rows[~np.isin(self.ordinals[rows], points.ordinals)]

@@ -41,3 +41,8 @@ def slowly_squared(number: int) -> int:
     """A square that takes a twentieth of a second."""
     time.sleep(0.05)
     return number * number
+
+
+def own_number(_: int) -> int:
+    """Which process this is."""
+    return os.getpid()
