@@ -21,6 +21,15 @@ from costmodels.kernels import smooth_max
 from costmodels.serving.calls import Call
 from costmodels.serving.exchanges import expert_exchange, reduction, send
 from costmodels.serving.formats import block_scaled_time, cache_bytes, compute_format, dequantised_share, weight_bytes
+from costmodels.serving.paged_attention import (
+    blocks_time,
+    counted_share,
+    narrow,
+    prompts_beside,
+    prompts_slower,
+    start_time,
+    windowed,
+)
 from costmodels.serving.stack import ServingStack
 from spaces.architecture import Architecture
 from spaces.columns import Bindings, Value
@@ -399,21 +408,23 @@ def decode_calls(
             yield _repeated(_latent(wide, requests, seen), count)
             continue
         heads, kv_heads = (-(-np.asarray(wide[name]) // wide["tensor"]) for name in ("heads", "kv_heads"))
-        share = cache_bytes(wide["kv_precision"]) / 2.0
         rate = np.maximum(wide["device.matrix_flops.bf16"], wide["device.matrix_flops.fp16"])
         work = 4.0 * requests * heads * seen * wide["head_dim"]
-        floor = np.where(share < 1.0, work / (rate * wide["kernel.attention.forward"]), 0.0)
+        floor = np.where(narrow(wide), work / (rate * wide["kernel.attention.forward"]), 0.0)
+        floor = smooth_max(floor, blocks_time(wide, requests, length, heads, kv_heads))
         shape = {
             "batch": requests,
             "heads": heads,
             "kv_heads": kv_heads,
             "q_len": 1.0,
-            "kv_len": np.maximum(np.round(seen * share), 1.0),
+            "kv_len": np.maximum(np.round(seen * counted_share(wide)), 1.0),
             "head_dim": wide["head_dim"],
             "implementation": stack.attention["decode"],
             "cache": "cold",
         }
-        yield Call(op="attention_decode", shape=shape, times=count, floor=floor)
+        times = count * windowed(wide, length, seen)
+        yield Call(op="attention_decode", shape=shape, times=times, floor=floor)
+        yield Call(op="", floor=start_time(wide), times=times)
 
 
 def _latent(wide: _Wide, requests: Value, seen: Value) -> Call:
@@ -459,7 +470,11 @@ def prefill_calls(
             "implementation": stack.attention["prefill"],
             "cache": "cold",
         }
-        yield Call(op="attention_prefill", shape=shape, times=count * factor)
+        if architecture.kv_lora_rank:
+            yield Call(op="attention_prefill", shape=shape, times=count * factor)
+            continue
+        yield Call(op="attention_prefill", shape=shape, times=count * prompts_slower(wide, seen < mean))
+        yield Call(op="", floor=prompts_beside(wide, queries, heads), times=count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
