@@ -113,6 +113,9 @@ def _print_run(answer: Run | Sweep, as_json: bool) -> None:
     stopped = answer.stopped
     if stopped == "sampled":
         typer.echo("dse: stopped (sampled): the budget is spent; a larger one looks at more plans", err=True)
+    elif stopped == "nothing new":
+        said = "the method asks for plans that it knows, though the budget would pay for others; try another"
+        typer.echo(f"dse: stopped (nothing new): {said}", err=True)
     elif stopped and answer.folder is not None:
         typer.echo(f"dse: stopped ({stopped}); dse resume {answer.folder} goes on", err=True)
     if as_json:
@@ -189,7 +192,11 @@ def export_command(
 
         typer.echo(export_study(folder, study or out))
         return
-    from dse.launch.registry import export
+    from dse.launch.registry import FRAMEWORKS, export
+    from dse.measures import nearest
+
+    if to not in FRAMEWORKS:
+        raise ValueError(f"--to: no framework is called {to!r}{nearest(to, [*FRAMEWORKS, 'optuna'])}")
 
     typer.echo(str(export(folder, to, rank, out)))
 

@@ -23,11 +23,13 @@ import numpy as np
 
 from dse.answers import PlanAnswer, Run, row, to_json_text
 from dse.run_store import FILE, connect
+from search.sampled import GAVE_UP
 
 SCHEMA = 2
 """Version of the folder's layout; a reader refuses any other."""
-WHOLE = ("", "sampled")
-"""Why searches stop that nobody needs to go on with: nothing is left, or the budget of points is spent."""
+WHOLE = ("", "sampled", GAVE_UP)
+"""Why searches stop that nobody needs to go on with: nothing is left, the budget of points is spent, or
+the method asks for known points alone."""
 
 _LIBRARIES = ("frontplan", "numpy", "scipy", "networkx", "pyyaml", "pydantic", "moocore")
 

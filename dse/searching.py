@@ -50,6 +50,11 @@ def look(
     }
     model, asked = fidelities[-1].model, (problem, objectives, constraints)
     name = chosen(experiment.method, experiment.budget, space.size())
+    if experiment.mirror is not None and name in ("exact", "nested"):
+        raise ValueError(
+            f"search.mirror shows trials of a sampling method, and this search is {name}: give it a search.budget or another "
+            "search.method, or leave the mirror out and use dse export RUN --to optuna afterwards"
+        )
     who = executor(experiment.executor, experiment.workers, experiment.address)
     how["executor"] = who
     if name == "exact":

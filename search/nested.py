@@ -41,7 +41,7 @@ from search.methods import method as method_named
 from search.methods import require_name
 from search.packing import packed, packed_arrays, unpacked, unpacked_arrays
 from search.result import Progress, Result
-from search.sampled import closest
+from search.sampled import GAVE_UP, closest
 from search.store import Ledger
 from search.visiting import Task
 from spaces.columns import Columns, FloatArray, IntArray
@@ -133,6 +133,8 @@ def nested_search(
         )
         try:
             propose(archive, kept[0])
+            if not archive.stopped and len(archive) < archive.most:
+                archive.stopped = GAVE_UP
         except KeyboardInterrupt:
             archive.stopped = "interrupted"
         result = folded.result(archive.stopped, seed, clock, processor)

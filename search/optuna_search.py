@@ -8,6 +8,7 @@ model's bounds rule out is told as infeasible and not evaluated.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -341,15 +342,26 @@ def _created(target: str, name: str, objectives: Sequence[tuple[str, bool]]) -> 
 
 
 def storage(target: str) -> optuna.storages.BaseStorage:
-    """An RDB URL (`sqlite:///trials.db`), or a journal file by its path. No connection outlives its use."""
+    """An RDB URL (`sqlite:///trials.db`), or a journal file by its path. No connection outlives its use. ValueError where no
+    database answers, or the driver for it is not installed."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
     if "://" in target:
+        from sqlalchemy.exc import SQLAlchemyError
         from sqlalchemy.pool import NullPool
 
-        return optuna.storages.RDBStorage(target, engine_kwargs={"poolclass": NullPool})
+        try:
+            return optuna.storages.RDBStorage(target, engine_kwargs={"poolclass": NullPool})
+        except (ImportError, SQLAlchemyError) as error:
+            told = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
+            raise ValueError(f"{_without_password(target)} cannot be opened as a database of studies: {told}") from None
     return optuna.storages.JournalStorage(JournalFileBackend(target))
+
+
+def _without_password(url: str) -> str:
+    """A database's address as it may be shown."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def _distribution(values: Sequence[Any]) -> Any:

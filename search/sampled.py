@@ -24,6 +24,9 @@ from spaces.problem import Problem
 from spaces.ranking import ranking
 from spaces.space import Space
 
+GAVE_UP = "nothing new"
+"""Why a search stopped whose method asked for known points alone, though its budget would have paid for more."""
+
 
 def sampled_search(
     space: Space,
@@ -79,6 +82,8 @@ def sampled_search(
             if start is not None:
                 archive.evaluate(start)
             method(archive, kept[0])
+            if not archive.stopped and len(archive) < archive.most:
+                archive.stopped = GAVE_UP
         except KeyboardInterrupt:
             archive.stopped = "interrupted"
     certificate = archive.certificate()

@@ -67,7 +67,7 @@ def test_a_launch_file_that_was_changed_is_not_overwritten(dse: Run, small: Path
     assert path.read_text(encoding="utf-8") == "mine"
 
 
-@pytest.mark.parametrize(("to", "wanted"), [("megatrn", "megatron"), ("vllm", "torchtitan")])
+@pytest.mark.parametrize(("to", "wanted"), [("megatrn", "megatron"), ("optunna", "optuna"), ("vllm", "torchtitan")])
 def test_a_framework_that_cannot_run_it_names_those_that_can(
     to: str, wanted: str, dse: Run, small: Path, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_nested_takes_every_machine_without_a_budget(dse: Callable[..., Any], sm
         ("search: {method: auto, budget: {}}", "points, share or seconds"),
         ("search: {method: auto, budget: {points: 0}}", "whole number from 1"),
         ("search: {method: exact, mirror: x.journal}", "dse export RUN --to optuna"),
+        ("search: {mirror: x.journal}", "dse export RUN --to optuna"),
         ("search: {method: tpe, outer: device}", "belong to method: nested"),
         ("search: {method: cmaes, budget: {points: 5}}", "one objective, not 2"),
         ("search: {method: nested}", "first axes"),

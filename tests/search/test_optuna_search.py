@@ -17,7 +17,7 @@ from search.encoding import encoding
 from search.methods import Method, method
 from search.optuna_search import Studied, mirror, storage, write_study
 from search.result import Result
-from search.sampled import sampled_search
+from search.sampled import GAVE_UP, sampled_search
 from search.store import Remembered, Trials
 from search.testing import MEMORY, PROBLEM, TIME, MethodContract, Toy, toy_space
 from spaces.ranking import ranking
@@ -196,3 +196,20 @@ def test_points_become_a_study(tmp_path: Path, kind: str) -> None:
     assert study.trials[1].params == {"tensor": 2, "schedule": "gpipe", "rate": 1.5}
     assert [trial.number for trial in study.best_trials] == [0]  # the second is infeasible, the third failed
     assert study.trials[2].state.name == "FAIL"
+
+
+def test_a_sampler_that_repeats_itself_is_not_said_to_have_spent_its_budget() -> None:
+    def stubborn(archive: Archive, random: np.random.Generator) -> None:  # noqa: ARG001
+        archive.evaluate(np.arange(3))
+
+    result = sampled_search(toy_space(), Toy(), PROBLEM, (TIME, MEMORY), method=stubborn, budget=Budget(points=9))
+    assert result.stopped == GAVE_UP
+    result = sampled_search(toy_space(), Toy(), PROBLEM, (TIME, MEMORY), method=stubborn, budget=Budget(points=3))
+    assert result.stopped == "sampled"
+
+
+@pytest.mark.parametrize("url", ["nothing://x", "sqlite:////nonexistent/trials.db", "nothing://me:secret@there/x"])
+def test_a_database_that_cannot_be_opened_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match="cannot be opened as a database of studies") as told:
+        storage(url)
+    assert "secret" not in str(told.value)
