@@ -59,7 +59,7 @@ def read_trace(path: str | os.PathLike[str], *, context: int = 0, drop_empty: bo
     lines: list[int] = []
     columns: dict[str, str] | None = None
     scale, urgent = 1.0, None
-    for line, row in _rows(file):
+    for line, row in _readable(file):
         if columns is None:
             columns = _columns(file, row)
             mooncake = columns["arrival"].lower() == "timestamp" and columns["prompt"].lower() == "input_length"
@@ -100,6 +100,14 @@ def read_trace(path: str | os.PathLike[str], *, context: int = 0, drop_empty: bo
         longer_than_context=int(np.sum(long)),
         empty=int(np.sum(empty)),
     )
+
+
+def _readable(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The rows; what is no text is told as such."""
+    try:
+        yield from _rows(file)
+    except (UnicodeDecodeError, csv.Error):
+        raise BadTrace(f"{file.name} is no text: a trace is CSV, or JSONL with one object a line") from None
 
 
 def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -284,3 +284,10 @@ def test_a_trace_may_say_who_goes_first(tmp_path: Path) -> None:
     path.write_text("arrival,input_tokens,output_tokens,priority\n0,5,5,high\n", encoding="utf-8")
     with pytest.raises(BadTrace, match=r"trace\.csv:2: priority is 'high', not a whole number"):
         read_trace(path)
+
+
+def test_a_trace_that_is_no_text_is_told_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_bytes(b"\x9b\x00\xff" * 30)
+    with pytest.raises(BadTrace, match=r"trace\.csv is no text"):
+        read_trace(path)

@@ -116,7 +116,8 @@ def described(traffic: Traffic) -> str:
     prompt, answer = traffic.means
     if traffic.trace is not None:
         long = f" ({traffic.too_long:,} of them longer than the context: refused)" if traffic.too_long else ""
-        lengths = f"a trace of {len(traffic.trace):,} requests{long}, {prompt:,.0f} tokens in and {answer:,.0f} out on average"
+        many = "1 request" if len(traffic.trace) == 1 else f"{len(traffic.trace):,} requests"
+        lengths = f"a trace of {many}{long}, {prompt:,.0f} tokens in and {answer:,.0f} out on average"
     elif isinstance(traffic.lengths, Pairs):
         lengths = f"lengths of {traffic.lengths.name}, {prompt:,.0f} tokens in and {answer:,.0f} out on average"
     else:
