@@ -59,6 +59,27 @@ def lockstep(
     return np.asarray(rest + alone * rate * service**2 / (2.0 * (1.0 - busy)) + service)
 
 
+def held_up(
+    rate: FloatArray,
+    sojourn: FloatArray,
+    step: FloatArray,
+    added: FloatArray,
+    fits: FloatArray,
+    beside: FloatArray,
+    places: FloatArray,
+) -> FloatArray:
+    """Seconds more that a request decodes for than in mean steps, since prompts wait when its own is done, (n,).
+
+    Those that came during its `sojourn` in the queue are behind it (first come, first served: Little's law holds for each
+    customer), but for those that shared its own `step`, into which `fits` go: they came after it in half the cases. As many as
+    find one of `places` hold it up, by `added` seconds each, and by as much again for what comes meanwhile. It ends as if at
+    random: in a share `beside` of cases while as many prompts are under way.
+    """
+    sharing = np.minimum(rate * np.maximum(sojourn - step, 0.0), np.maximum(fits - 1.0, 0.0) / 2.0)
+    behind = np.clip(rate * sojourn - sharing, 0.0, places) * (1.0 - beside)
+    return np.asarray(behind * added / (1.0 - np.clip(rate * added, 0.0, _FULL)))
+
+
 def admission(running: FloatArray, most: FloatArray, stay: FloatArray) -> FloatArray:
     """Seconds until one of `most` places is free when `running` are taken on average and each is held `stay` seconds, (n,).
 
