@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from costmodels.metrics import CostModel
 from dse import run_folder
 from dse.answers import Run, to_json_text
 from dse.experiment import Experiment, ExperimentError, load
@@ -34,17 +35,25 @@ class AnotherQuestion(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a run was asked: the resolved experiment, the file it came from with its overrides, code and data by hash."""
+    """What a run was asked: the resolved experiment, the file it came from with its overrides, code and data by hash, and the
+    name of a cost model that is not the kind's own."""
 
     experiment: str
     source: str | None
     overrides: tuple[str, ...]
     code: str
     data: Mapping[str, str]
+    model: str = ""
 
     @classmethod
-    def of(cls, experiment: Experiment[Any], source: object = None, overrides: Sequence[str] = ()) -> Asked:
-        """What is asked now; `source` is a path, or a mapping that nobody can look up again."""
+    def of(
+        cls,
+        experiment: Experiment[Any],
+        source: object = None,
+        overrides: Sequence[str] = (),
+        model: CostModel | None = None,
+    ) -> Asked:
+        """What is asked now; `source` is a path, or a mapping that nobody can look up again, `model` one of the asker's own."""
         path = os.fspath(Path(source).resolve()) if isinstance(source, str | os.PathLike) else None
         return cls(
             experiment=experiment.to_yaml(),
@@ -52,6 +61,7 @@ class Asked:
             overrides=tuple(overrides),
             code=run_folder.code_hash(),
             data=run_folder.data_hashes(),
+            model="" if model is None else type(model).__qualname__,
         )
 
     @classmethod
@@ -73,6 +83,7 @@ class Asked:
                 "overrides": self.overrides,
                 "code": self.code,
                 "data": dict(self.data),
+                "model": self.model,
             }
         )
 
@@ -90,6 +101,10 @@ def require_same(folder: Path, then: Asked, now: Asked, *, as_recorded: bool = F
     data = sorted(name for name in {*then.data, *now.data} if then.data.get(name) != now.data.get(name))
     if data:
         raise AnotherQuestion(f"{folder}: data changed since the run began ({', '.join(data)}): {anew}")
+    if then.model != now.model:
+        asked, given = (f"the cost model {name}" if name else "the kind's own cost model" for name in (then.model, now.model))
+        hint = f"; dse.resume({str(folder)!r}, model=…) in Python goes on with it" if then.model else ""
+        raise AnotherQuestion(f"{folder} was asked of {asked}, not of {given}{hint}")
     if then.code != now.code:
         raise AnotherQuestion(f"{folder}: the program changed since the run began, so its figures cannot be joined: {anew}")
     if then.source is None or as_recorded or not Path(then.source).is_file():

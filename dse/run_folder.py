@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sqlite3
@@ -195,8 +196,9 @@ def _write_sample(store: sqlite3.Connection, sample: Mapping[str, Any]) -> None:
     store.executemany(f"INSERT INTO sample VALUES ({', '.join('?' * len(names))})", rows)
 
 
-def read(folder: Path) -> Run:
+def read(folder: str | os.PathLike[str]) -> Run:
     """The run a folder holds. Raises BadRunFolder, FileNotFoundError."""
+    folder = Path(folder)
     store_path = folder / FILE
     if not store_path.is_file():
         raise BadRunFolder(f"{folder} is not a run folder: it has no run.sqlite")

@@ -43,20 +43,22 @@ def run(
     overrides: Sequence[str] = (),
     progress: Callable[..., None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    model: CostModel | None = None,
 ) -> Run:
     """Search the experiment's space and write a new run folder, `runs/<name>-<n>` or `out`; nothing is overwritten.
 
     The folder is written while the search goes on, so that `resume` can go on with it after anything. `overrides` are
-    KEY=VALUE texts; `progress` and `cancelled` go to the search, which keeps what it found when cancelled. A folder that
-    cannot be written is told in `Run.trouble`, not raised. Raises ExperimentError, ImpossiblePlan, ExecutorError, OSError.
+    KEY=VALUE texts; `model` is a cost model of your own in place of the kind's; `progress` and `cancelled` go to the search,
+    which keeps what it found when cancelled. A folder that cannot be written is told in `Run.trouble`, not raised. Raises
+    ExperimentError, ImpossiblePlan, ExecutorError, OSError.
     """
     experiment = load(source, overrides)
 
     def make() -> Path:
         return run_folder.create(RUNS, experiment.name) if out is None else run_folder.create_at(Path(out))
 
-    recording = Recording.begun(experiment, Asked.of(experiment, source, overrides), make, str(out or RUNS))
-    return recorded(experiment, recording, progress, cancelled)
+    recording = Recording.begun(experiment, Asked.of(experiment, source, overrides, model), make, str(out or RUNS))
+    return recorded(experiment, recording, progress, cancelled, model)
 
 
 def recorded(
@@ -64,11 +66,12 @@ def recorded(
     recording: Recording,
     progress: Callable[..., None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    model: CostModel | None = None,
 ) -> Run:
     """The run, written down as it goes on; what is on record already is not searched again."""
     try:
-        answer = answer_to(experiment, store=recording.store, progress=progress, cancelled=cancelled)
-        return recording.finished(with_sensitivity(experiment, answer), experiment.seed)
+        answer = answer_to(experiment, model=model, store=recording.store, progress=progress, cancelled=cancelled)
+        return recording.finished(answer if model is not None else with_sensitivity(experiment, answer), experiment.seed)
     except Exception as error:
         if recording.given_up() and isinstance(error, ExecutorError):
             raise ExecutorError(f"{error}; what was found is kept: dse resume {recording.folder}") from error

@@ -1,7 +1,8 @@
 """The search methods by name (how `auto` chooses is in search/automatic.py).
 
 A method is a function that proposes points to an archive until nothing is left to spend. `exact` is not among them: it lists
-the space in order instead (search/exact.py). A new method is one file and one line here.
+the space in order instead (search/exact.py). A new method is one file and one line here; one that is not ours is asked for as
+`module:function`.
 """
 
 from __future__ import annotations
@@ -47,14 +48,30 @@ NAMES = ("exact", "nested", *_METHODS)
 
 def require_name(name: str) -> str:
     """The name itself. Raises ValueError with the nearest names when there is no such method."""
-    if name not in NAMES:
+    if ":" in name:
+        _own(name)
+    elif name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4) or list(NAMES)
         raise ValueError(f"no search method is called '{name}'; the nearest are {', '.join(near)}")
     return name
 
 
+def _own(name: str) -> Method:
+    """A method of the asker's, as `module:function`. Raises ValueError where there is none."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"the search method '{name}' cannot be imported: {error}; PYTHONPATH says where modules are") from None
+    if not callable(found):
+        raise ValueError(f"the search method '{name}' is no function (archive, generator) -> None")
+    return cast(Method, found)
+
+
 def method(name: str) -> Method:
     """The sampling method of that name. Raises ValueError for `exact`, `nested` and names that are not there."""
+    if ":" in name:
+        return _own(name)
     require_name(name)
     if name not in _METHODS:
         raise ValueError(f"'{name}' does not sample; the methods that do are {', '.join(_METHODS)}")

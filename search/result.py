@@ -12,6 +12,8 @@ from search.constraint import Constraint
 from search.front import Front, Objective, Points
 from spaces.columns import Columns, FloatArray, IntArray
 
+_LISTED = 20  # members of a front that are printed
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
@@ -79,3 +81,20 @@ class Result:
     seed: int
     wall_s: float
     cpu_s: float
+
+    def __str__(self) -> str:
+        """The front, a line a member, and the certificate."""
+        costs = self.front.points.values(self.objectives)
+        names = [objective.name for objective in self.objectives]
+        lines = [f"Front: {len(self.front)} points ({', '.join(names)})"]
+        for row, values in enumerate(costs[:_LISTED].tolist()):
+            said = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values, strict=True))
+            choices = " ".join(f"{symbol}={value}" for symbol, value in self.front.points.columns.row(row).items())
+            lines.append(f"  {said}: {choices}")
+        lines += ["  …"] if len(costs) > _LISTED else []
+        own = self.certificate
+        verdict = "complete" if own.complete else "incomplete" + (f" ({self.stopped})" if self.stopped else "")
+        counts = f"{sum(own.pruned.values()):,} pruned + {own.evaluated:,} evaluated + {own.failed:,} failed"
+        lines.append(f"Certificate: {verdict}; {own.space:,} points = {counts} + {own.unvisited:,} unvisited.")
+        lines += [f"  failed: {count:,} with {reason}" for reason, count in self.failed_by_reason.items()]
+        return "\n".join(lines)

@@ -230,6 +230,15 @@ def read_text(value: object) -> str:
     return value
 
 
+def read_method(value: object) -> str:
+    """A search method by name, or one of the asker's as `module:function`."""
+    from search.methods import NAMES, require_name
+
+    if isinstance(value, str) and ":" in value:
+        return require_name(value)
+    return str(one_of("search method", lambda: NAMES)(value))
+
+
 def read_address(value: object) -> str:
     """Where a Ray cluster is: host:port, or auto for the one that this machine belongs to."""
     if isinstance(value, str) and (value == "auto" or re.fullmatch(r"[\w.\-]+:\d{1,5}", value)):

@@ -20,11 +20,11 @@ from dse.schema.fields import (
     read_degree,
     read_device,
     read_device_count,
+    read_method,
     read_model,
     read_objective,
     read_text,
 )
-from search.methods import NAMES
 from spaces.architecture import Architecture
 from spaces.hardware import Device
 
@@ -115,7 +115,7 @@ class Spending(Section):
 class Search(Section):
     """How to look, and who does the work: this process, processes of this machine, or a Ray cluster."""
 
-    method: Annotated[str, BeforeValidator(one_of("search method", lambda: NAMES))] = "auto"
+    method: Annotated[str, BeforeValidator(read_method)] = "auto"
     budget: Spending | None = None
     mirror: Text | None = None
     outer: Annotated[list[Text], BeforeValidator(as_list)] | None = None
