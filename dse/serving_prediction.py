@@ -16,6 +16,7 @@ from costmodels.serving.intake import lone_seconds
 from costmodels.serving.intervals import pairs, sides
 from costmodels.serving.problem import serving_problem
 from costmodels.serving.replay import Replay, TooLong, replay
+from costmodels.serving.speculation import accepted_tokens
 from costmodels.serving.stack import find_serving_stack, plans_ahead
 from costmodels.serving.static_batch import static_batch
 from costmodels.step_tables import StepTables
@@ -111,6 +112,8 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         compiling=symbols["stack.compile_blocks"] * scaled_experts,
         intake=(pace * symbols["stack.intake.request"], pace * symbols["stack.intake.token"]),
         prefix_hit=symbols["prefix_hit"],
+        drafted=int(symbols["speculation"]),
+        accepted=float(accepted_tokens(symbols["speculation"], symbols["acceptance"])),
         steady=question.steady,
     )
 

@@ -80,7 +80,7 @@ def read_serving(row: Row) -> ServingQuestion:
     symbols |= {"request_rate": rate, "concurrency": together, "prefix_hit": _share(row, "prefix_hit")}
     rounds = max(int(ROUNDS * together), 1) if together else 1000
     count = count_in(row, "num_requests", rounds)
-    symbols |= _front(row, stack, assumed) | _sampling(row)
+    symbols |= _front(row, stack, assumed) | _sampling(row) | _seldom(row, architecture, static)
     # groups that step together gain from starting together: servers balance them
     again = not static and 0 < together < count and symbols["attention_data"] == 1
     exponential = _exponential(row)
@@ -193,6 +193,29 @@ def _limits(row: Row) -> dict[str, float]:
             raise BadRow("kv_fraction: expected a share of the memory above 0")
         found["kv_fraction"] = share
     found["kv_offload"] = _share(row, "kv_offload")
+    return found
+
+
+def _seldom(row: Row, model: Architecture, static: bool) -> dict[str, float]:
+    """What few rows say: drafts, adapters, weights on the host, and whether steps run as CUDA graphs. Raises BadRow."""
+    found: dict[str, float] = {}
+    for name in ("speculation", "lora_rank"):
+        if cell(row, name):
+            found[name] = float(count_in(row, name, least=0))
+    if cell(row, "adapters"):
+        found["adapters"] = float(count_in(row, "adapters"))
+    for name in ("acceptance", "draft_share", "weight_offload"):
+        if cell(row, name):
+            found[name] = _share(row, name)
+    for name in ("cuda_graphs", "expert_offload"):
+        if cell(row, name):
+            found[name] = float(bool(flag_in(row, name)))
+    if "draft_share" in found:
+        found["draft_held"] = found["draft_share"]
+    if static and found.get("speculation"):
+        raise BadRow("speculation: a static batch drafts nothing here; leave out static_batch")
+    if found.get("expert_offload") and not model.experts:
+        raise BadRow(f"expert_offload: {model.name} has no experts")
     return found
 
 

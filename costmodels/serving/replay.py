@@ -25,7 +25,8 @@ class Replay:
     `steady` drops the first and last tenth. Lengths are even between the shares `shortest` and `longest` of those
     given, or where `exponential` about them as means: what is known of conversations of which only means are told. Those that
     start a closed loop wait `compiling` seconds for kernels of their shapes. A request, and each token of its prompt, keep the
-    front of a replica's attention group for the seconds of `intake`.
+    front of a replica's attention group for the seconds of `intake`. A step verifies `drafted` tokens of every
+    request and one of its own, of which `accepted` are new.
     """
 
     prompt: int
@@ -50,6 +51,8 @@ class Replay:
     compiling: float = 0.0
     intake: tuple[float, float] = (0.0, 0.0)
     prefix_hit: float = 0.0
+    drafted: int = 0
+    accepted: float = 1.0
     steady: bool = False
     seed: int = 0
 
@@ -74,10 +77,11 @@ def limits_of(run: Replay) -> Limits:
     blocks = int(run.kv_tokens // run.block_tokens) if roomy and math.isfinite(run.kv_tokens) else _BOUNDLESS
     budget = max(run.token_budget, 1)
     # a prompt that may not be cut needs a step that holds it
-    batch = max(min(run.max_batch, budget), 1)
+    verified = 1 + run.drafted
+    batch = max(min(run.max_batch, budget // verified), 1)
     return Limits(
         max_batch=batch,
-        max_tokens=budget,
+        max_tokens=max(budget, verified),
         chunked=run.chunked,
         policy="mixed" if run.mixed else "prefill-first",
         kv_blocks=blocks,
@@ -85,6 +89,8 @@ def limits_of(run: Replay) -> Limits:
         reserve="whole" if run.whole_answer else "prompt",
         attention_dp=run.attention_data,
         ahead=run.ahead,
+        verified_tokens=verified,
+        accepted_tokens=float(np.clip(run.accepted, 1, verified)),
     )
 
 

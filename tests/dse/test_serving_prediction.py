@@ -239,3 +239,29 @@ def test_a_cache_left_blank_is_narrow_where_a_checkpoint_brings_scales_for_it() 
     ]
     found = [answer["assumptions"] for answer in predict_rows(rows, "serving")]
     assert ["kv_precision fp8" in one for one in found] == [True, False, False]
+
+
+def test_seldom_columns_are_read() -> None:
+    """Each changes the time per token as it would a plan's."""
+    lone = {"concurrency": "1", "osl": "128"}
+    plain = number(answer(**lone), "tpot_s")
+    drafted = number(answer(**lone, speculation="3", acceptance="0.8", draft_share="0.05"), "tpot_s")
+    accepted = (1 - 0.8**4) / (1 - 0.8)
+    assert drafted == pytest.approx(plain * (1 + 3 * 0.05) / accepted, rel=0.1)
+    assert number(answer(**lone, speculation="3", acceptance="0", draft_share="0.05"), "tpot_s") > plain
+    assert number(answer(**lone, lora_rank="16"), "tpot_s") > plain
+    assert number(answer(**lone, cuda_graphs="false"), "tpot_s") > 1.5 * plain
+    assert number(answer(**lone, weight_offload="0.5"), "tpot_s") > 5 * plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"speculation": "-1"}, "speculation"),
+        ({"speculation": "2", "acceptance": "70"}, "acceptance"),
+        ({"speculation": "2", "static_batch": "true"}, "static batch"),
+        ({"expert_offload": "true"}, "no experts"),
+    ],
+)
+def test_seldom_columns_that_cannot_be_are_told(changes: dict[str, str], word: str) -> None:
+    assert word in answer(**changes)["error"]
