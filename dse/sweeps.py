@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dse.resumption import resume
 from dse.run_store import FILE, lock
 from dse.runner import RUNS, Source, recorded
 from dse.swept import Cell, Sweep, flow
+from search.executors import shared
 from search.front import non_dominated
 from spaces.facts import facts_in
 
@@ -93,20 +95,45 @@ def resume_sweep(
     try:
         runs: list[Run] = []
         for cell in cells:
-            at = folder / cell.folder
-            if (at / FILE).is_file():
-                runs.append(resume(at, overrides=overrides, as_recorded=as_recorded, progress=progress))
-            else:
-                experiment = load(at / "experiment.yaml", overrides)
-                settings = _overrides(held["fixed"], cell.settings)
-                runs.append(_begun(experiment, Asked.of(experiment, held["source"], settings), at, progress))
-            if runs[-1].certificate["stopped"] in ("interrupted", "cancelled"):
-                break
+            _restored(folder / cell.folder, held["source"], _overrides(held["fixed"], cell.settings))
+        with _hands([load(at / "experiment.yaml", overrides) for at in _unmade(folder, cells)]):
+            for cell in cells:
+                at = folder / cell.folder
+                if (at / FILE).is_file():
+                    runs.append(resume(at, overrides=overrides, as_recorded=as_recorded, progress=progress))
+                else:
+                    experiment = load(at / "experiment.yaml", overrides)
+                    settings = _overrides(held["fixed"], cell.settings)
+                    runs.append(_begun(experiment, Asked.of(experiment, held["source"], settings), at, progress))
+                if runs[-1].certificate["stopped"] in ("interrupted", "cancelled"):
+                    break
         answer = Sweep(name=held["name"], folder=folder, cells=cells, runs=tuple(runs), front=_joined(runs))
         _write(answer)
     finally:
         os.close(descriptor)
     return answer
+
+
+def _restored(at: Path, source: str | None, settings: Sequence[str]) -> None:
+    """A folder of a run that somebody removed, made again from the file that was swept."""
+    if (at / "experiment.yaml").is_file():
+        return
+    if source is None or not Path(source).is_file():
+        raise run_folder.BadRunFolder(f"{at} is gone, and so is the file that was swept: dse sweep begins anew")
+    experiment = load(source, settings)
+    at.mkdir(exist_ok=True)
+    run_folder.write_experiment(experiment.to_yaml(), experiment.files, at)
+
+
+def _unmade(folder: Path, cells: Sequence[Cell]) -> list[Path]:
+    """Folders of runs that are not whole."""
+    return [folder / cell.folder for cell in cells if not (folder / cell.folder / "manifest.json").is_file()]
+
+
+def _hands(experiments: Sequence[Experiment[Any]]) -> AbstractContextManager[None]:
+    """One Ray for all runs to make, where all ask for the same."""
+    asked = {(experiment.executor, experiment.workers, experiment.address) for experiment in experiments}
+    return shared(*asked.pop()) if len(asked) == 1 else nullcontext()
 
 
 def _begun(experiment: Experiment[Any], asked: Asked, folder: Path, progress: Callable[..., None] | None) -> Run:

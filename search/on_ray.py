@@ -66,6 +66,18 @@ class OnRay:
         finally:
             joined.leave()
 
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """One cluster for all searches of a block, joined or started now."""
+        import ray
+
+        started = self.join(ray)
+        try:
+            yield
+        finally:
+            if started:
+                ray.shutdown()
+
     def join(self, ray: Any) -> bool:
         """Join or start the cluster, unless one is joined already; whether it is to be left again."""
         if self.address is not None and self.address != "auto":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from dse import sweeps
+from dse.run_folder import BadRunFolder
 from dse.runner import run
 from dse.sweeps import resume_sweep, sweep
 from tests.dse.conftest import Finished
@@ -96,3 +99,24 @@ def test_nodes_are_so_many_whole_machines_and_take_the_place_of_devices(small: P
         load({**asked.resolved, "hardware": {"device": "H100", "nodes": 3, "devices": 24}})
     with pytest.raises(ExperimentError, match="nodes: expected a whole number"):
         load(small, ["hardware.nodes=many"])
+
+
+def test_a_run_whose_folder_was_removed_is_made_again(small: Path, tmp_path: Path) -> None:
+    whole = sweep(small, ["hardware.devices=[4,8]", "search.top=2"], out=tmp_path / "sweep")
+    shutil.rmtree(tmp_path / "sweep" / whole.cells[1].folder)
+    assert resume_sweep(tmp_path / "sweep").front == whole.front
+    shutil.rmtree(tmp_path / "sweep" / whole.cells[1].folder)
+    small.unlink()
+    with pytest.raises(BadRunFolder, match="is gone, and so is the file"):
+        resume_sweep(tmp_path / "sweep")
+
+
+def test_runs_of_a_sweep_share_what_takes_long_to_start(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(sweeps, "shared", lambda *who: asked.append(who) or nullcontext())
+    sweep(small, ["hardware.devices=[4,8]"], out=tmp_path / "one")
+    assert asked == [("serial", None, None)]
+    resume_sweep(tmp_path / "one")
+    assert len(asked) == 1
