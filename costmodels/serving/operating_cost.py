@@ -16,19 +16,35 @@ from spaces.problem import Problem
 
 
 def joules_per_second(
-    problem: Problem, at: Bindings, rate: FloatArray, work: Work, place: IntArray, decode: FloatArray
+    problem: Problem,
+    at: Bindings,
+    rate: FloatArray,
+    work: Work,
+    place: IntArray,
+    step: FloatArray,
+    running: FloatArray,
+    cached: FloatArray,
+    stages: FloatArray,
 ) -> FloatArray:
-    """Watts of all devices, (n,): each computes the tokens of `rate` requests a second, and reads its weights every step.
+    """Watts of all devices, (n,): each computes the tokens of `rate` requests a second, and reads weights and caches each step.
 
-    Matrix work is two FLOPs an active parameter and token; memory traffic is the weights once every `decode` seconds.
+    Matrix work is two FLOPs an active parameter and token. Each of a pipeline's `stages` batches takes a step every `step`
+    seconds, where anybody runs (Poisson, of mean `running`): it reads the weights, of the experts those that it reaches, and
+    `cached` bytes a request on each device.
     """
     stack = find_serving_stack(problem.stack)
     devices = np.asarray(at["devices"], np.float64)
     active = active_parameters(problem.architecture, stack.name)
-    total = float(graphs(problem.architecture, stack.traits).parameters())
+    model = problem.architecture
+    total = float(graphs(model, stack.traits).parameters())
+    idle = 1.0 - model.experts_per_token / model.experts if model.experts else 1.0  # of the experts, for one token
+    missed = idle ** np.maximum(running * np.asarray(at["attention_data"], np.float64) - 1.0, 0.0) if model.experts else 0.0
+    weights = total - (total - active) * missed
     flops = 2.0 * active * rate * (work.prompt + work.output)[place] / devices
     replica = devices / np.asarray(at["data"], np.float64)
-    traffic = total * weight_bytes(at["precision"]) / replica / np.maximum(decode, 1e-12)
+    busy = -np.expm1(-running * stages)
+    read = weights * weight_bytes(at["precision"]) / replica + np.maximum(running, 1.0) * cached
+    traffic = busy * stages * read / np.maximum(step, 1e-12)
     one = np.ones(at.n)
     parts = energy(at, one, flops * one, traffic * one, 0.0, 0.0)
     return np.asarray(sum(parts.values()), np.float64)

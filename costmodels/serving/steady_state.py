@@ -21,7 +21,7 @@ from costmodels.serving.engine import engines
 from costmodels.serving.intake import intake_seconds, lone_seconds
 from costmodels.serving.intervals import interval
 from costmodels.serving.operating_cost import joules_per_second, price_per_second
-from costmodels.serving.speculation import verified_tokens
+from costmodels.serving.speculation import accepted_tokens, verified_tokens
 from costmodels.serving.stack import find_serving_stack, plans_ahead
 from costmodels.step_tables import Batch, StepTables, parts_of, read_1d
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
@@ -259,7 +259,9 @@ def _metrics(problem: Problem, at: Bindings, states: States, rows: slice, names:
     }
     violation = {"memory": states.room[held], "rate": s.excess, "context": _context(problem, at, n)}
     if names is None or not names <= value.keys():
-        watts = joules_per_second(problem, at, rate, work, place, s.decode)
+        step = s.token * accepted_tokens(work.drafted, work.acceptance)[place]
+        bytes_each = work.cached[place] * states.capacity.token[held]
+        watts = joules_per_second(problem, at, rate, work, place, step, s.running, bytes_each, tables.stages[engine])
         value |= {
             "price_per_million_tokens": price_per_second(at) / np.maximum(tokens, 1e-12) * 1e6,
             "energy_per_token": watts / np.maximum(tokens, 1e-12),
