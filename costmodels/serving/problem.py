@@ -8,6 +8,7 @@ from functools import cache
 from costmodels.kernel_models.symbols import kernel_symbols
 from costmodels.serving.formats import block_scaled
 from costmodels.serving.stack import find_serving_stack
+from costmodels.serving.tiles import MEASURED, measured_on
 from spaces.architecture import Architecture
 from spaces.blocks import scalars
 from spaces.hardware import Device
@@ -43,4 +44,4 @@ def serving_problem(
 @cache
 def serving_symbols(device: Device) -> Mapping[str, float]:
     """Every symbol a serving model reads about a device; SI units. An axis over devices binds these."""
-    return {**kernel_symbols(device), "device": 0, "generation": 0}
+    return {**kernel_symbols(device), MEASURED: measured_on(device.generation), "device": 0, "generation": 0}

@@ -31,6 +31,7 @@ from costmodels.serving.paged_attention import (
     windowed,
 )
 from costmodels.serving.stack import ServingStack
+from costmodels.serving.tiles import MEASURED, Tiles, tiled, tiles_of
 from spaces.architecture import Architecture
 from spaces.columns import Bindings, Value
 from spaces.facts import facts_in
@@ -164,7 +165,7 @@ def _operator(op: Operator, graph: Graph, stack: ServingStack, local: Local) -> 
         m = graph.elements([d for d in reads if d not in op.contracted], PLACEMENT).evaluate(here)
         n = sum(graph.elements([d for d in t.dims if d not in reads], PLACEMENT).evaluate(here) for t in op.writes)
         k = graph.elements(op.contracted, PLACEMENT).evaluate(here)
-        yield from product(here, m, n, k, quantised=op.quantised)
+        yield from product(here, stack, m, n, k, quantised=op.quantised)
     elif op.kind is Kind.GROUPED_GEMM:
         yield from _grouped(op, graph, local)
     elif op.kind is Kind.PERMUTE:
@@ -195,9 +196,9 @@ def _normed_in_sum(local: Local) -> Value:
     return summed & small & (np.asarray(local["pipeline"]) == 1) & (np.asarray(local["stack.normed_in_sum"]) > 0)
 
 
-def product(local: Local, m: Value, n: Value, k: Value, *, quantised: bool) -> Iterator[Call]:
-    """One linear layer in the plan's format, with its quantisation kernels and the adapters' two thin products."""
-    yield _product(local, m, n, k, 1.0, quantised)
+def product(local: Local, stack: ServingStack, m: Value, n: Value, k: Value, *, quantised: bool) -> Iterator[Call]:
+    """One linear layer in the plan's format, as the stack's own kernels run it, and the adapters' two thin products."""
+    yield _product(local, m, n, k, 1.0, quantised, own=tiles_of(stack.name) if quantised else {})
     if quantised:
         rank = np.asarray(local["lora_rank"], np.float64)
         if np.any(rank > 0):
@@ -217,11 +218,13 @@ def _product(
     quantised: bool,
     slower: Value = 1.0,
     experts: bool = False,
+    own: Mapping[str, Tiles] | None = None,
 ) -> Call:
     """A (grouped) product; weights narrower than what they are multiplied in move fewer bytes and pay to be widened.
 
     Such a product is as slow as the cubic norm of one whose contraction is shortened to the narrow weights' bytes and of its
-    own work at the share of that format's rate that kernels like Marlin reach.
+    own work at the share of that format's rate that kernels like Marlin reach. `own` are tiles of the server's kernels for fp8
+    by kind of scale, where it does not run the kernel model's.
     """
     precision = local["precision"] if quantised else np.where(np.asarray(local["precision"]) == 0, 0, 2)
     words, narrow = compute_format(precision, local)
@@ -231,20 +234,25 @@ def _product(
     widened: Value = dequantised_share()
     if experts:
         widened = np.where(np.asarray(precision) == _FP4, local["kernel.grouped.fp4"], widened)
-    own: Value = rate
+    full: Value = rate
     if np.any(narrow & eight):
         fast = np.where(words == "int8", local["device.matrix_flops.int8"], local["device.matrix_flops.fp8"])
-        own = np.where(eight, np.maximum(fast * local["kernel.gemm.share.fp8"], 1.0), rate)
-    floor = np.where(narrow, 2.0 * m * n * k * groups / (own * widened), 0.0)
+        full = np.where(eight, np.maximum(fast * local["kernel.gemm.share.fp8"], 1.0), rate)
+    floor = np.where(narrow, 2.0 * m * n * k * groups / (full * widened), 0.0)
     shape = {"m": m, "n": n, "k": np.maximum(k * share, 1.0), "groups": groups, "dtype": words, "cache": "cold"}
     memory = groups * n * k * weight_bytes(precision) / local["device.memory_bandwidth"]
     compute = 2.0 * m * n * k * groups / rate
     hot = compute**3 / (compute**3 + memory**3)  # how far the product is bound by the matrix units, and so by power
     times = slower * (1.0 + (local["stack.sustained"] - 1.0) * hot)
-    if np.any((words == "fp8") & (np.asarray(local["block_scaled"]) > 0)):
+    blocks = np.asarray(local["block_scaled"]) > 0
+    kind = (own or {}).get("fp8_block" if np.any(blocks) else "fp8")
+    known = (words == "fp8") & ~narrow & (np.asarray(local[MEASURED]) > 0) & (kind is not None)
+    if np.any((words == "fp8") & blocks & ~known):
         narrow_hot = compute**3 / (compute**3 + (2.0 * memory) ** 3)  # fp8 products are twice as quick
-        times = times * (1.0 + np.where(words == "fp8", _block_scaled(local, experts) - 1.0, 0.0) * narrow_hot)
-    return Call(op="gemm", shape=shape, times=times, floor=floor)
+        slowed = np.where((words == "fp8") & ~known, _block_scaled(local, experts) - 1.0, 0.0)
+        times = times * (1.0 + slowed * narrow_hot)
+    call = Call(op="gemm", shape=shape, times=times, floor=floor)
+    return tiled(call, kind, local, m, n, k, known) if kind is not None and np.any(known) else call
 
 
 def _block_scaled(local: Local, experts: bool) -> Value:
