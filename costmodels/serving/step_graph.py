@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodels.block_table import graphs
 from costmodels.constants import DATA
@@ -50,7 +51,7 @@ PLACEMENT = Placement(
     }
 )
 """Which mesh axes shard a dimension of a served model."""
-_FP4 = serving_code("precision", "nvfp4")
+_FP4, _INT4 = serving_code("precision", "nvfp4"), serving_code("precision", "int4")
 _SMALL = 2.0e-6  # s of a kernel that does next to nothing (costmodels/data/measurements: the smallest pointwise operands)
 _ROWS = 8  # rows of the smallest tile of a product on the matrix units
 _COLLECTIVES = frozenset({"all_reduce", "all_gather", "reduce_scatter"})
@@ -107,12 +108,12 @@ def token_calls(architecture: Architecture, stack: ServingStack, at: Bindings, t
     """Linear layers, experts, pointwise operators and collectives of all layers, and the embedding; grid (T,)."""
     local = Local(at, tokens)
     for _, graph, count in layer_graphs(architecture, stack):
-        layer = [call for op in graph.operators for call in _operator(op, graph, stack, local)]
+        layer = [call for op in graph.operators for call in operator_calls(op, graph, stack, local)]
         layer += _cache_write(architecture, stack, local)
         layer.append(reduction(local, local["tensor"], tokens * 2.0 * local["hidden"]))
         parts = {"latent": architecture.kv_lora_rank > 0, "experts": _has_experts(graph)}
         layer += expert_exchange(local, tokens, experts=parts["experts"])
-        yield from (_repeated(call, count) for call in (*layer, _gaps(layer, local, parts)))
+        yield from (_repeated(call, count) for call in (*layer, gaps(layer, local, parts)))
     yield from _stream(stack, "embedding", tokens, local["hidden"])
     yield reduction(local, local["tensor"], tokens * 2.0 * local["hidden"], times=local["stack.embedding_sharded"])
     # the stream and what is added to it are sent apart (fused_add_rms_norm leaves them so)
@@ -122,7 +123,7 @@ def token_calls(architecture: Architecture, stack: ServingStack, at: Bindings, t
     yield Call(op="", floor=stages * (local["stack.pipeline.stage"] + flying * local["stack.pipeline.ring"]))
 
 
-def _gaps(layer: Sequence[Call], local: Local, parts: Mapping[str, bool]) -> Call:
+def gaps(layer: Sequence[Call], local: Local, parts: Mapping[str, bool]) -> Call:
     """What passes between the end of one kernel of a layer and the start of the next that waits for it, attention included.
 
     `parts` says whether the layer has latent attention and experts: both start small kernels of their own (splits, rotations
@@ -131,19 +132,28 @@ def _gaps(layer: Sequence[Call], local: Local, parts: Mapping[str, bool]) -> Cal
     """
     started = sum((np.where(np.asarray(call.times) > 0, kernels_of(call), 0.0) for call in layer), np.asarray(1.0))
     met = sum((np.where(np.asarray(call.times) > 0, 1.0, 0.0) for call in layer if call.op in _COLLECTIVES), np.asarray(0.0))
-    small = sum(local[f"stack.small_kernels.{part}"] for part, there in parts.items() if there)
+    small: Value = sum((local[f"stack.small_kernels.{part}"] for part, there in parts.items() if there), np.asarray(0.0))
+    if parts["experts"]:
+        small = small + np.where(_widened_fp4(local), local["stack.small_kernels.widened"], 0.0)
     waited: Value = met * local["stack.rank_wait"]
     if parts["experts"]:
-        words, _ = compute_format(local["precision"], local)
-        shared = (words == "fp8") & (np.asarray(local["block_scaled"]) > 0) & (np.asarray(local["expert"]) == 1)
-        waited = waited + np.where(shared & (np.asarray(local["expert_tensor"]) > 1), local["stack.split_experts_time"], 0.0)
+        held = np.asarray(local["experts"], np.float64) / local["expert"]
+        waited = waited + np.where(_eight_bit_blocks(local), local["stack.held_expert_time"] * held, 0.0)
     return Call(op="", floor=started * local["stack.kernel_gap"] + small * (local["stack.kernel_gap"] + _SMALL) + waited)
 
 
 def kernels_of(call: Call) -> float:
-    """Kernels behind a call of the model: silu and its product by the gate are two, copies of keys and of values as well."""
+    """Kernels behind a call: silu and its product by the gate are two, copies of keys and values as well; part of one none."""
+    if not call.op:
+        return 0.0
     copies = max(round(float(np.max(call.times, initial=0.0))), 1) if call.op == "copy" else 1.0
     return {"chunk_silu_mul": 2.0}.get(call.op, copies)
+
+
+def _eight_bit_blocks(local: Local) -> NDArray[np.bool_]:
+    """Whether products run in fp8 with a scale a block."""
+    words, _ = compute_format(local["precision"], local)
+    return np.asarray((words == "fp8") & (np.asarray(local["block_scaled"]) > 0))
 
 
 def _has_experts(graph: Graph) -> bool:
@@ -154,7 +164,7 @@ def _repeated(call: Call, count: Value) -> Call:
     return Call(op=call.op, shape=call.shape, times=call.times * count, floor=call.floor, cap=call.cap, own=call.own)
 
 
-def _operator(op: Operator, graph: Graph, stack: ServingStack, local: Local) -> Iterator[Call]:
+def operator_calls(op: Operator, graph: Graph, stack: ServingStack, local: Local) -> Iterator[Call]:
     """The kernels of one operator of a layer."""
     dims = {dim for _, wanted in op.reads for dim in wanted} | {dim for t in op.writes for dim in t.dims}
     gathered = bool(dims & _DENSE_WIDTHS)
@@ -170,7 +180,8 @@ def _operator(op: Operator, graph: Graph, stack: ServingStack, local: Local) -> 
         yield from _grouped(op, graph, local)
     elif op.kind is Kind.PERMUTE:
         if op.name in ("permute", "combine"):
-            yield from _stream(stack, "permute", expert_rows(local), local["hidden"])
+            wider = np.where(_eight_bit_blocks(local), local["stack.permute_blocks"], 1.0)
+            yield from _stream(stack, "permute", expert_rows(local), local["hidden"] * wider)
     elif routed and op.kind in _CLASS:
         yield from _stream(stack, _CLASS[op.kind], expert_rows(local), graph.local("moe_ffn", PLACEMENT).evaluate(local))
     elif op.kind in _CLASS:
@@ -216,7 +227,6 @@ def _product(
     k: Value,
     groups: Value,
     quantised: bool,
-    slower: Value = 1.0,
     experts: bool = False,
     own: Mapping[str, Tiles] | None = None,
 ) -> Call:
@@ -233,7 +243,8 @@ def _product(
     rate = np.maximum(local["device.matrix_flops.bf16"], local["device.matrix_flops.fp16"]) * local["kernel.gemm.share.bf16"]
     widened: Value = dequantised_share()
     if experts:
-        widened = np.where(np.asarray(precision) == _FP4, local["kernel.grouped.fp4"], widened)
+        for code, word in ((_FP4, "fp4"), (_INT4, "int4")):
+            widened = np.where(np.asarray(precision) == code, local[f"kernel.grouped.{word}"], widened)
     full: Value = rate
     if np.any(narrow & eight):
         fast = np.where(words == "int8", local["device.matrix_flops.int8"], local["device.matrix_flops.fp8"])
@@ -243,7 +254,11 @@ def _product(
     memory = groups * n * k * weight_bytes(precision) / local["device.memory_bandwidth"]
     compute = 2.0 * m * n * k * groups / rate
     hot = compute**3 / (compute**3 + memory**3)  # how far the product is bound by the matrix units, and so by power
-    times = slower * (1.0 + (local["stack.sustained"] - 1.0) * hot)
+    times = 1.0 + (local["stack.sustained"] - 1.0) * hot
+    if experts:
+        bound = local["stack.expert_time.memory"]
+        busy = np.where(_eight_bit_blocks(local), 1.0, local["stack.expert_time.compute"])
+        times = times * (bound + (busy - bound) * hot)
     blocks = np.asarray(local["block_scaled"]) > 0
     kind = (own or {}).get("fp8_block" if np.any(blocks) else "fp8")
     known = (words == "fp8") & ~narrow & (np.asarray(local[MEASURED]) > 0) & (kind is not None)
@@ -309,16 +324,24 @@ def _grouped(op: Operator, graph: Graph, local: Local) -> Iterator[Call]:
     groups = np.maximum(np.round(experts_touched(local)), 1.0)
     few = np.asarray(local.tokens * local["attention_data"]) <= np.asarray(local["experts"])
     tile: Value = np.where(few, local["stack.expert_tile.fewer"], local["stack.expert_tile.more"])
+    int4 = np.asarray(local["precision"]) == _INT4
+    tile = np.where(int4 & (tile > _ROWS), marlin_tile(local), tile)
     tile = np.where(_widened_fp4(local), fp4_tile(local), tile)
     mean = np.maximum(assignments(local) / groups, 1.0)
     rows = np.where(tile > _ROWS, np.maximum(mean + (tile - 1.0) / 2.0, tile), np.ceil(mean / _ROWS) * _ROWS)
-    call = _product(local, rows, n, k, groups, quantised=True, slower=local["stack.expert_time"], experts=True)
+    call = _product(local, rows, n, k, groups, quantised=True, experts=True)
+    others = expert_rows(local) - assignments(local)  # rows of experts elsewhere: a kernel that takes all rows zeroes theirs
+    if np.any(others > 0):
+        yield Call(op="", floor=2.0 * others * n / (local["device.memory_bandwidth"] * local["kernel.pointwise.bandwidth"]))
     fed = np.where(tile > _ROWS, local["kernel.grouped.tile"], 0.0)  # of the matrix peak, what the cache feeds to small tiles
-    if not np.any(fed > 0):
+    widen = np.where(int4, local["kernel.grouped.widen.int4"], 0.0)
+    widen = np.where(_widened_fp4(local), local["kernel.grouped.widen.fp4"], widen)
+    if not np.any(fed > 0) and not np.any(widen > 0):
         yield call
         return
-    rate = np.maximum(local["device.matrix_flops.bf16"], local["device.matrix_flops.fp16"]) * np.maximum(fed, 1e-9)
-    floor = np.where(fed > 0, 2.0 * rows * n * k * groups / rate, 0.0)
+    rate = np.maximum(local["device.matrix_flops.bf16"], local["device.matrix_flops.fp16"])
+    fill = np.where(fed > 0, rows / np.maximum(fed, 1e-9), 0.0)
+    floor = 2.0 * n * k * groups * smooth_max(fill, np.ceil(rows / tile) * widen) / rate
     yield Call(op=call.op, shape=call.shape, times=call.times, floor=smooth_max(call.floor, floor), cap=call.cap)
 
 
@@ -331,8 +354,18 @@ def _widened_fp4(local: Local) -> Value:
 def fp4_tile(local: Local) -> Value:
     """Rows of a tile of the kernels that widen fp4 experts: an expert's mean share of the rows up to a power of two, from 16 to
     128 (block_m of matmul_ogs_details/opt_flags.py in triton_kernels, which vLLM, SGLang and TensorRT-LLM run on Hopper)."""
+    return np.clip(_share_of_rows(local), 16.0, 128.0)
+
+
+def marlin_tile(local: Local) -> Value:
+    """Rows of a tile of Marlin's fused experts: likewise, from 8 to 64 (block_size_m in vllm's fused_marlin_moe.py)."""
+    return np.clip(_share_of_rows(local), 8.0, 64.0)
+
+
+def _share_of_rows(local: Local) -> Value:
+    """An expert's mean share of the rows, up to a power of two."""
     mean = local.tokens * local["attention_data"] * local["experts_per_token"] / np.maximum(local["experts"], 1)
-    return np.clip(np.exp2(np.ceil(np.log2(np.maximum(mean, 1.0)))), 16.0, 128.0)
+    return np.exp2(np.ceil(np.log2(np.maximum(mean, 1.0))))
 
 
 def _stream(stack: ServingStack, named: str, rows: Value, width: Value) -> Iterator[Call]:
@@ -445,7 +478,8 @@ def _latent(wide: _Wide, requests: Value, seen: Value) -> Call:
     work = 2.0 * cached * heads * (2.0 * latent + rope)
     rate = np.maximum(wide["device.matrix_flops.bf16"], wide["device.matrix_flops.fp16"]) * facts["compute"]
     memory = traffic / (wide["device.memory_bandwidth"] * facts["bandwidth"])
-    return Call(op="", floor=facts["overhead"] + np.cbrt((work / rate) ** 3 + memory**3))
+    begun = requests * np.ceil(heads / facts["heads"]) * facts["request"]
+    return Call(op="", floor=facts["overhead"] + np.cbrt((work / rate) ** 3 + memory**3 + begun**3))
 
 
 def prefill_calls(
