@@ -104,6 +104,42 @@ class Metrics:
         )
 
 
+class BrokenContract(ValueError):
+    """A cost model whose answer is not what `CostModel` promises: nothing it says can be used."""
+
+
+def require_metrics(answer: object, n: int, model: object) -> None:
+    """BrokenContract unless a model's answer about n points holds one real number per point and name."""
+    who = f"the cost model {type(model).__name__}"
+    answer = required_metrics(answer, model)
+    sides: tuple[tuple[str, Mapping[str, object]], ...] = (("value", answer.value), ("violation", answer.violation))
+    if answer.n != n:
+        raise BrokenContract(f"{who} was asked about {n} points and gave Metrics of n = {answer.n}")
+    for side, columns in sides:
+        for name, column in columns.items():
+            if not isinstance(column, np.ndarray):
+                found = _article(column)
+            elif column.shape != (n,):
+                found = f"an array of shape {column.shape}"
+            elif column.dtype.kind not in "biuf":
+                found = f"an array of {column.dtype}"
+            else:
+                continue
+            raise BrokenContract(f"{who} gave {side}['{name}'] as {found}; it must be an array of real numbers, shape ({n},)")
+
+
+def required_metrics(answer: object, model: object) -> Metrics:
+    """What a model answered. BrokenContract unless it is Metrics."""
+    if not isinstance(answer, Metrics):
+        raise BrokenContract(f"the cost model {type(model).__name__} gave {_article(answer)} in place of Metrics")
+    return answer
+
+
+def _article(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
 @runtime_checkable
 class CostModel(Protocol):
     """Predicts metrics for a batch of design points.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.metrics import CostModel, Metrics
+from costmodels.metrics import BrokenContract, CostModel, Metrics, require_metrics, required_metrics
 from search.constraint import Constraint
 from search.front import Objective, Points, join
 from search.keeping import NEAREST, Screen, State, Visit, least
@@ -41,7 +41,15 @@ class Task:
         if len(set(names)) < len(names):
             raise ValueError(f"an objective is named twice: {', '.join(names)}")
         none = space.columns(np.zeros((len(space.axes), 0), np.int16))
-        metrics = self.model.evaluate(self.problem, none)
+        try:
+            metrics = self.model.evaluate(self.problem, none)
+        except UnboundSymbol:
+            raise
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            who = f"the cost model {type(self.model).__name__}"
+            raise BrokenContract(f"{who} raised for a batch of no points, which tells what it predicts: {told}") from error
+        require_metrics(metrics, 0, self.model)
         known = {*metrics.value, *none.levels, *self.problem.scalars}
         faults = []
         for kind, metric in (
@@ -140,8 +148,8 @@ class Task:
         while waiting:
             start, part = waiting.pop()
             try:
-                bound = self.model.bound(self.problem, part)
-            except UnboundSymbol:
+                bound = required_metrics(self.model.bound(self.problem, part), self.model)
+            except (UnboundSymbol, BrokenContract):
                 raise
             except Exception as error:
                 half = part.n // 2
@@ -198,9 +206,10 @@ class Task:
             part, places = waiting.pop()
             try:
                 metrics = self.model.evaluate(self.problem, part)
+                require_metrics(metrics, part.n, self.model)
                 costs = self.costs(metrics, part)
                 violations = self.violations(metrics, part)
-            except UnboundSymbol:
+            except (UnboundSymbol, BrokenContract):
                 raise
             except Exception as error:
                 half = part.n // 2

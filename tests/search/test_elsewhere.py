@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from search.nested import nested_search
 from search.sampled import sampled_search
 from search.visiting import Task
 from spaces.ranking import ranking
-from tests.search.errands import own_number
+from tests.search.errands import killed_once, own_number
 from tests.search.test_exact import MEMORY, PROBLEM, TIME, Toy, space_of
 from tests.search.test_executors import told
 
@@ -105,3 +106,12 @@ def test_this_process_alone_has_nobody_to_send_to() -> None:
     task = Task(TOY, PROBLEM, (TIME,), ())
     with evaluating(task, Serial()) as question:
         assert question is task
+
+
+def test_workers_that_stay_are_replaced_when_they_are_killed(tmp_path: Path) -> None:
+    with Local(workers=1).kept() as kept:
+        (first,) = kept.map(own_number, iter([0]))
+        found = list(kept.map(killed_once, ((i, tmp_path / "marker") for i in range(4, 7))))
+        assert sorted(found) == [(0, 16), (1, 25), (2, 36)]
+        (last,) = kept.map(own_number, iter([0]))
+    assert first != last

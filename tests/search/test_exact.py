@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodels.metrics import Metrics
+from costmodels.metrics import BrokenContract, Metrics
 from search.exact import Certificate, Constraint, Progress, Result, search
 from search.execution import Serial
 from search.front import Objective
@@ -390,3 +390,35 @@ def test_a_bound_that_raises_is_told_and_loses_no_other_pruning(at: int) -> None
     again = search(*asked, executor=Serial(), rows=7)
     assert again.bound_failed == found.bound_failed
     assert again.certificate == found.certificate
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A toy whose answers somebody got wrong."""
+
+    wrong: Callable[[np.ndarray[Any, np.dtype[np.float64]]], Any]
+    reads: frozenset[str] = frozenset({"devices"})
+
+    def bound(self, problem: Problem, points: Columns) -> Metrics:  # noqa: ARG002
+        return Metrics(n=points.n, value={})
+
+    def evaluate(self, problem: Problem, points: Columns) -> Any:
+        return self.wrong(np.asarray(problem.at(points)["devices"], np.float64))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda at: Metrics(n=len(at), value={"step_time": 3.0}), r"value\['step_time'\] as a float.*shape \(0,\)"),
+        (lambda at: Metrics(n=len(at), value={"step_time": at[1:]}), r"as an array of shape \(\d+,\)"),
+        (lambda at: Metrics(n=len(at), value={"step_time": at[:, None]}), r"as an array of shape \(0, 1\)"),
+        (lambda at: Metrics(n=len(at), value={"step_time": at * 1j}), "an array of complex128"),
+        (lambda at: Metrics(n=len(at), value={"step_time": at}, violation={"memory": 1}), r"violation\['memory'\] as an int"),
+        (lambda at: Metrics(n=1 + len(at), value={}), "asked about 0 points and gave Metrics of n = 1"),
+        (lambda at: {"step_time": at}, "a dict in place of Metrics"),
+        (lambda at: at.min(), "Broken raised for a batch of no points.*ValueError"),
+    ],
+)
+def test_a_model_that_breaks_its_contract_is_told_and_not_believed(wrong: Callable[..., Any], said: str) -> None:
+    with pytest.raises(BrokenContract, match=said):
+        search(space_of(), Broken(wrong), PROBLEM, (TIME,))
