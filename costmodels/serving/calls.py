@@ -33,6 +33,11 @@ class Call:
     own: Value = np.inf
 
 
+def repeated(call: Call, count: Value) -> Call:
+    """The same call so many times as often."""
+    return Call(op=call.op, shape=call.shape, times=call.times * count, floor=call.floor, cap=call.cap, own=call.own)
+
+
 def total_time(
     calls: Iterable[Call], grid: tuple[int, ...], devices: Sequence[Mapping[str, float]], device: IntArray, model: KernelModel
 ) -> FloatArray:

@@ -8,10 +8,11 @@ import numpy as np
 
 from costmodels.block_memory import parameters
 from costmodels.block_table import graphs
+from costmodels.serving.attention import values_per_token
 from costmodels.serving.formats import cache_bytes, weight_bytes
+from costmodels.serving.local import PLACEMENT, Local, column, layer_graphs
 from costmodels.serving.speculation import where_drafted
 from costmodels.serving.stack import ServingStack
-from costmodels.serving.step_graph import PLACEMENT, Local, column, layer_graphs, values_per_token
 from spaces.architecture import Architecture
 from spaces.columns import Bindings, FloatArray, Value
 from spaces.graph import Kind

@@ -16,20 +16,14 @@ import numpy as np
 from costmodels.block_memory import parameters
 from costmodels.kernel_models.protocol import KernelModel
 from costmodels.kernel_models.registry import find_kernel_model
+from costmodels.serving.attention import decode_calls, prefill_calls
 from costmodels.serving.calls import total_time
 from costmodels.serving.capacity import capacity
 from costmodels.serving.formats import weight_bytes
+from costmodels.serving.local import PLACEMENT, Local, layer_graphs
 from costmodels.serving.speculation import draft_time, where_drafted
 from costmodels.serving.stack import ServingStack, find_serving_stack
-from costmodels.serving.step_graph import (
-    PLACEMENT,
-    Local,
-    decode_calls,
-    layer_graphs,
-    prefill_calls,
-    sequence_calls,
-    token_calls,
-)
+from costmodels.serving.step_graph import sequence_calls, token_calls
 from costmodels.step_tables import StepTables, read_1d
 from spaces.architecture import Architecture
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct

@@ -67,7 +67,8 @@ def model(name: str, sequence: int) -> Figures:
     from costmodels.block_table import graphs
     from costmodels.constants import find_stack
     from costmodels.flops import convention_flops
-    from costmodels.serving.step_graph import Local, values_per_token
+    from costmodels.serving.attention import values_per_token
+    from costmodels.serving.local import Local
     from costmodels.training import training_problem
     from spaces.architecture import find
     from spaces.columns import Columns

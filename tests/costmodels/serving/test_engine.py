@@ -13,9 +13,10 @@ from costmodels.kernel_models.protocol import KernelTime
 from costmodels.kernel_models.registry import find_kernel_model
 from costmodels.machines.designs import design_symbols
 from costmodels.serving.engine import CACHED, OUTSIDE, TOKENS, engines, kv_capacity
+from costmodels.serving.experts import experts_touched, fp4_tile
+from costmodels.serving.local import Local
 from costmodels.serving.problem import serving_problem, serving_symbols
 from costmodels.serving.stack import find_serving_stack, plans_ahead, serving_stack_names
-from costmodels.serving.step_graph import Local, experts_touched, fp4_tile
 from costmodels.step_tables import Batch, StepTables, step_time
 from spaces.architecture import find
 from spaces.columns import Columns

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from costmodels.serving.exchanges import expert_exchange, reduction
+from costmodels.serving.local import Local
 from costmodels.serving.problem import serving_problem
 from costmodels.serving.stack import find_serving_stack
-from costmodels.serving.step_graph import Local, token_calls
+from costmodels.serving.step_graph import token_calls
 from spaces.architecture import find
 from spaces.columns import Columns
 from spaces.hardware import find_device

@@ -12,10 +12,13 @@ import pytest
 from benchmarks.kernels import PUBLISHED
 from costmodels.kernel_models.registry import find_kernel_model
 from costmodels.kernel_models.symbols import kernel_symbols
+from costmodels.serving.attention import decode_calls
 from costmodels.serving.calls import Call, total_time
+from costmodels.serving.experts import fp4_tile, marlin_tile
+from costmodels.serving.local import Local, layer_graphs
 from costmodels.serving.problem import serving_symbols
 from costmodels.serving.stack import find_serving_stack
-from costmodels.serving.step_graph import Local, decode_calls, fp4_tile, gaps, layer_graphs, marlin_tile, operator_calls
+from costmodels.serving.step_graph import gaps, operator_calls
 from spaces.architecture import find
 from spaces.blocks import scalars
 from spaces.columns import FloatArray

@@ -12,9 +12,10 @@ import pytest
 from benchmarks.kernels import PUBLISHED
 from costmodels.kernel_models.registry import find_kernel_model
 from costmodels.kernel_models.symbols import kernel_symbols
+from costmodels.serving.attention import decode_calls, prefill_calls
 from costmodels.serving.calls import Call, total_time
+from costmodels.serving.local import layer_graphs
 from costmodels.serving.stack import find_serving_stack
-from costmodels.serving.step_graph import decode_calls, layer_graphs, prefill_calls
 from spaces.architecture import find
 from spaces.columns import FloatArray
 from spaces.hardware import find_device

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from costmodels.serving import capacity, engine, load, step_graph, waiting
+from costmodels.serving import attention, capacity, engine, experts, load, products, step_graph, waiting
 from costmodels.serving.calls import Call
 from costmodels.serving.engine import engines, kv_capacity
 from costmodels.serving.problem import serving_problem
@@ -121,7 +121,7 @@ def check_decode_is_not_prefill_carried_on() -> None:
 
 
 def context_ignored(patch: pytest.MonkeyPatch) -> None:
-    original = step_graph.decode_calls
+    original = attention.decode_calls
     patch.setattr("costmodels.serving.engine.decode_calls", lambda a, s, at, r, kv: original(a, s, at, r, kv * 0 + r * 512))
 
 
@@ -135,21 +135,22 @@ def cache_of_all_layers_on_every_stage(patch: pytest.MonkeyPatch) -> None:
 
 
 def experts_of_one_token(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(step_graph, "experts_touched", lambda at: np.asarray(at["experts_per_token"], np.float64) / at["expert"])
+    patch.setattr(experts, "experts_touched", lambda at: np.asarray(at["experts_per_token"], np.float64) / at["expert"])
 
 
 def experts_as_wide_as_dense(patch: pytest.MonkeyPatch) -> None:
-    original = step_graph._product
+    original = products.weight_product
 
     def wide(local: Any, m: Any, n: Any, k: Any, groups: Any, quantised: bool, **rest: Any) -> Call:
         factor = local["ffn"] / local["moe_ffn"] if np.any(np.asarray(groups) > 1) else 1.0
         return original(local, m, n * factor, k, groups, quantised, **rest)
 
-    patch.setattr(step_graph, "_product", wide)
+    patch.setattr(experts, "weight_product", wide)
 
 
 def formats_of_memory_alone(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(step_graph, "compute_format", lambda p, _: (np.full(np.shape(p), "bf16"), np.zeros(np.shape(p), bool)))
+    for room in (products, experts, step_graph):
+        patch.setattr(room, "compute_format", lambda p, _: (np.full(np.shape(p), "bf16"), np.zeros(np.shape(p), bool)))
 
 
 def no_queue(patch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ from costmodels.constants import DATA
 from costmodels.kernel_models.operations import complete
 from costmodels.kernel_models.registry import find_kernel_model
 from costmodels.kernels import smooth_max
+from costmodels.serving.local import Local
 from costmodels.serving.problem import serving_problem, serving_symbols
+from costmodels.serving.products import product
 from costmodels.serving.stack import find_serving_stack
-from costmodels.serving.step_graph import Local, product
 from costmodels.serving.tiles import tile_time, tiles_of
 from spaces.architecture import find
 from spaces.columns import Bindings, Columns, FloatArray
