@@ -293,7 +293,21 @@ def _open(states: States, row: IntArray, rate: FloatArray, most: FloatArray, une
     few = np.minimum(carried * uneven / curve.rate[row, 0], 1.0)  # below one running request: as lonely, and rarer
     running = np.minimum(v["running"] * few, most)
     fits = (work.budget[row] - np.where(work.mixed[row] > 0, running, 0.0)) / work.prompt[row]
-    first = queue = waiting.open_loop(carried, v["decode"], v["added"], v["service"], fits, work.mixed[row], stages)
+    lives = np.maximum(work.output[row] - 1.0, load.LEAST)
+    steps = lives * v["token"] / v["step"]
+    alone = (groups <= 1) & (stages <= 1) & (work.output[row] > 1)
+    busy = np.where(alone, np.minimum(carried * v["added"], 0.999), 0.0)
+    # prompts come in clusters, so that a request sees more beside it than one more than the mean
+    crowd = waiting.clustering(busy) - 1.0
+    beside, mean = (
+        load.at(curve, row, *load.place_of(curve.running, row, many), "decode")
+        for many in (np.minimum(running + crowd, most), running)
+    )
+    slower = np.maximum(beside - mean, 0.0)
+    # longer steps let more in, who make steps longer: the gain of a linear Hawkes process
+    fed = busy + carried * steps * slower / np.maximum(crowd, 1e-9)
+    slower = slower * (1.0 - busy) / np.maximum(1.0 - fed, 1e-3)
+    first = waiting.open_loop(carried, v["decode"] + slower, v["added"], v["service"] + slower, fits, work.mixed[row], stages)
     long = v["decode"] + (v["step"] - v["decode"]) / v["loaded"]
     chunks = np.maximum(v["service"] / long, 1.0)
     share_loaded = np.where(groups > 1, load.loaded_share(carried, v["decode"], long, chunks, groups), v["loaded"] * few)
@@ -304,19 +318,14 @@ def _open(states: States, row: IntArray, rate: FloatArray, most: FloatArray, une
     lonely = few * (v["step"] - v["decode"])
     step = v["decode"] + np.where((groups > 1) & (few < 1), share_loaded * (long - v["decode"]), lonely)
     token = step * v["token"] / v["step"] * uneven
-    beside = np.where(work.mixed[row] > 0, np.minimum(v["loaded"] * few, 1.0), 0.0)
-    behind = waiting.held_up(carried, queue, long, v["added"], fits, beside, np.maximum(most - running, 0.0))
-    lives = np.maximum(work.output[row] - 1.0, load.LEAST)
+    behind = np.where(alone, waiting.held_up(busy, carried * step, fits) * v["added"], 0.0)
     # at most, every one of its steps carries prompts
-    behind = np.minimum(behind, np.where(work.mixed[row] > 0, lives * np.maximum(long * token / step - token, 0.0), np.inf))
-    behind = np.where((groups > 1) | (stages > 1) | (work.output[row] <= 1), 0.0, behind)
-    more = np.minimum(running + carried * behind, most)
-    # those behind it decode beside it, and all that decode are more for being held up
-    left, share = load.place_of(curve.running, row, np.minimum(more + behind / v["added"], most))
-    slower = np.where(behind > 0, np.maximum(load.at(curve, row, left, share, "decode") / v["decode"] - 1.0, 0.0), 0.0)
+    behind = np.minimum(behind, np.where(work.mixed[row] > 0, steps * np.maximum(long - step, 0.0), np.inf))
     full = load.at(curve, row, *load.place_of(curve.running, row, most), "token") * uneven  # a full batch lets nobody in early
-    held_up = np.minimum(token + slower * v["token"] + behind / lives, np.maximum(token, full))
-    token, running = held_up, np.where(behind > 0, np.minimum(running + carried * lives * (held_up - token), most), running)
+    held_up = token + slower / (1.0 - busy) * v["token"] / v["step"] + behind / lives
+    held_up = np.minimum(held_up, np.maximum(token, full))
+    running = np.minimum(running + carried * lives * (held_up - token), most)
+    token = held_up
     stay = (work.output[row] - 1.0) * token
     first = first + waiting.admission(running * stages, most * stages, stay) + waiting.overload(rate, highest)
     excess = np.where(rate > 0, rate / highest - 1.0, -1.0)

@@ -59,25 +59,26 @@ def lockstep(
     return np.asarray(rest + alone * rate * service**2 / (2.0 * (1.0 - busy)) + service)
 
 
-def held_up(
-    rate: FloatArray,
-    sojourn: FloatArray,
-    step: FloatArray,
-    added: FloatArray,
-    fits: FloatArray,
-    beside: FloatArray,
-    places: FloatArray,
-) -> FloatArray:
-    """Seconds more that a request decodes for than in mean steps, since prompts wait when its own is done, (n,).
+def clustering(load: FloatArray) -> FloatArray:
+    """Variance over mean of how many prompts come in many steps, (n,), where prompts take a share `load` of the time.
 
-    Those that came during its `sojourn` in the queue are behind it (first come, first served: Little's law holds for each
-    customer), but for those that shared its own `step`, into which `fits` go: they came after it in half the cases. As many as
-    find one of `places` hold it up, by `added` seconds each, and by as much again for what comes meanwhile. It ends as if at
-    random: in a share `beside` of cases while as many prompts are under way.
+    Steps that carry prompts are longer, so that more come in them: every prompt brings `load` others on average, which is a
+    Hawkes process of that branching ratio, and its counts vary by 1 / (1 − load)² (Hawkes 1971).
     """
-    sharing = np.minimum(rate * np.maximum(sojourn - step, 0.0), np.maximum(fits - 1.0, 0.0) / 2.0)
-    behind = np.clip(rate * sojourn - sharing, 0.0, places) * (1.0 - beside)
-    return np.asarray(behind * added / (1.0 - np.clip(rate * added, 0.0, _FULL)))
+    return np.asarray(1.0 / (1.0 - np.clip(load, 0.0, _FULL)) ** 2)
+
+
+def held_up(load: FloatArray, joins: FloatArray, fits: FloatArray) -> FloatArray:
+    """Prompts that a request's answer meets beyond those that any time as long meets, (n,); `joins` come in a mean step.
+
+    Around a request come clustering(load) · joins more than on average, itself and those that share its step among them: the
+    variance `own` of one step's prompts, joins / (1 − load²) where all that wait go together (Yule-Walker), joins (1 − joins)
+    where one does. Half of the rest come after it.
+    """
+    load = np.clip(load, 0.0, _FULL)
+    together = np.clip(fits - 1.0, 0.0, 1.0)
+    own = together / (1.0 - load**2) + (1.0 - together) * np.maximum(1.0 - joins, 0.0)
+    return np.asarray(np.maximum(clustering(load) - own, 0.0) / 2.0)
 
 
 def admission(running: FloatArray, most: FloatArray, stay: FloatArray) -> FloatArray:

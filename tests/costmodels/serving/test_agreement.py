@@ -100,12 +100,12 @@ def agree(problem: Problem, points: Columns, expected: Metrics, *, within: float
     assert expected.value["ttft"][0] == pytest.approx(found.ttft, rel=within)
 
 
-@pytest.mark.parametrize("case", ["llama-3.1-8b-vllm", "llama-3.1-8b-sglang", "llama-3.1-70b-vllm"])
-@pytest.mark.parametrize("lengths", [(4000, 100), (8000, 300), (1000, 50)], ids=str)
-@pytest.mark.parametrize(("load", "within"), [(0.3, 0.1), (0.55, 0.1), (0.8, 0.17)])
-def test_prompts_that_wait_hold_up_the_answers_before_them(
-    case: str, lengths: tuple[int, int], load: float, within: float
-) -> None:
+@pytest.mark.parametrize("case", CLOSED)
+@pytest.mark.parametrize(
+    "lengths", [(4000, 50), (2000, 100), (8000, 200), (1000, 1000), (4000, 100), (8000, 300), (1000, 50)], ids=str
+)
+@pytest.mark.parametrize("load", [0.3, 0.55, 0.8])
+def test_prompts_that_wait_hold_up_the_answers_before_them(case: str, lengths: tuple[int, int], load: float) -> None:
     """Long prompts and short answers: what came while a request was prefilled is prefilled before it goes on."""
     model, device, stack, plan = CASES[case]
     fixed = {"input_tokens": lengths[0], "output_tokens": lengths[1], "max_batch": 256, **plan}
@@ -113,4 +113,6 @@ def test_prompts_that_wait_hold_up_the_answers_before_them(
     highest = ServingModel().evaluate(problem, Columns.from_values({"request_rate": np.array([1e6])})).value["request_rate"][0]
     points = Columns.from_values({"request_rate": np.array([load * highest])})
     expected = ServingModel().evaluate(problem, points)
-    agree(problem, points, expected, within=within, rate=load * highest, requests=4000, steady=True)
+    # a step of two prompts takes more than twice what one adds where weights are read meanwhile: missed at short ones
+    within = 0.16 if load > 0.55 and lengths == (1000, 50) else 0.1
+    agree(problem, points, expected, within=within, rate=load * highest, requests=16000, steady=True)
