@@ -170,11 +170,13 @@ def sequence_calls(architecture: Architecture, stack: ServingStack, at: Bindings
         yield Call(op=kernel.op, shape={"rows": sequences, "cols": local["vocab"]})
     else:
         yield Call(op="copy", shape={"rows": sequences, "cols": local["vocab"] * local["stack.sample_passes"] / 2.0})
-    yield Call(op="", floor=local["stack.top_p.asked"] * local["vocab"] / 131072.0 * _top_p(local, sequences))
+    yield Call(op="", floor=local["stack.top_p.asked"] * _top_p(local, sequences))
 
 
 def _top_p(local: Local, sequences: Value) -> Value:
-    """Seconds that keeping the likeliest tokens up to a share of the probability takes, of 131,072 logits a sequence."""
+    """Seconds that keeping the likeliest tokens up to a share of the probability takes; measured at `stack.top_p.logits`."""
     rows = np.asarray(sequences, np.float64)
     waves = np.ceil(rows / local["stack.top_p.rows"]) * local["stack.top_p.wave"]
-    return np.where(rows < local["stack.top_p.from"], local["stack.top_p.start"] + local["stack.top_p.row"] * rows, waves)
+    few = rows < local["stack.top_p.from"]
+    measured = np.where(few, local["stack.top_p.start"] + local["stack.top_p.row"] * rows, waves)
+    return measured * local["vocab"] / local["stack.top_p.logits"]
