@@ -89,6 +89,7 @@ _TRAINING = (
 _SERVING = (
     Measure(name="tokens_per_second_per_user", title="speed a user", unit="tokens/s", maximise=True),
     Measure(name="requests_per_second", title="requests", unit="1/s", dimension="1/s", maximise=True),
+    Measure(name="request_rate", title="request rate", unit="requests/s", dimension="1/s", maximise=True),
     Measure(name="highest_rate", title="highest rate", unit="requests/s", dimension="1/s", maximise=True),
     Measure(name="refused", title="requests refused", unit=""),
     Measure(name="goodput", title="goodput", unit="requests/s", dimension="1/s", maximise=True),
