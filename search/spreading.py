@@ -22,9 +22,8 @@ _BOUNDED = 8  # batches bounded together: bounds rule most points out, and what 
 _GRAIN = 1 << 19  # points of a batch, and of most slices: every batch makes the tables of the model's parts anew
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
 _LARGEST = 1 << 21  # points of a slice
-_LEAST = 1 << 17  # points of a slice that is not cut smaller towards the end
+_LEAST = 1 << 18  # points of a slice that is not cut smaller towards the end
 _CHUNK_S = 3.0  # seconds of work in a slice
-_SHARES = 2  # of a worker's part of what is left, a slice is at most one of so many
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,8 +152,9 @@ class Spread:
                 continue
             after = int(np.searchsorted(starts, start))
             until = int(starts[after]) if after < len(starts) else size
-            # smaller towards the end, so that workers end together; a single one has nobody to wait for
-            share = max(_LEAST, (size - start) // (_SHARES * hands)) if hands > 1 else size
+            # smaller towards the end, so that workers end together; a single one has nobody to wait for. A worker's whole part
+            # of what is left is enough: what the others then get is cut again, and every slice makes tables anew
+            share = max(_LEAST, (size - start) // hands) if hands > 1 else size
             n = max(1, min(_chunk(self._cost), share, until - start))
             yield Slice(start=start, n=n, below=np.inf if self._samples is None else self._samples.below)
             start += n
