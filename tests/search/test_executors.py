@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from search import spreading
 from search.exact import Result, search
-from search.execution import Executor, ExecutorError, Serial
+from search.execution import Executor, ExecutorError, Serial, kept
 from search.executors import executor
 from search.local import Local
 from search.on_ray import OnRay
@@ -80,6 +81,25 @@ def test_a_straggler_is_overtaken_by_a_copy(kind: str, tmp_path: Path, request: 
     assert sorted(found) == [(i, i * i) for i in range(8)]
     assert (tmp_path / "marker").exists()
     assert time.monotonic() - started < 60  # a straggler sleeps for as long by itself
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_workers_told_what_it_is_about_do_the_same(kind: str, request: pytest.FixtureRequest) -> None:
+    who: Executor = request.getfixturevalue("ray_once") if kind == "ray" else Local(workers=2)
+    with kept(who, about=Toy()) as held:
+        assert sorted(held.map(abs, iter([-3, 1, -2]))) == [(0, 3), (1, 1), (2, 2)]
+    with pytest.raises(ExecutorError, match="cannot be sent to workers"), kept(who, about=threading.Lock()):
+        pass
+
+
+def test_workers_that_die_before_there_is_work_are_replaced() -> None:
+    with Local(workers=2).kept(about=Toy()) as held:
+        early = multiprocessing.active_children()
+        for process in early:
+            process.kill()
+        assert sorted(held.map(abs, iter([-3, 1, -2]))) == [(0, 3), (1, 1), (2, 2)]
+    assert len(early) == 2
+    assert not multiprocessing.active_children()
 
 
 def test_workers_that_keep_dying_are_told() -> None:
