@@ -1,8 +1,8 @@
 """Run folders: made new each time, never overwritten, holding all that is needed to read and to repeat a run.
 
 `experiment.yaml` as resolved, `manifest.json` (versions, seed, hashes, certificate), `run.sqlite` (trials as they were found,
-then front, top and sample), until the run is whole `slices.sqlite` (`dse.run_store`), `front.csv`, `top.csv`, `report.md`, `report.html`;
-of machines also `sensitivity.json`.
+then front, top and sample), until the run is whole `slices.sqlite` (`dse.run_store`), `front.csv`, `top.csv`, `report.md`,
+`report.html`; of machines also `sensitivity.json`.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class OnRay:
 
     @contextmanager
     def kept(self, about: Any = None) -> Iterator[Executor]:
-        """The executor, which leaves what it joins or starts only at the end of the block; told what it is about it joins now."""
+        """The executor, which leaves what it joins or starts at the end of the block; told what it is about, it joins now."""
         joined = _Joined(self)
         try:
             if about is not None:

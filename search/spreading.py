@@ -102,8 +102,14 @@ class Spread:
         size = self.space.size()
         none = self.state.reservoir
         samples = self._samples = Samples(none)
-        waiting: dict[int, Found] = {}
+        waiting: dict[int, tuple[State, str]] = {}
         known = {} if self.ledger is None else dict(self.ledger.slices())
+
+        def arrive(start: int, data: bytes, hopeless: str) -> None:
+            """Keep what was found until its turn comes; its sample tells now what others need not send."""
+            state = unpacked(data, self.errand.none)
+            samples.see(state.reservoir.keys)
+            waiting[start] = state, hopeless
 
         def join() -> None:
             """Join what comes next, from the ledger or as it was found."""
@@ -112,10 +118,8 @@ class Spread:
                     data, cpu_s = self.ledger.found(turn)
                     self.elsewhere += cpu_s
                     del known[turn]
-                else:
-                    data, self.stopped = waiting[turn].state, waiting[turn].hopeless
-                    del waiting[turn]
-                later = unpacked(data, self.errand.none)
+                    arrive(turn, data, "")
+                later, self.stopped = waiting.pop(turn)
                 samples.add(later.reservoir)
                 self.state = self.state.then(replace(later, reservoir=none))
 
@@ -123,7 +127,7 @@ class Spread:
         try:
             join()
             for _, found in results:
-                waiting[found.start] = found
+                arrive(found.start, found.state, found.hopeless)
                 self._cost = found.cpu_s / max(found.n, 1)
                 self.elsewhere += found.cpu_s if self.executor.apart else 0.0
                 if self.ledger is not None and not found.hopeless:

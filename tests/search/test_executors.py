@@ -6,9 +6,16 @@ import multiprocessing
 import socket
 import threading
 import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from search import spreading
 from search.exact import Result, search
@@ -53,6 +60,30 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch, model: Toy, size
     asked = (space_of(), model, PROBLEM, (TIME, MEMORY, SPEED))
     alone = search(*asked, sample=20, seed=3)
     assert told(search(*asked, sample=20, seed=3, executor=Serial())) == told(alone)
+
+
+@dataclass(frozen=True)
+class Shuffled(Serial):
+    """Does some chunks at a time and hands them back in another order."""
+
+    seed: int
+    together: int
+
+    def map(self, function: Callable[[Any], Any], chunks: Iterator[Any]) -> Generator[tuple[int, Any], None, None]:
+        random, numbered = Random(self.seed), enumerate(chunks)
+        while drawn := list(islice(numbered, self.together)):
+            random.shuffle(drawn)
+            yield from ((index, function(chunk)) for index, chunk in drawn)
+
+
+@given(seed=st.integers(0, 1000), together=st.integers(1, 9), size=st.integers(5, 60), limit=st.integers(0, 40))
+@settings(max_examples=20)
+def test_slices_may_come_back_in_any_order(seed: int, together: int, size: int, limit: int) -> None:
+    asked = (space_of(), Toy(limit=9.0), PROBLEM, (TIME, MEMORY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spreading, "_chunk", lambda _: size)
+        found = search(*asked, sample=limit, executor=Shuffled(seed, together))
+    assert told(found) == told(search(*asked, sample=limit))
 
 
 @pytest.mark.parametrize("kind", ["one", "two", "ray"])
