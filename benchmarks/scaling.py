@@ -166,7 +166,9 @@ def store(counts: Sequence[int] = (1_000, 10_000, 100_000), rounds: int = 200) -
                     spent["tell_us"][i].append(time.process_time_ns() - marks[2])
         for held in stores:
             held.close()
-    return [row | {name: median(times[i]) / BATCH / 1e3 for name, times in spent.items()} for i, row in enumerate(found)]
+    return [
+        row | {name: median(times[i]) / BATCH / 1e3 for name, times in spent.items()} for i, row in enumerate(found)
+    ]
 
 
 def main() -> None:

@@ -151,4 +151,6 @@ def _deadlines(model: SimulatedServing, experiment: Experiment[Any]) -> Deadline
             bounds[name] = min(bounds[name], limit.value)
             missed += 1.0 - q / 100.0
     share = max(1.0 - missed, 0.0) if min(bounds.values()) < np.inf else 0.0
-    return Deadlines(ttft=bounds["ttft"], tpot=bounds["tpot"], latency=bounds["request_latency"], share=share, mean_tpot=mean)
+    return Deadlines(
+        ttft=bounds["ttft"], tpot=bounds["tpot"], latency=bounds["request_latency"], share=share, mean_tpot=mean
+    )

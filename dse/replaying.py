@@ -109,7 +109,9 @@ def replay_server(
         if concurrency < 1:
             raise ValueError(f"--concurrency is {concurrency}: at least 1 request is sent at once")
         n = EACH * concurrency
-        requests = Requests(arrival=np.zeros(n), prompt=np.full(n, prompt), output=np.full(n, output), concurrency=concurrency)
+        requests = Requests(
+            arrival=np.zeros(n), prompt=np.full(n, prompt), output=np.full(n, output), concurrency=concurrency
+        )
     key, salt = os.environ.get("OPENAI_API_KEY", ""), f"{secrets.token_hex(2)} "
     rows = replay(url, requests, model=model, key=key, salt=salt)
     folder.mkdir(parents=True, exist_ok=True)

@@ -194,7 +194,9 @@ class Archive:
         """How much of the space is accounted for."""
         pruned, failed = self.pruned(), sum(self.failed.values())
         unvisited = self.ranking.size - sum(pruned.values()) - self.evaluated - failed
-        return Certificate(space=self.ranking.size, pruned=pruned, evaluated=self.evaluated, failed=failed, unvisited=unvisited)
+        return Certificate(
+            space=self.ranking.size, pruned=pruned, evaluated=self.evaluated, failed=failed, unvisited=unvisited
+        )
 
     def progress(self, wall_s: float) -> Progress:
         """What to show of it."""

@@ -112,7 +112,9 @@ def likeliest(points: FloatArray, values: FloatArray, start: Covariance) -> Cova
     return Covariance(np.asarray(found.x, np.float64))
 
 
-def _surprise(logarithms: FloatArray, points: FloatArray, values: FloatArray, usual: FloatArray) -> tuple[float, FloatArray]:
+def _surprise(
+    logarithms: FloatArray, points: FloatArray, values: FloatArray, usual: FloatArray
+) -> tuple[float, FloatArray]:
     """Minus the logarithm of the likelihood, less a constant, and its gradient."""
     from scipy.linalg import cho_solve, cholesky
 

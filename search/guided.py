@@ -135,7 +135,9 @@ def _nearest(mean: FloatArray, best: FloatArray, count: int) -> IntArray:
     return np.argsort(missed, kind="stable")[:count]
 
 
-def _picked(mean: FloatArray, doubt: FloatArray, best: FloatArray, random: np.random.Generator, count: int) -> IntArray:
+def _picked(
+    mean: FloatArray, doubt: FloatArray, best: FloatArray, random: np.random.Generator, count: int
+) -> IntArray:
     """`count` rows, in turn from what each guess puts on the front, first those that nothing beats, then those behind."""
     left = np.arange(len(mean))
     found: list[int] = []

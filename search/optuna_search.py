@@ -63,13 +63,17 @@ def tpe(archive: Archive, generator: np.random.Generator) -> None:
 def nsga2(archive: Archive, generator: np.random.Generator) -> None:
     """NSGA-II; the population is an eighth of the budget, 8 to 50."""
     size = _population(archive)
-    _search(archive, generator, lambda seed, _: _samplers().NSGAIISampler(population_size=size, seed=seed), batch=size)
+    _search(
+        archive, generator, lambda seed, _: _samplers().NSGAIISampler(population_size=size, seed=seed), batch=size
+    )
 
 
 def nsga3(archive: Archive, generator: np.random.Generator) -> None:
     """NSGA-III; the population is an eighth of the budget, 8 to 50."""
     size = _population(archive)
-    _search(archive, generator, lambda seed, _: _samplers().NSGAIIISampler(population_size=size, seed=seed), batch=size)
+    _search(
+        archive, generator, lambda seed, _: _samplers().NSGAIIISampler(population_size=size, seed=seed), batch=size
+    )
 
 
 def gp(archive: Archive, generator: np.random.Generator) -> None:
@@ -213,7 +217,9 @@ def _ranges(coded: Encoding) -> dict[str, optuna.distributions.BaseDistribution]
     return {name: whole(0, levels - 1) for name, levels in zip(coded.names, coded.levels, strict=True)}
 
 
-def trials_of(archive: Archive, coded: Encoding, start: int, constrained: bool = True) -> list[optuna.trial.FrozenTrial]:
+def trials_of(
+    archive: Archive, coded: Encoding, start: int, constrained: bool = True
+) -> list[optuna.trial.FrozenTrial]:
     """The archive's points from row `start` on as finished trials; those that failed are failed trials."""
     import optuna
 

@@ -33,7 +33,9 @@ def packed(state: State) -> bytes:
     kept = state.reservoir.trimmed()
     contents: dict[str, Any] = {
         "front": _put_points(arrays, "front", state.front.points),
-        "tops": [[top.objective, top.limit, _put_points(arrays, f"top{i}", top.points)] for i, top in enumerate(state.tops)],
+        "tops": [
+            [top.objective, top.limit, _put_points(arrays, f"top{i}", top.points)] for i, top in enumerate(state.tops)
+        ],
         "closest": None if state.closest is None else _put_points(arrays, "closest", state.closest),
         "near": None if state.near is None else _put_columns(arrays, "near", state.near),
         "reservoir": [kept.limit, _put_columns(arrays, "reservoir", kept.columns), _number(kept.below)],
@@ -165,7 +167,9 @@ def _put_points(arrays: dict[str, NDArray[Any]], name: str, points: Points) -> d
     return {"axes": _put_columns(arrays, name, points.columns), "figures": [list(key) for key in figures]}
 
 
-def _points(arrays: Mapping[str, NDArray[Any]], name: str, table: Mapping[str, Any], levels: Mapping[str, Any]) -> Points:
+def _points(
+    arrays: Mapping[str, NDArray[Any]], name: str, table: Mapping[str, Any], levels: Mapping[str, Any]
+) -> Points:
     figures = arrays[f"{name}.figures"]
     sides: dict[str, dict[str, Any]] = {"value": {}, "low": {}, "high": {}, "violation": {}, "parts": {}}
     for (side, metric, *part), column in zip(table["figures"], figures, strict=True):

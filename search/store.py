@@ -163,7 +163,9 @@ def new_rows(ordinals: IntArray, known: NDArray[np.bool_]) -> IntArray:
 def taken(trials: Trials, rows: IntArray) -> Trials:
     """Some rows of trials."""
     reasons = {i: trials.reasons[row] for i, row in enumerate(rows.tolist()) if row in trials.reasons}
-    return Trials(ordinals=trials.ordinals[rows], costs=trials.costs[rows], violation=trials.violation[rows], reasons=reasons)
+    return Trials(
+        ordinals=trials.ordinals[rows], costs=trials.costs[rows], violation=trials.violation[rows], reasons=reasons
+    )
 
 
 def joined(parts: list[Trials]) -> Trials:
@@ -173,5 +175,7 @@ def joined(parts: list[Trials]) -> Trials:
         ordinals=np.concatenate([part.ordinals for part in parts]),
         costs=np.concatenate([part.costs for part in parts]),
         violation=np.concatenate([part.violation for part in parts]),
-        reasons={start + row: why for start, part in zip(starts, parts, strict=False) for row, why in part.reasons.items()},
+        reasons={
+            start + row: why for start, part in zip(starts, parts, strict=False) for row, why in part.reasons.items()
+        },
     )

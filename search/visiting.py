@@ -93,7 +93,9 @@ class Task:
             row[:] = objective.cost(metrics, at)
         return costs.T
 
-    def visit(self, batch: Columns, state: State, screen: Screen | None, offset: int = 0, patient: bool = False) -> Visit:
+    def visit(
+        self, batch: Columns, state: State, screen: Screen | None, offset: int = 0, patient: bool = False
+    ) -> Visit:
         """Prune, evaluate and sort out the batch that comes after a state, which began at the ordinal `offset`."""
         (visit,) = self.visits(batch, state, screen, max(batch.n, 1), offset, patient)
         return visit

@@ -10,7 +10,9 @@ from typing import Any
 from spaces.architecture import Architecture
 from spaces.columns import Bindings, Columns
 
-NO_MODEL = Architecture(name="none", layers=1, hidden=1, heads=1, kv_heads=1, head_dim=1, ffn=1, vocab=1, max_sequence=1)
+NO_MODEL = Architecture(
+    name="none", layers=1, hidden=1, heads=1, kv_heads=1, head_dim=1, ffn=1, vocab=1, max_sequence=1
+)
 """In the place of a model where cost model and space are about something else."""
 
 

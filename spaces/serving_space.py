@@ -235,9 +235,9 @@ def _engine(scope: _Scope, start: str) -> list[Axis]:
             1,
             (
                 "experts fill the ranks of a stage",
-                lambda x, t: (
-                    (t * x[name("expert")] == x[name("tensor")] * x[name("attention_data")]) if model.experts else (t == 1)
-                ),
+                lambda x, t: (t * x[name("expert")] == x[name("tensor")] * x[name("attention_data")])
+                if model.experts
+                else (t == 1),
             ),
         ),
     ]
@@ -280,7 +280,6 @@ def _limits(scope: _Scope) -> list[Axis]:
         return (chosen["mode"] == 0) | (values == max(budgets))
 
     budgets = scope.levels("", "token_budget", {*_BUDGETS, scope.defaults["token_budget"]})
-
     def experts(_: Chosen, values: Value) -> Value:
         return (values == 0) | np.full(values.shape, scope.architecture.experts > 0)
 

@@ -89,7 +89,9 @@ class Space:
 
     def columns(self, codes: CodeArray) -> Columns:
         """Columns for a code matrix of shape (axes, n)."""
-        return Columns(n=codes.shape[1], codes={axis.name: codes[i] for i, axis in enumerate(self.axes)}, levels=self.levels)
+        return Columns(
+            n=codes.shape[1], codes={axis.name: codes[i] for i, axis in enumerate(self.axes)}, levels=self.levels
+        )
 
     def batches(self, rows: int = 1 << 17, removed: dict[tuple[str, str], int] | None = None) -> Iterator[Columns]:
         """Yield all legal points in batches of `rows` (the last may be shorter).
@@ -299,7 +301,9 @@ def _joined(axes: tuple[Axis, ...], split: int, rows: int) -> Iterator[CodeArray
             yield from completed(block, counts, offsets, tails, rows)
 
 
-def completed(prefixes: CodeArray, counts: IntArray, offsets: IntArray, tails: CodeArray, rows: int) -> Iterator[CodeArray]:
+def completed(
+    prefixes: CodeArray, counts: IntArray, offsets: IntArray, tails: CodeArray, rows: int
+) -> Iterator[CodeArray]:
     """Each prefix beside the `counts` completions that start at column `offsets` of `tails`, at most `rows` at a time."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0

@@ -54,7 +54,9 @@ def axis_of(name: str, levels: Sequence[int], *rules: tuple[str, Rule]) -> Axis:
     return Axis(name=name, symbols={name: np.array(levels, np.int64)}, rules=rules)
 
 
-def optional(name: str, wanted: Sequence[int], neutral: int, meaning: str, matters: Rule, *rules: tuple[str, Rule]) -> Axis:
+def optional(
+    name: str, wanted: Sequence[int], neutral: int, meaning: str, matters: Rule, *rules: tuple[str, Rule]
+) -> Axis:
     """An axis that is held at `neutral` where it does not matter, and takes the values wanted where it does.
 
     `meaning` is the reason given for values removed where the choice does not matter.

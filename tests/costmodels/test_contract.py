@@ -1,9 +1,9 @@
 """What every cost model promises, as a class that its tests join with one fixture.
 
-class TestMyModel(CostModelContract):
-    @pytest.fixture
-    def case(self) -> Case:
-        return Case(MyModel(), problem, columns)
+    class TestMyModel(CostModelContract):
+        @pytest.fixture
+        def case(self) -> Case:
+            return Case(MyModel(), problem, columns)
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ def test_one_rank_has_nobody_to_talk_to() -> None:
 UNSHARDED = "under ZeRO-0 the copies count as replicas of shards of one rank: their bytes and their place are not seen"
 
 
+
 def test_replicas_send_an_all_reduce_and_shards_half_of_it_each_way() -> None:
     """2(d−1)/d of the gradients per rank under ZeRO-0 and (d−1)/d of gradients and parameters under ZeRO-1 (Rajbhandari 2020
     §7.2); d = 8 within one domain, 2-byte gradients and parameters."""
@@ -58,6 +59,7 @@ def test_the_optimizer_updates_its_shard() -> None:
     updates = whole - half
     assert updates > 0
     assert half - eighth == pytest.approx(updates * (1 / 2 - 1 / 8) * 2, rel=0.02)
+
 
 
 def test_copies_that_the_pipeline_lies_between_are_reached_over_the_network() -> None:
@@ -96,6 +98,7 @@ def test_shards_divide_the_ranks_they_are_made_of(tensor: int, context: int, dat
     dense, experts = shard_ranks(problem(TINY).at(plans({**plan, "shard_degree": 0})))
     assert dense == context * data
     assert experts == tensor * context * data // expert
+
 
 
 def test_naming_all_ranks_is_the_same_as_naming_none() -> None:

@@ -47,7 +47,9 @@ def test_an_hour_of_owning_is_a_year_of_holding_over_its_used_hours() -> None:
     at = find_device("H100").symbols()
     hour = ownership_per_hour(at, 1e6, 700.0, 32)
     used = HOURS_PER_YEAR * constants("operating")["utilisation"]
-    assert sum(hour.values()) * used == pytest.approx(sum(holding(1e6, 1.0).values()) + energy_per_hour(at, 700.0, 32) * used)
+    assert sum(hour.values()) * used == pytest.approx(
+        sum(holding(1e6, 1.0).values()) + energy_per_hour(at, 700.0, 32) * used
+    )
 
 
 def test_parts_add_up_capital_grows_and_renting_is_linear() -> None:

@@ -62,7 +62,9 @@ def test_causal_counting_halves_the_scores_alone() -> None:
     a = OLD
     stack = find_stack("megatron")
     s = np.array([1024.0, 2048.0, 1.0])
-    at = problem(a).at(Columns.from_values({"sequence": s, "precision": np.full(3, 2)}))
+    at = problem(a).at(
+        Columns.from_values({"sequence": s, "precision": np.full(3, 2)})
+    )
     found = convention_flops(graphs(a, stack.traits), stack, at, 3)
     scores = 4 * a.layers * a.heads * a.head_dim
     np.testing.assert_allclose(found.full - found.causal, scores * (s**2 - s * (s + 1) / 2), rtol=1e-9)

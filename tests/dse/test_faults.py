@@ -221,7 +221,9 @@ def test_a_node_that_leaves_the_cluster_changes_nothing(
 
 
 @pytest.mark.parametrize("who", ["serial", "local"])
-def test_a_disk_that_fills_up_keeps_what_is_on_record(whole: Whole, tmp_path: Path, chance: random.Random, who: str) -> None:
+def test_a_disk_that_fills_up_keeps_what_is_on_record(
+    whole: Whole, tmp_path: Path, chance: random.Random, who: str
+) -> None:
     out = tmp_path / "run"
     workers = "search.workers=1" if who == "serial" else "search.workers=2"
     room = chance.randint(whole.size // 5, whole.size // 2)

@@ -51,7 +51,9 @@ def test_a_cancelled_run_ends_as_if_it_had_not_been(half: Path, small: Path, tmp
     assert again.to_json() == answer.to_json()
 
 
-def test_a_cancelled_nested_run_looks_at_no_machine_twice(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_nested_run_looks_at_no_machine_twice(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = small.read_text(encoding="utf-8").replace("device: H100", "device: [H100, H200, A100-80GB]")
     small.write_text(text.replace("search: {", "search: {method: nested, "), encoding="utf-8")
     monkeypatch.setattr(nested, "_TOGETHER", 1)

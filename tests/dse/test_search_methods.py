@@ -27,7 +27,9 @@ def asked(small: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("method", ["auto", "evolutionary", "nsga2"])
-def test_a_budget_is_kept_and_the_rest_is_unvisited(dse: Callable[..., Any], asked: Callable[[str], Path], method: str) -> None:
+def test_a_budget_is_kept_and_the_rest_is_unvisited(
+    dse: Callable[..., Any], asked: Callable[[str], Path], method: str
+) -> None:
     done = dse("run", asked(BUDGET.replace("METHOD", method)), "--json")
     assert done.code == 0, done.err
     answer = json.loads(done.out.splitlines()[-1])
@@ -74,7 +76,9 @@ def test_nested_takes_every_machine_without_a_budget(dse: Callable[..., Any], sm
         ("search: {method: nested}", "first axes"),
     ],
 )
-def test_what_cannot_be_searched_is_told(dse: Callable[..., Any], asked: Callable[[str], Path], search: str, said: str) -> None:
+def test_what_cannot_be_searched_is_told(
+    dse: Callable[..., Any], asked: Callable[[str], Path], search: str, said: str
+) -> None:
     done = dse("run", asked(search))
     assert done.code == 1
     assert said in done.err

@@ -27,7 +27,9 @@ def exported(dse: Callable[..., Any], small: Path) -> tuple[dict[str, Any], Path
     return answer, Path(answer["run"]).resolve() / "trials.journal"
 
 
-def test_the_study_holds_the_front_and_the_sample(dse: Callable[..., Any], exported: tuple[dict[str, Any], Path]) -> None:
+def test_the_study_holds_the_front_and_the_sample(
+    dse: Callable[..., Any], exported: tuple[dict[str, Any], Path]
+) -> None:
     import optuna
 
     from search.optuna_search import storage

@@ -47,7 +47,9 @@ def test_the_joined_front_is_that_of_the_runs_by_themselves(small: Path, tmp_pat
     assert "hardware.devices" in (tmp_path / "sweep" / "report.md").read_text(encoding="utf-8")
 
 
-def test_a_sweep_goes_on_with_what_is_missing(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dse: Run) -> None:
+def test_a_sweep_goes_on_with_what_is_missing(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dse: Run
+) -> None:
     whole = sweep(small, GRID, out=tmp_path / "whole")
     begun: list[Path] = []
     original = sweeps._begun
@@ -109,7 +111,9 @@ def test_a_run_whose_folder_was_removed_is_made_again(small: Path, tmp_path: Pat
         resume_sweep(tmp_path / "sweep")
 
 
-def test_runs_of_a_sweep_share_what_takes_long_to_start(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_a_sweep_share_what_takes_long_to_start(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[object, ...]] = []
     monkeypatch.setattr(sweeps, "shared", lambda *who: asked.append(who) or nullcontext())
     sweep(small, ["hardware.devices=[4,8]"], out=tmp_path / "one")

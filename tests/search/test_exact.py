@@ -21,7 +21,9 @@ from spaces.columns import Columns, UnboundSymbol
 from spaces.problem import Problem
 from spaces.space import Axis, Space
 
-LLAMA = Architecture(name="toy", layers=4, hidden=64, heads=4, kv_heads=4, head_dim=16, ffn=128, vocab=256, max_sequence=64)
+LLAMA = Architecture(
+    name="toy", layers=4, hidden=64, heads=4, kv_heads=4, head_dim=16, ffn=128, vocab=256, max_sequence=64
+)
 PROBLEM = Problem(architecture=LLAMA, stack="megatron", scalars={"sequence": 64})
 TIME = Objective(name="step_time", metric="step_time")
 MEMORY = Objective(name="memory", metric="memory")
@@ -139,7 +141,9 @@ OBJECTIVES = st.sampled_from([(TIME,), (TIME, MEMORY), (TIME, SPEED), (DEVICES, 
 
 
 @given(st.integers(0, 50), OBJECTIVES, st.integers(1, 120), st.floats(1, 12))
-def test_the_front_is_what_enumeration_finds(seed: int, objectives: tuple[Objective, ...], rows: int, limit: float) -> None:
+def test_the_front_is_what_enumeration_finds(
+    seed: int, objectives: tuple[Objective, ...], rows: int, limit: float
+) -> None:
     space, model = space_of(4, 4, 4), Toy(seed=seed, limit=limit)
     result = search(space, model, PROBLEM, objectives, rows=rows)
     costs, front = enumerated(space, model, objectives)
@@ -306,7 +310,9 @@ def test_an_empty_space_has_a_complete_certificate_and_no_closest_point() -> Non
 
 def test_cancelling_keeps_what_was_found() -> None:
     seen: list[Progress] = []
-    result = search(space_of(), Toy(), PROBLEM, (TIME,), rows=10, progress=seen.append, cancelled=lambda: len(seen) == 3)
+    result = search(
+        space_of(), Toy(), PROBLEM, (TIME,), rows=10, progress=seen.append, cancelled=lambda: len(seen) == 3
+    )
     assert result.stopped == "cancelled"
     assert result.certificate.unvisited == space_of().size() - 30
     assert not result.certificate.complete

@@ -130,6 +130,7 @@ def test_an_objective_that_does_not_exist_is_told_with_the_nearest() -> None:
         parse_objective("step_tme", ["step_time", "memory"])
 
 
+
 def test_hypervolume_is_the_dominated_volume() -> None:
     assert hypervolume(np.array([[1.0, 2.0], [2.0, 1.0], [9.0, 0.0]]), np.array([3.0, 3.0])) == pytest.approx(3.0)
     assert hypervolume(np.array([[2.0], [1.0]]), np.array([4.0])) == pytest.approx(3.0)

@@ -108,6 +108,8 @@ def test_a_variant_is_validated_and_does_not_inherit_what_was_published() -> Non
         model.with_dimensions(layer=16)
 
 
+
+
 # --- from a table -----------------------------------------------------------------------------------------------------
 
 

@@ -191,6 +191,7 @@ def test_a_dense_model_exchanges_nothing_with_experts() -> None:
         assert axes <= {"tensor", "context"}
 
 
+
 def test_a_split_embedding_table_is_reduced_where_nothing_follows_it() -> None:
     """Each rank looks up its own rows: the embeddings are partial sums until they are reduced (Shoeybi 2019 §3)."""
     for parallel, kind in ((False, "all_reduce"), (True, "reduce_scatter")):

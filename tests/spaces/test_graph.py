@@ -13,7 +13,9 @@ from spaces.expressions import Expression, product
 from spaces.graph import Collective, Graph, Kind, Operator, Placement, Tensor, exchange
 
 TOKENS, WIDE = ("tokens", "hidden"), ("tokens", "ffn")
-UP = Operator("up", Kind.GEMM, (("x", TOKENS),), (Tensor("a", WIDE),), ("hidden",), (("hidden", "ffn"), ("ffn",)), keeps=("x",))
+UP = Operator(
+    "up", Kind.GEMM, (("x", TOKENS),), (Tensor("a", WIDE),), ("hidden",), (("hidden", "ffn"), ("ffn",)), keeps=("x",)
+)
 ACT = Operator("act", Kind.ACTIVATION, (("a", WIDE),), (Tensor("b", WIDE),), keeps=("a",), region="core")
 DOWN = Operator("down", Kind.GEMM, (("b", WIDE),), (Tensor("c", TOKENS),), ("ffn",), (("ffn", "hidden"),), keeps=("b",))
 ADD = Operator("add", Kind.ADD, (("x", TOKENS), ("c", TOKENS)), (Tensor("y", TOKENS),))

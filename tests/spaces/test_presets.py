@@ -130,6 +130,8 @@ def test_a_name_of_a_preset_parses_that_preset_only(monkeypatch: pytest.MonkeyPa
     assert [path.stem for path in parsed] == ["qwen3-32b"]
 
 
+
+
 def test_a_name_that_is_only_begun_is_answered_with_those_that_begin_so() -> None:
     with pytest.raises(UnknownModel, match=r"nearest are llama-3"):
         find("llama-3")

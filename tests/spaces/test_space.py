@@ -66,11 +66,17 @@ def spaces(draw: st.DrawFn) -> tuple[list[list[int]], list[Checks]]:
 
 
 def listed(space: Space, rows: int) -> list[tuple[int, ...]]:
-    return [tuple(row.values()) for batch in space.batches(rows) for row in (batch.row(i) for i in range(len(batch)))]
+    return [
+        tuple(row.values())
+        for batch in space.batches(rows)
+        for row in (batch.row(i) for i in range(len(batch)))
+    ]
 
 
 @given(spaces(), st.integers(1, 50))
-def test_batches_list_exactly_the_legal_points_in_order(drawn: tuple[list[list[int]], list[Checks]], rows: int) -> None:
+def test_batches_list_exactly_the_legal_points_in_order(
+    drawn: tuple[list[list[int]], list[Checks]], rows: int
+) -> None:
     levels, checks = drawn
     assert listed(build(levels, checks), rows) == brute_force(levels, checks)
 

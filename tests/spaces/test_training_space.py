@@ -17,7 +17,9 @@ from spaces.plan import PLAN_SYMBOLS, Recompute, Schedule, StageLayout
 from spaces.space import Space
 from spaces.training import training_space
 
-DENSE = Architecture(name="dense", layers=6, hidden=96, heads=12, kv_heads=4, head_dim=8, ffn=96, vocab=128, max_sequence=64)
+DENSE = Architecture(
+    name="dense", layers=6, hidden=96, heads=12, kv_heads=4, head_dim=8, ffn=96, vocab=128, max_sequence=64
+)
 EXPERTS = dataclasses.replace(
     DENSE, name="experts", layers=4, heads=4, head_dim=24, experts=4, experts_per_token=2, moe_ffn=24, dense_layers=1
 )
@@ -194,7 +196,9 @@ def test_the_space_holds_exactly_the_legal_plans(name: str) -> None:
     st.booleans(),
     st.sampled_from([1, 2, 6, 8]),
     st.sampled_from([8, 12, 32]),
-    st.dictionaries(st.sampled_from(["tensor", "pipeline", "data", "micro_batch", "context"]), st.just((1, 2)), min_size=2),
+    st.dictionaries(
+        st.sampled_from(["tensor", "pipeline", "data", "micro_batch", "context"]), st.just((1, 2)), min_size=2
+    ),
     st.integers(1, 500),
 )
 def test_any_small_question_gives_exactly_its_legal_plans(
@@ -236,7 +240,9 @@ def test_a_choice_of_devices_binds_every_symbol_of_the_device() -> None:
 
 def test_domains_replace_the_domain_of_the_devices() -> None:
     for devices in ((NODES_OF_4,), (NODES_OF_2, NODES_OF_4)):
-        space = training_space(architecture=DENSE, devices=devices, count=2, global_batch=2, sequence=8, domains=(8, 72))
+        space = training_space(
+            architecture=DENSE, devices=devices, count=2, global_batch=2, sequence=8, domains=(8, 72)
+        )
         plain = training_space(architecture=DENSE, devices=devices, count=2, global_batch=2, sequence=8)
         assert set(next(space.batches())["device.domain"].tolist()) == {8.0, 72.0}
         assert space.size() == 2 * plain.size()
@@ -289,6 +295,10 @@ def test_what_structure_removed_is_told_in_words() -> None:
 
 def test_every_fault_of_a_question_is_told_at_once() -> None:
     with pytest.raises(ValueError, match=r"no device.*count must be at least 1.*no training axis 'tp'.*data cannot be -1"):
-        training_space(architecture=DENSE, devices=(), count=0, global_batch=1, sequence=8, options={"tp": (1,), "data": (-1,)})
+        training_space(
+            architecture=DENSE, devices=(), count=0, global_batch=1, sequence=8, options={"tp": (1,), "data": (-1,)}
+        )
     with pytest.raises(ValueError, match="recompute cannot be 9"):
-        training_space(architecture=DENSE, devices=(H100,), count=1, global_batch=1, sequence=8, options={"recompute": (9,)})
+        training_space(
+            architecture=DENSE, devices=(H100,), count=1, global_batch=1, sequence=8, options={"recompute": (9,)}
+        )

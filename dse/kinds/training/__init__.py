@@ -57,11 +57,8 @@ KIND: Kind[job.TrainingJob] = Kind(
     spelled=words.spelled,
     text=words.plan_text,
     shown=("step_time", "memory", "mfu", "tokens_per_second_per_device"),
-    breakdowns=(
-        ("step_time", "Where the step goes"),
-        ("memory", "Where the memory goes"),
-        ("buying_price", "What buying costs"),
-    ),
+    breakdowns=(("step_time", "Where the step goes"), ("memory", "Where the memory goes"),
+                ("buying_price", "What buying costs")),
     stages=stage_memory,
     explained=_explained,
 )
