@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
@@ -206,10 +206,11 @@ def _knock(address: str, patience: float) -> None:
 
 
 def _read(told: list[Any]) -> None:
-    """In a worker: read something, for the code that comes with it."""
+    """In a worker: read something, for the code that comes with it. What cannot be read is told when there is work."""
     import ray
 
-    ray.get(told[0])
+    with suppress(Exception):
+        ray.get(told[0])
 
 
 def _call(shared: list[Any], chunk: Any) -> Any:
