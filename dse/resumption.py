@@ -65,7 +65,6 @@ def resume(
 
 def _meta(store: RunStore, folder: Path) -> dict[str, str]:
     try:
-        store.slices()
         return store.meta()
     except sqlite3.Error as error:
         raise BadRunFolder(f"{folder / FILE} cannot be read: {error}") from None

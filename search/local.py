@@ -54,15 +54,10 @@ class Local:
                 worker.dismiss()
 
     @contextmanager
-    def kept(self, about: Any = None) -> Iterator[Executor]:
-        """The executor with its processes held until the end of the block; told what it is about they start now."""
+    def kept(self) -> Iterator[Executor]:
+        """The executor with its processes held until the end of the block."""
         workers: list[_Worker] = []
         try:
-            if about is not None:
-                carried = work_to_bytes(about)
-                workers += [_Worker.started() for _ in range(self.hands)]
-                for worker in workers:
-                    worker.learn(carried)
             yield _Kept(self, workers)
         finally:
             for worker in workers:

@@ -22,8 +22,9 @@ _BOUNDED = 8  # batches bounded together: bounds rule most points out, and what 
 _GRAIN = 1 << 19  # points of a batch, and of most slices: every batch makes the tables of the model's parts anew
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
 _LARGEST = 1 << 21  # points of a slice
-_LEAST = 1 << 18  # points of a slice that is not cut smaller towards the end
+_LEAST = 1 << 17  # points of a slice that is not cut smaller towards the end
 _CHUNK_S = 3.0  # seconds of work in a slice
+_SHARES = 2  # of a worker's part of what is left, a slice is at most one of so many
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,14 +103,8 @@ class Spread:
         size = self.space.size()
         none = self.state.reservoir
         samples = self._samples = Samples(none)
-        waiting: dict[int, tuple[State, str]] = {}
+        waiting: dict[int, Found] = {}
         known = {} if self.ledger is None else dict(self.ledger.slices())
-
-        def arrive(start: int, data: bytes, hopeless: str) -> None:
-            """Keep what was found until its turn comes; its sample tells now what others need not send."""
-            state = unpacked(data, self.errand.none)
-            samples.see(state.reservoir.keys)
-            waiting[start] = state, hopeless
 
         def join() -> None:
             """Join what comes next, from the ledger or as it was found."""
@@ -118,8 +113,10 @@ class Spread:
                     data, cpu_s = self.ledger.found(turn)
                     self.elsewhere += cpu_s
                     del known[turn]
-                    arrive(turn, data, "")
-                later, self.stopped = waiting.pop(turn)
+                else:
+                    data, self.stopped = waiting[turn].state, waiting[turn].hopeless
+                    del waiting[turn]
+                later = unpacked(data, self.errand.none)
                 samples.add(later.reservoir)
                 self.state = self.state.then(replace(later, reservoir=none))
 
@@ -127,7 +124,7 @@ class Spread:
         try:
             join()
             for _, found in results:
-                arrive(found.start, found.state, found.hopeless)
+                waiting[found.start] = found
                 self._cost = found.cpu_s / max(found.n, 1)
                 self.elsewhere += found.cpu_s if self.executor.apart else 0.0
                 if self.ledger is not None and not found.hopeless:
@@ -156,9 +153,8 @@ class Spread:
                 continue
             after = int(np.searchsorted(starts, start))
             until = int(starts[after]) if after < len(starts) else size
-            # smaller towards the end, so that workers end together; a single one has nobody to wait for. A worker's whole part
-            # of what is left is enough: what the others then get is cut again, and every slice makes tables anew
-            share = max(_LEAST, (size - start) // hands) if hands > 1 else size
+            # smaller towards the end, so that workers end together; a single one has nobody to wait for
+            share = max(_LEAST, (size - start) // (_SHARES * hands)) if hands > 1 else size
             n = max(1, min(_chunk(self._cost), share, until - start))
             yield Slice(start=start, n=n, below=np.inf if self._samples is None else self._samples.below)
             start += n

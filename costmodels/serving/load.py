@@ -7,11 +7,13 @@ carry its prompt. A mean step then takes T = Td + x·Δ, requests join at the ra
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from costmodels.serving.clusters import COUNTS, MOST_BUSY, in_turns, varied_decode, varied_prompts
 from costmodels.serving.speculation import accepted_tokens, verified_tokens
 from costmodels.step_tables import Batch, StepTables, step_time
 from spaces.columns import FloatArray, IntArray
@@ -73,69 +75,161 @@ class Curve:
 def curve(tables: StepTables, work: Work, *, closed: bool) -> Curve:
     """The curve of each combination.
 
-    In an open loop (Poisson) a running request sees one more than the mean, and prompts meet at random. In a closed loop of
-    equal requests, those that were prefilled together end together and come back together.
+    In an open loop (Poisson) prompts meet at random and in clusters (`varied_steps`). In a closed loop of equal requests, those
+    that were prefilled together end together and come back together.
     """
-    k = len(work.engine)
-    running = np.broadcast_to(RUNNING, (k, len(RUNNING)))
-    wide = {name: getattr(work, name)[:, None] for name in Work.__slots__}
-    accepted = accepted_tokens(wide["drafted"], wide["acceptance"])
-    lives = np.maximum((wide["output"] - 1.0) / accepted, LEAST)
-    joins = running / lives
-    groups = wide["groups"]
-    seen = running if closed else running + 1.0
-    engine = np.broadcast_to(wide["engine"], (k, 25))
-    mixed = wide["mixed"] > 0
-    verified = verified_tokens(wide["drafted"])
-    room = np.maximum(wide["budget"] - np.where(mixed, seen * verified, 0.0), 1.0)
-    chunks = np.maximum(wide["prompt"] / room, 1.0)
-    several = (groups > 1) & (not closed)
-    together = running if closed else joins / -np.expm1(-joins)
-    together = np.where(several, 1.0, together)
-    shared = np.clip(together, 1.0, np.maximum(room / wide["prompt"], 1.0))
-    # tokens a prompt finds cached, over all steps that it is cut into
-    before = chunks * wide["found"] + wide["prompt"] * (chunks - 1.0) / 2.0
-    decode = step_time(tables, engine, _decode(seen, wide["cached"], verified))
-    beside = np.maximum(running - shared, 0.0) if closed else seen
-    beside = np.where(mixed, beside, 0.0)
+    if closed:
+        return _returning(tables, _columns(work))
+    several = work.groups > 1
+    kinds = [(np.flatnonzero(rows), of) for rows, of in ((~several, _alone), (several, _together)) if np.any(rows)]
+    if len(kinds) == 1:
+        return kinds[0][1](tables, _columns(work))
+    whole = {name: np.empty((len(several), len(RUNNING))) for name in Curve.__slots__}
+    for rows, of in kinds:
+        some = of(tables, _columns(work, rows))
+        for name, values in whole.items():
+            values[rows] = getattr(some, name)
+    return Curve(**whole)
 
-    def carrying(prompts: FloatArray) -> FloatArray:
-        """Seconds of a step with so many prompts."""
+
+def _columns(work: Work, rows: IntArray | slice = slice(None)) -> Work:
+    """The work of some combinations as columns (k, 1), to spread over RUNNING."""
+    return Work(**{name: getattr(work, name)[rows, None] for name in Work.__slots__})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Steps:
+    """Steps of k combinations at the batch sizes `running`, in which every decoding request sees `seen` (k, 25) of them.
+
+    `joins` prompts of a mean step, each cut into `chunks`; `room` for their tokens.
+    """
+
+    tables: StepTables
+    work: Work
+    running: FloatArray
+    seen: FloatArray
+    joins: FloatArray
+    room: FloatArray
+    chunks: FloatArray
+
+    def decode(self, running: FloatArray) -> FloatArray:
+        """Seconds of a step of so many requests and no prompt."""
+        return step_time(self.tables, self.work.engine, _decode(running, self.work.cached, verified_tokens(self.work.drafted)))
+
+    def carrying(self, prompts: FloatArray, beside: FloatArray) -> FloatArray:
+        """Seconds of a step with so many prompts `beside` requests that decode."""
+        work = self.work
+        # tokens a prompt finds cached, over all steps that it is cut into
+        before = self.chunks * work.found + work.prompt * (self.chunks - 1.0) / 2.0
         batch = Batch(
             decode_requests=beside,
-            decode_kv=beside * wide["cached"],
-            decode_tokens=beside * verified,
-            prefill_queries=prompts * wide["prompt"] / chunks,
-            prefill_pairs=prompts * wide["pairs"] / chunks,
-            prefill_cached=prompts * before / chunks,
-            prompts_finished=prompts / chunks,
+            decode_kv=beside * work.cached,
+            decode_tokens=beside * verified_tokens(work.drafted),
+            prefill_queries=prompts * work.prompt / self.chunks,
+            prefill_pairs=prompts * work.pairs / self.chunks,
+            prefill_cached=prompts * before / self.chunks,
+            prompts_finished=prompts / self.chunks,
         )
-        return step_time(tables, engine, batch)
+        return step_time(self.tables, work.engine, batch)
 
-    loaded = carrying(shared)
+
+def _steps(tables: StepTables, work: Work, more: float) -> _Steps:
+    running = np.broadcast_to(RUNNING, (len(work.engine), len(RUNNING)))
+    seen = running + more
+    joins = running / np.maximum((work.output - 1.0) / accepted_tokens(work.drafted, work.acceptance), LEAST)
+    room = np.maximum(work.budget - np.where(work.mixed > 0, seen * verified_tokens(work.drafted), 0.0), 1.0)
+    return _Steps(tables, work, running, seen, joins, room, np.maximum(work.prompt / room, 1.0))
+
+
+def _curve(of: _Steps, **found: FloatArray) -> Curve:
+    accepted = accepted_tokens(of.work.drafted, of.work.acceptance)
+    # a batch that grows past its best rate carries no more
+    found |= {"token": found["token"] / accepted, "rate": np.maximum.accumulate(found["rate"], axis=1)}
+    return Curve(running=of.running, **found)
+
+
+def _added(of: _Steps, shared: FloatArray, beside: FloatArray, decode: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(seconds of a step of `shared` prompts, seconds that one of them adds to steps)."""
+    mixed = of.work.mixed > 0
+    loaded = of.carrying(shared, np.where(mixed, beside, 0.0))
     extra = np.where(mixed, np.maximum(loaded - decode, 0.05 * loaded), loaded)
-    added = extra * chunks / shared
-    step = decode + joins * added
-    token, share = step, np.minimum(joins * chunks / shared, 1.0)
-    service, rate = loaded * chunks, joins / step
-    if np.any(several):
-        fits = np.maximum(room / wide["prompt"], 1.0)
-        two = np.minimum(2.0, fits)
-        adds = np.maximum(carrying(two) - loaded, 0.0) / np.maximum(two - 1.0, 1e-9)
-        many = _in_lockstep(decode, np.maximum(loaded, decode), adds, joins, chunks, groups, fits, mixed)
-        chosen = zip(many, (step, token, rate, share, service), strict=True)
-        step, token, rate, share, service = (np.where(several, them, one) for them, one in chosen)
-    return Curve(
-        running=running,
+    return loaded, extra * of.chunks / shared
+
+
+def _returning(tables: StepTables, work: Work) -> Curve:
+    """The curve of closed loops."""
+    of = _steps(tables, work, 0.0)
+    shared = np.clip(of.running, 1.0, np.maximum(of.room / work.prompt, 1.0))
+    decode = of.decode(of.running)
+    loaded, added = _added(of, shared, np.maximum(of.running - shared, 0.0), decode)
+    step = decode + of.joins * added
+    return _curve(
+        of,
+        decode=decode,
+        loaded=np.minimum(of.joins * of.chunks / shared, 1.0),
+        added=added,
+        service=loaded * of.chunks,
+        shared=shared,
+        step=step,
+        token=step,
+        rate=of.joins / step,
+    )
+
+
+def _alone(tables: StepTables, work: Work) -> Curve:
+    """The curve of open loops where every batch steps for itself."""
+    of = _steps(tables, work, 1.0)
+    fits, mixed = np.maximum(of.room / work.prompt, 1.0), work.mixed > 0
+    shared = np.clip(of.joins / -np.expm1(-of.joins), 1.0, fits)
+    seen = of.decode(of.seen)
+    loaded, added = _added(of, shared, of.seen, seen)
+    share = np.minimum(of.joins * of.chunks / shared, 1.0)
+    busy = np.minimum(of.joins * added / (seen + of.joins * added), MOST_BUSY)
+    decode = varied_decode(of.decode, of.running, seen, busy)
+    step = decode + of.joins * added
+    meet = np.where(work.output > 1, np.clip(fits - 1.0, 0.0, 1.0), 0.0)  # whether several prompts fit a step
+
+    def longer(prompts: FloatArray) -> FloatArray:
+        taken = np.clip(prompts, 1.0, fits)
+        return np.maximum(of.carrying(taken, of.seen) - seen, 0.0) * prompts / taken
+
+    if np.any(mixed):
+        longer_by, slope = varied_prompts(longer, of.joins, busy)
+        use = np.where(mixed, meet, 0.0)
+        step, added = step + use * (decode + longer_by - step), added + use * (slope - added)
+    if not np.all(mixed):
+        taken = np.minimum(COUNTS, fits[:, :1])
+        each = dataclasses.replace(of, chunks=of.chunks[:, :1]).carrying(taken, np.zeros_like(taken)) * COUNTS / taken
+        idle, mean, slope = in_turns(decode, each, of.joins)
+        use = np.where(mixed, 0.0, meet)
+        step, added = step + use * (mean / idle - step), added + use * (slope - added)
+        share = share + use * (1.0 - idle - share)
+    return _curve(
+        of,
         decode=decode,
         loaded=share,
         added=added,
-        service=service,
+        service=loaded * of.chunks,
         shared=shared,
         step=step,
-        token=token / accepted,
-        rate=np.maximum.accumulate(rate, axis=1),  # a batch that grows past its best rate carries no more
+        token=step,
+        rate=of.joins / step,
     )
+
+
+def _together(tables: StepTables, work: Work) -> Curve:
+    """The curve of open loops where attention groups step together."""
+    of = _steps(tables, work, 1.0)
+    fits, mixed = np.maximum(of.room / work.prompt, 1.0), work.mixed > 0
+    decode, one = of.decode(of.seen), np.ones_like(of.seen)
+    loaded, added = _added(of, one, of.seen, decode)
+    two = np.minimum(2.0, fits)
+    both = of.carrying(two, np.where(mixed, of.seen, 0.0))
+    adds = np.maximum(both - loaded, 0.0) / np.maximum(two - 1.0, 1e-9)
+    step, token, rate, share, service = _in_lockstep(
+        decode, np.maximum(loaded, decode), adds, of.joins, of.chunks, work.groups, fits, work.mixed
+    )
+    return _curve(of, decode=decode, loaded=share, added=added, service=service, shared=one, step=step, token=token, rate=rate)
 
 
 def _in_lockstep(

@@ -17,6 +17,7 @@ from costmodels.kernel_models.protocol import KernelModel
 from costmodels.metrics import Metrics
 from costmodels.serving import load, waiting
 from costmodels.serving.capacity import Capacity, capacity
+from costmodels.serving.clusters import clusters
 from costmodels.serving.engine import engines
 from costmodels.serving.intake import intake_seconds, lone_seconds
 from costmodels.serving.intervals import interval
@@ -295,39 +296,50 @@ def _open(states: States, row: IntArray, rate: FloatArray, most: FloatArray, une
     fits = (work.budget[row] - np.where(work.mixed[row] > 0, running, 0.0)) / work.prompt[row]
     lives = np.maximum(work.output[row] - 1.0, load.LEAST)
     steps = lives * v["token"] / v["step"]
-    alone = (groups <= 1) & (stages <= 1) & (work.output[row] > 1)
-    busy = np.where(alone, np.minimum(carried * v["added"], 0.999), 0.0)
+    mixed, ahead = work.mixed[row], work.ahead[row]
+    alone = (groups <= 1) & (work.output[row] > 1)
+    pace = carried * uneven  # a batch's prompts a second of its own steps
+    busy = np.where(groups <= 1, np.minimum(pace * v["added"], 0.999), 0.0)
     # prompts come in clusters, so that a request sees more beside it than one more than the mean
-    crowd = waiting.clustering(busy) - 1.0
+    crowd = 1.0 / (1.0 - busy) ** 2 - 1.0
     beside, mean = (
         load.at(curve, row, *load.place_of(curve.running, row, many), "decode")
         for many in (np.minimum(running + crowd, most), running)
     )
-    slower = np.maximum(beside - mean, 0.0)
-    # longer steps let more in, who make steps longer: the gain of a linear Hawkes process
-    fed = busy + carried * steps * slower / np.maximum(crowd, 1e-9)
-    slower = slower * (1.0 - busy) / np.maximum(1.0 - fed, 1e-3)
-    first = waiting.open_loop(carried, v["decode"] + slower, v["added"], v["service"] + slower, fits, work.mixed[row], stages)
+    slower = np.where(alone, np.maximum(beside - mean, 0.0) / np.maximum(crowd, 1e-9), 0.0)
+    apart = np.where(alone & (mixed <= 0), np.clip(fits - 1.0, 0.0, 1.0), 0.0)  # prompts go first, all that came together
+    turns = v["step"] / v["decode"]  # steps for one that decodes
+    gain = (1.0 - apart) / (1.0 - busy) + apart * turns
+    found = clusters(busy, pace * steps * slower, steps * stages, 1.0 + ahead, gain)
+    one = v["step"] * (1.0 - apart * v["loaded"])  # a mean step, whether it decodes or not
+    own = v["added"] * found.own + slower * found.behind
+    varied = v["added"] * (own + slower * found.behind) + slower**2 * steps * found.beside  # of steps, over prompts of one
+    second = one + pace * varied
+    queue = (carried, v["decode"], one, second, v["added"], found.own, v["service"], fits, mixed, stages)
+    first = waiting.open_loop(*queue, slower * found.behind)
     long = v["decode"] + (v["step"] - v["decode"]) / v["loaded"]
     chunks = np.maximum(v["service"] / long, 1.0)
     share_loaded = np.where(groups > 1, load.loaded_share(carried, v["decode"], long, chunks, groups), v["loaded"] * few)
     together = waiting.lockstep(carried, v["decode"], share_loaded, long - v["decode"], v["service"], fits)
     first = np.where(groups > 1, together, first) + work.overhead[row]
     first = first + waiting.front(carried * stages, work.intake[row])
-    first = first + work.ahead[row] * few * v["step"]  # the step planned before it came
+    first = first + ahead * few * one  # the step planned before it came
     lonely = few * (v["step"] - v["decode"])
     step = v["decode"] + np.where((groups > 1) & (few < 1), share_loaded * (long - v["decode"]), lonely)
     token = step * v["token"] / v["step"] * uneven
-    behind = np.where(alone, waiting.held_up(busy, carried * step, fits) * v["added"], 0.0)
+    # what came in its own step goes before its second token, where prompts have steps of their own
+    after = (turns - 1.0) * (one + own + ahead * one - (1.0 + ahead) * v["decode"])
+    behind = np.where(alone, (1.0 - apart) * found.behind * v["added"] + apart * after, 0.0) / stages
     # at most, every one of its steps carries prompts
-    behind = np.minimum(behind, np.where(work.mixed[row] > 0, steps * np.maximum(long - step, 0.0), np.inf))
+    behind = np.minimum(behind, np.where(mixed > 0, steps * np.maximum(long - step, 0.0), np.inf))
     full = load.at(curve, row, *load.place_of(curve.running, row, most), "token") * uneven  # a full batch lets nobody in early
-    held_up = token + slower / (1.0 - busy) * v["token"] / v["step"] + behind / lives
+    crowded = slower * found.beside / stages * (1.0 - apart + apart * turns)
+    held_up = token + crowded * v["token"] / v["step"] + behind / lives
     held_up = np.minimum(held_up, np.maximum(token, full))
     running = np.minimum(running + carried * lives * (held_up - token), most)
     token = held_up
     stay = (work.output[row] - 1.0) * token
-    first = first + waiting.admission(running * stages, most * stages, stay) + waiting.overload(rate, highest)
+    first = first + waiting.admission(running * stages, most * stages, stay, found.beside) + waiting.overload(rate, highest)
     excess = np.where(rate > 0, rate / highest - 1.0, -1.0)
     return _Served(running, token, v["decode"], first, carried, highest, excess)
 

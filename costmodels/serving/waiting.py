@@ -15,32 +15,39 @@ HOUR = 3600.0
 def open_loop(
     rate: FloatArray,
     decode: FloatArray,
+    step: FloatArray,
+    second: FloatArray,
     added: FloatArray,
+    own: FloatArray,
     service: FloatArray,
     fits: FloatArray,
     mixed: FloatArray,
     stages: FloatArray,
+    slower: FloatArray,
 ) -> FloatArray:
     """Seconds from arrival to first token before admission limits, (n,).
 
-    `fits` prompts fit a step. Where several do, a step takes all that came during the one before (a gated queue: with
-    ρ = rate · added and a mean step T, the next step's variance is added² · rate · T / (1 − ρ²)). Where they do not, prompts
-    are served one by one between steps of decode (M/D/1 with vacations, Takagi 1991: λS² / 2(1 − λS) + V/2). A pipeline starts
-    a batch `stages` times as often as one batch steps; the next batch takes a request unless it holds its share already, which
-    costs `_PASSED` of a step besides (of two mean steps at most: long ones are rare, and other batches go on meanwhile).
+    `fits` prompts fit a step. Where several do, a step takes all that came during the one before (a gated queue): a request has
+    to wait for what is left of the step it comes in, `second` = E[T²] / E[T] of steps of mean `step`, and its own takes `added`
+    longer for each of the `own` of it and those that came with it, and `slower` for who runs beside them. Where they do not,
+    prompts are served one by one between steps of decode (M/D/1 with vacations, Takagi 1991: λS² / 2(1 − λS) + V/2), and where
+    more come than fit, in between. A pipeline starts a batch `stages` times as often as one batch steps; the next batch takes
+    a request unless it holds its share already, which spreads those that come together over batches and costs `_PASSED` of a
+    step besides (of two mean steps at most: long ones are rare, and other batches go on meanwhile).
     """
-    load = np.clip(rate * added, 0.0, _FULL)
-    mean = decode / (1.0 - load)
-    second = mean + added**2 * rate / (1.0 - load**2)  # E[T²] / E[T]
-    gated = second / 2.0 / stages + decode + added + load * second / stages
+    shared = np.maximum(rate * step + own, 1.0)  # prompts of a step that a request is in, were there room for all
+    # a geometric number of them: how much of those behind the first is within what fits
+    within = 1.0 - (1.0 - 1.0 / shared) ** np.maximum(fits - 1.0, 0.0)
+    late = np.where(mixed > 0, (shared - 1.0) * (1.0 - within) / 2.0, 0.0)  # who does not fit holds up nobody before
+    gated = second / 2.0 / stages + step + added * (1.0 + (own - 1.0) / stages - late) + slower
     busy = np.clip(rate * service, 0.0, _FULL)
     serial = (rate * service**2 / (2.0 * (1.0 - busy)) + decode / 2.0) / stages + service
     alone = np.clip(rate * added, 0.0, _FULL)
     first = (rate * added**2 / (2.0 * (1.0 - alone)) + decode / 2.0) / stages + added
-    together = np.clip(fits - 1.0, 0.0, 1.0)
-    turn = np.minimum(second, 2.0 * mean)
+    together = np.where(mixed > 0, np.clip(fits - 1.0, 0.0, 1.0), within)
+    turn = np.minimum(second, 2.0 * step)
     passed = np.where(stages > 1, _PASSED * (together * turn + (1.0 - together) * decode), 0.0)
-    return np.asarray(np.where(mixed > 0, together * gated + (1.0 - together) * serial, first) + passed)
+    return np.asarray(together * gated + (1.0 - together) * np.where(mixed > 0, serial, first) + passed)
 
 
 def lockstep(
@@ -59,36 +66,15 @@ def lockstep(
     return np.asarray(rest + alone * rate * service**2 / (2.0 * (1.0 - busy)) + service)
 
 
-def clustering(load: FloatArray) -> FloatArray:
-    """Variance over mean of how many prompts come in many steps, (n,), where prompts take a share `load` of the time.
-
-    Steps that carry prompts are longer, so that more come in them: every prompt brings `load` others on average, which is a
-    Hawkes process of that branching ratio, and its counts vary by 1 / (1 − load)² (Hawkes 1971).
-    """
-    return np.asarray(1.0 / (1.0 - np.clip(load, 0.0, _FULL)) ** 2)
-
-
-def held_up(load: FloatArray, joins: FloatArray, fits: FloatArray) -> FloatArray:
-    """Prompts that a request's answer meets beyond those that any time as long meets, (n,); `joins` come in a mean step.
-
-    Around a request come clustering(load) · joins more than on average, itself and those that share its step among them: the
-    variance `own` of one step's prompts, joins / (1 − load²) where all that wait go together (Yule-Walker), joins (1 − joins)
-    where one does. Half of the rest come after it.
-    """
-    load = np.clip(load, 0.0, _FULL)
-    together = np.clip(fits - 1.0, 0.0, 1.0)
-    own = together / (1.0 - load**2) + (1.0 - together) * np.maximum(1.0 - joins, 0.0)
-    return np.asarray(np.maximum(clustering(load) - own, 0.0) / 2.0)
-
-
-def admission(running: FloatArray, most: FloatArray, stay: FloatArray) -> FloatArray:
+def admission(running: FloatArray, most: FloatArray, stay: FloatArray, varied: FloatArray) -> FloatArray:
     """Seconds until one of `most` places is free when `running` are taken on average and each is held `stay` seconds, (n,).
 
-    Sakasegawa 1977 for M/G/c: ρ^(√(2(c+1)) − 1) / (c (1 − ρ)) · stay · (1 + cv²) / 2, stays all alike.
+    Sakasegawa 1977 for G/G/c: ρ^(√(2(c+1)) − 1) / (c (1 − ρ)) · stay · (ca² + cv²) / 2, stays all alike, and requests that come
+    `varied` times as unevenly as Poisson ones.
     """
     places = np.maximum(most, 1.0)
     load = np.clip(running / places, 0.0, 0.995)
-    return np.asarray(load ** (np.sqrt(2.0 * (places + 1.0)) - 1.0) / (places * (1.0 - load)) * stay / 2.0)
+    return np.asarray(load ** (np.sqrt(2.0 * (places + 1.0)) - 1.0) / (places * (1.0 - load)) * stay * varied / 2.0)
 
 
 def front(rate: FloatArray, seconds: FloatArray) -> FloatArray:

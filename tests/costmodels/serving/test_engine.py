@@ -157,7 +157,6 @@ def test_grids_ascend() -> None:
     assert np.all(np.diff(CACHED) > 0)
 
 
-
 class Slowed:
     """A kernel model of which every kernel takes `factor` times as long."""
 
@@ -193,14 +192,10 @@ class Counted:
 def test_engines_of_many_designs_are_each_as_alone_and_share_their_shapes() -> None:
     """Ranks of a design with a domain of two ask for shapes of their own; three alike ask for each shape once each."""
     problem, base = problem_of(device="H100"), find_accelerator("H100")
-    designs = design_symbols(
-        base, serving_symbols(find_device("H100")), base.columns({"clock": np.linspace(1e9, 2e9, 6)}), 8.0
-    )
+    designs = design_symbols(base, serving_symbols(find_device("H100")), base.columns({"clock": np.linspace(1e9, 2e9, 6)}), 8.0)
     designs |= {"device.domain": np.array([8.0, 2.0] * 3)}
     which = np.repeat(np.arange(6), 2)
-    columns = Columns.from_values(
-        {"tensor": np.array([1, 4] * 6), **{name: values[which] for name, values in designs.items()}}
-    )
+    columns = Columns.from_values({"tensor": np.array([1, 4] * 6), **{name: values[which] for name, values in designs.items()}})
     together, index = engines(problem, columns, Dataflow())
     for i in (0, 1, 3, 10, 11):
         own, _ = engines(problem, columns.take(np.array([i])), Dataflow())

@@ -170,9 +170,7 @@ def test_weights_on_the_host_leave_the_device_and_cross_the_link_every_step() ->
     problem = serving_problem(model, "vllm", device, fixed)
     plans = Columns.from_values({"weight_offload": SHARES})
     found, held = ServingModel().evaluate(problem, plans), capacity(model, find_serving_stack("vllm"), problem.at(plans))
-    layers = model.layers * (
-        2 * model.hidden * (model.heads + model.kv_heads) * model.head_dim + 3 * model.hidden * model.ffn
-    )
+    layers = model.layers * (2 * model.hidden * (model.heads + model.kv_heads) * model.head_dim + 3 * model.hidden * model.ffn)
     assert held.on_host == pytest.approx(SHARES * layers * 2 / 2, rel=0.01)
     assert held.weights + held.on_host == pytest.approx(held.weights[0] + 0 * SHARES)
     assert held.tokens[-1] > held.tokens[0]

@@ -155,7 +155,7 @@ def formats_of_memory_alone(patch: pytest.MonkeyPatch) -> None:
 
 def no_queue(patch: pytest.MonkeyPatch) -> None:
     def served_at_once(*arguments: Any) -> Any:
-        return arguments[3][:1] + 0 * arguments[0]  # `service`, at any rate
+        return arguments[6][:1] + 0 * arguments[0]  # `service`, at any rate
 
     patch.setattr(waiting, "open_loop", served_at_once)
     patch.setattr(waiting, "admission", lambda running, *_: 0.0 * running)
