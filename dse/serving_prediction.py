@@ -82,10 +82,6 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
     budget, chunked = _steps(question, symbols)
     shortest, longest = question.lengths
     exponential, pace = question.exponential, symbols["kernel.host.pace"]
-    if symbols["stack.balanced_groups"] > 0 and symbols["attention_data"] > 1:
-        # prompts are held until every group has one, as where all are of one length
-        shortest = longest = 1.0 if exponential else (shortest + longest) / 2.0
-        exponential = False
     mean = 1.0 if exponential else (shortest + longest) / 2.0
     fp8 = PRECISIONS[int(symbols["precision"])] == "fp8"
     scaled_experts = float(fp8 and symbols["block_scaled"] > 0 and question.architecture.experts > 0)
@@ -97,6 +93,8 @@ def _replay(question: ServingQuestion, usual: Mapping[str, float], tokens: float
         requests=question.requests,
         replicas=int(symbols["data"]),
         attention_data=int(symbols["attention_data"]),
+        patience=int(symbols["stack.groups.patience"]),
+        by_load=symbols["stack.groups.by_load"] > 0,
         max_batch=int(symbols["max_batch"]),
         token_budget=budget,
         kv_tokens=tokens,

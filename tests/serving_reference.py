@@ -78,6 +78,7 @@ class Cohort:
     chunks: list[list[Request]] = field(default_factory=list)
     filling: list[bool] = field(default_factory=list)
     began: float = math.inf
+    waited: int = 0
 
 
 class Reference:
@@ -310,8 +311,9 @@ class Reference:
         seconds = -1.0
         for seen in [cohort.began, now] if pool.limits.ahead else [now]:
             if seconds < 0:
+                held = self.hold(pool, lanes, cohort, seen)
                 for rank, lane in enumerate(lanes):
-                    seconds = max(seconds, self.schedule(pool, lane, cohort, rank, now, seen))
+                    seconds = max(seconds, self.schedule(pool, lane, cohort, rank, now, seen, held))
         cohort.began = now if seconds >= 0 else math.inf
         cohort.ready, cohort.busy = False, seconds >= 0
         cohort.next = math.inf
@@ -322,13 +324,40 @@ class Reference:
             if any(lane.waiting for lane in lanes) and pool.tables.stages[pool.engine] > 1:
                 self.wake(cohort.engine, now)
 
-    def schedule(self, pool: Pool, lane: Lane, cohort: Cohort, rank: int, now: float, seen: float) -> float:
+    def hold(self, pool: Pool, lanes: list[Lane], cohort: Cohort, seen: float) -> bool:
+        limits = pool.limits
+        if not limits.patience or len(lanes) == 1 or (len(self.pools) > 1 and pool is self.pools[1]):
+            return False
+        cohort.waited += 1
+        all_decode = all(any(one.state == "decoding" for one in cell) for cell in cohort.cells)
+        ready = [self.has_prompt(limits, lane, cell, seen) for lane, cell in zip(lanes, cohort.cells, strict=True)]
+        if all(ready) or not all_decode or cohort.waited >= limits.patience:
+            cohort.waited = 0
+            return False
+        return True
+
+    def has_prompt(self, limits: Limits, lane: Lane, cell: list[Request], seen: float) -> bool:
+        if any(one.state == "prefill" for one in cell):
+            return True
+        if not lane.waiting or len(lane.running) >= limits.max_batch:
+            return False
+        request = lane.waiting[0]
+        return request.state == "waiting" and request.arrival <= seen and self.fits(limits, lane, request)
+
+    def fits(self, limits: Limits, lane: Lane, request: Request) -> bool:
+        hit = self.found(lane, request)
+        own = self.blocks(limits, request, request.target) - hit // limits.block_size
+        pinned = hit // limits.block_size if hit and not lane.users.get(request.prefix, 0) else 0
+        kept = math.ceil(limits.watermark * limits.kv_blocks) if lane.running else 0
+        return own + pinned + kept <= lane.available()
+
+    def schedule(self, pool: Pool, lane: Lane, cohort: Cohort, rank: int, now: float, seen: float, held: bool) -> float:
         limits, cell = pool.limits, cohort.cells[rank]
         step = Step(limits.max_tokens)
         if not cell:
             cohort.filling[rank] = True
         mixed = limits.policy == "mixed"
-        if not mixed:
+        if not mixed and not held:
             self.continue_prefill(limits, cell, step)
             if limits.policy != "static" or cohort.filling[rank]:
                 self.admit(pool, lane, cohort, rank, step, now, seen, prefills=True, decodes=False, gain=0)
@@ -337,11 +366,12 @@ class Reference:
             gain = self.gain(limits, cohort, rank)
             gave_way = self.grow(limits, lane, cell, gain, step)
             step.budget -= limits.verified_tokens * sum(one.state == "decoding" for one in cell)
-            if mixed:
+            if mixed and not held:
                 self.continue_prefill(limits, cell, step)
             alone = gave_way and not cell
             if alone or not gave_way:
-                self.admit(pool, lane, cohort, rank, step, now, seen, prefills=mixed or alone, decodes=True, gain=gain)
+                prefills = alone or (mixed and not held)
+                self.admit(pool, lane, cohort, rank, step, now, seen, prefills=prefills, decodes=True, gain=gain)
             decoding = [one for one in cell if one.state == "decoding"]
             if decoding:
                 cohort.filling[rank] = False

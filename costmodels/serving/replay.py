@@ -19,7 +19,9 @@ class Replay:
     """What is run on `replicas` engines alike.
 
     `requests` of `prompt` and `output` tokens: `concurrency` in flight, all started at time 0, or Poisson arrivals at `rate` a
-    second. `max_batch`, `token_budget` and `kv_tokens` bound one of the `attention_data` groups of a replica. `mixed`: prompts
+    second. `max_batch`, `token_budget` and `kv_tokens` bound one of the `attention_data` groups of a replica, which hold their
+    prompts for each other for `patience` steps, and of which a request goes `by_load` to the one with the fewest, or to each
+    in turn. `mixed`: prompts
     share steps with decoding; `whole_answer`: a request is admitted only where all of its answer fits; `ahead`: a step is
     planned while the one before it runs; `overhead` seconds between client and scheduler, part of the time to first token;
     `steady` drops the first and last tenth. Lengths are even between the shares `shortest` and `longest` of those
@@ -36,6 +38,8 @@ class Replay:
     requests: int
     replicas: int = 1
     attention_data: int = 1
+    patience: int = 0
+    by_load: bool = False
     max_batch: int = 256
     token_budget: int = 8192
     kv_tokens: float = math.inf
@@ -88,6 +92,7 @@ def limits_of(run: Replay) -> Limits:
         block_size=run.block_tokens,
         reserve="whole" if run.whole_answer else "prompt",
         attention_dp=run.attention_data,
+        patience=run.patience,
         ahead=run.ahead,
         verified_tokens=verified,
         accepted_tokens=float(np.clip(run.accepted, 1, verified)),
@@ -165,7 +170,10 @@ def _totals(tables: StepTables, engine: int, run: Replay, count: int, width: int
         requests = Requests(arrival=times, prompt=prompt, output=output, known=known)
     waited = waits(requests, run.intake[0] + run.intake[1] * prompt.astype(np.float64), run.replicas * run.attention_data)
     asked = held_up(requests, waited)
-    outcome: Outcome = since_sent(simulate(tables, engine, asked, limits_of(run), replicas=run.replicas, log=False), waited)
+    router = "least-loaded" if run.by_load and run.attention_data > 1 else "round-robin"
+    outcome: Outcome = since_sent(
+        simulate(tables, engine, asked, limits_of(run), replicas=run.replicas, router=router, log=False), waited
+    )
     # requests that all end at once leave no middle to look at: then all of them count
     steady = run.steady and math.isfinite(outcome.token_throughput(steady=True))
     first, latency = outcome.mean("ttft", steady=steady), outcome.mean("latency", steady=steady)

@@ -249,6 +249,7 @@ def _put_pool(block: Block, p: int, pool: Pool, stages: int, role: int, link: Kv
         *((w.P_RESERVE, math.ceil(limits.watermark * limits.kv_blocks)), (w.P_VERIFIED, limits.verified_tokens)),
         *((w.P_STAGES, stages), (w.P_RANKS, limits.attention_dp), (w.P_ROLE, role)),
         *((w.P_REPLICAS, pool.replicas), (w.P_FIRST_LANE, lane), (w.P_AHEAD, limits.ahead)),
+        (w.P_PATIENCE, limits.patience if limits.attention_dp > 1 and role != w.DECODE else 0),
     ):
         m[p + field] = count
     return table

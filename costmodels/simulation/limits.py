@@ -31,8 +31,10 @@ class Limits:
       `swap_time_per_token` seconds a token and way (recomputed when they are full).
     - `context` is the longest prompt plus answer (0: no limit); longer requests are rejected and counted.
     - `ahead`: a step is planned while the one before it runs, so that it takes in only what had come when that one began.
-    - `attention_dp` ranks step together. Under speculation each request verifies `verified_tokens` a step, of which
-      `accepted_tokens` (≥ 1) are new on average; requests of a batch advance alike.
+    - `attention_dp` ranks step together, as slow as the slowest. With `patience` they hold their prompts until each has one to
+      process, up to so many steps, and only while all of them decode.
+    - Under speculation each request verifies `verified_tokens` a step, of which `accepted_tokens` (≥ 1) are new on average;
+      requests of a batch advance alike.
     """
 
     max_batch: int = 256
@@ -49,6 +51,7 @@ class Limits:
     swap_time_per_token: float = 0.0
     context: int = 0
     attention_dp: int = 1
+    patience: int = 0
     ahead: bool = False
     verified_tokens: int = 1
     accepted_tokens: float = 1.0
@@ -57,7 +60,7 @@ class Limits:
         for name in ("max_batch", "max_tokens", "kv_blocks", "block_size", "attention_dp", "verified_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: a scheduler needs at least 1")
-        for name in ("chunk", "host_blocks", "context", "swap_time_per_token"):
+        for name in ("chunk", "host_blocks", "context", "swap_time_per_token", "patience"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it cannot be negative")
         if not 0 <= self.watermark < 1:

@@ -54,10 +54,11 @@ def start(m: IntArray, f: FloatArray, u: int, now: float) -> None:
 def plan(m: IntArray, f: FloatArray, p: int, u: int, seen: float) -> float:
     """Choose what a cohort's cells do among what had arrived by `seen`: seconds of the slowest; negative: nothing to do."""
     seconds = -1.0
+    held = wait_for_others(m, f, p, u, seen) if m[p + w.P_PATIENCE] > 0 else 0
     for rank in range(m[p + w.P_RANKS]):
         c = m[u + w.C_CELL] + rank * w.CELL_WORDS
         f[c + w.SEEN] = seen
-        schedule(m, f, p, c)
+        schedule(m, f, p, c, held)
         if m[c + w.GAIN] > 0 or m[c + w.QUERIES] > 0:
             seconds = max(seconds, batch_time(m, f, p, c) + f[c + w.DELAY])
     return seconds
@@ -73,8 +74,34 @@ def wake(m: IntArray, f: FloatArray, e: int, now: float) -> None:
             return
 
 
-def schedule(m: IntArray, f: FloatArray, p: int, c: int) -> None:
-    """Choose what a cell does in its next step."""
+def wait_for_others(m: IntArray, f: FloatArray, p: int, u: int, seen: float) -> int:
+    """Whether a cohort's ranks hold their prompts in this step: all of them decode, not all of them have a prompt, and they
+    have not waited for `P_PATIENCE` steps. Steps count from the last that took prompts in, whether there were any or not."""
+    prompts, decodes = 0, 0
+    for rank in range(m[p + w.P_RANKS]):
+        c = m[u + w.C_CELL] + rank * w.CELL_WORDS
+        prompts += has_prompt(m, f, p, c, seen)
+        decodes += 1 if m[c + w.DECODING_NOW] > 0 else 0
+    m[u + w.C_WAITED] += 1
+    if prompts == m[p + w.P_RANKS] or decodes < m[p + w.P_RANKS] or m[u + w.C_WAITED] >= m[p + w.P_PATIENCE]:
+        m[u + w.C_WAITED] = 0
+        return 0
+    return 1
+
+
+def has_prompt(m: IntArray, f: FloatArray, p: int, c: int, seen: float) -> int:
+    """Whether a cell has a prompt begun, or one that waits and finds room."""
+    lane = m[c + w.LANE]
+    if m[c + w.PREFILL_HEAD] != 0:
+        return 1
+    r = first_waiting(m, lane)
+    if r == 0 or m[r + w.STATE] != w.WAITING or f[r + w.ARRIVAL] > seen or m[lane + w.L_RUNNING] >= m[p + w.P_MAX_BATCH]:
+        return 0
+    return 1 if fits(m, p, lane, r) else 0
+
+
+def schedule(m: IntArray, f: FloatArray, p: int, c: int, held: int) -> None:
+    """Choose what a cell does in its next step; `held`: no prompts."""
     m[c + w.GAIN] = 0
     m[c + w.QUERIES] = 0
     m[c + w.FINISHED] = 0
@@ -85,7 +112,7 @@ def schedule(m: IntArray, f: FloatArray, p: int, c: int) -> None:
     if m[c + w.ACTIVE] == 0:
         m[c + w.OPEN] = 1
     mixed = 1 if m[p + w.P_POLICY] == w.MIXED else 0
-    if not mixed:
+    if not mixed and not held:
         prefill(m, f, p, c)
         if m[p + w.P_POLICY] != w.STATIC or m[c + w.OPEN]:
             admit(m, f, p, c, m[c + w.GAIN], 1, 0)
@@ -94,11 +121,11 @@ def schedule(m: IntArray, f: FloatArray, p: int, c: int) -> None:
     gain = next_gain(m, f, p, c)
     gave_way = grow(m, f, p, c, gain)
     m[c + w.BUDGET] -= m[c + w.DECODING_NOW] * m[p + w.P_VERIFIED]
-    if mixed:
+    if mixed and not held:
         prefill(m, f, p, c)
     alone = gave_way and m[c + w.ACTIVE] == 0  # who gave way to itself comes back at once: nothing else would wake the engine
     if alone or not gave_way:
-        admit(m, f, p, c, gain, 1 if alone else mixed, 1)
+        admit(m, f, p, c, gain, 1 if alone else mixed * (1 - held), 1)
     if m[c + w.DECODING_NOW] > 0:
         m[c + w.GAIN] = gain
         m[c + w.OPEN] = 0
@@ -153,6 +180,13 @@ def room(m: IntArray, p: int, lane: int, blocks: int) -> bool:
     return blocks + kept_free <= m[lane + w.L_FREE]
 
 
+def fits(m: IntArray, p: int, lane: int, r: int) -> bool:
+    """Whether the blocks of a request's prompt may be taken."""
+    hit = cached_tokens(m, lane, r)
+    own = blocks_for(m, p, r, m[r + w.PROMPT] + m[r + w.PRODUCED]) - hit // m[p + w.P_BLOCK]
+    return room(m, p, lane, own + pinned_blocks(m, lane, r, hit))
+
+
 def admit_prompt(m: IntArray, f: FloatArray, p: int, c: int, r: int) -> bool:
     """Begin a request's prefill if there is room; a prompt that goes in one step and exceeds the budget goes alone."""
     lane = m[c + w.LANE]
@@ -161,9 +195,9 @@ def admit_prompt(m: IntArray, f: FloatArray, p: int, c: int, r: int) -> bool:
     filled = max(hit, m[r + w.KNOWN])
     if not m[p + w.P_CHUNKED] and target - filled > m[c + w.BUDGET] and m[c + w.BUDGET] < m[p + w.P_MAX_TOKENS]:
         return False
-    own = blocks_for(m, p, r, target) - hit // m[p + w.P_BLOCK]
-    if not room(m, p, lane, own + pinned_blocks(m, lane, r, hit)):
+    if not fits(m, p, lane, r):
         return False
+    own = blocks_for(m, p, r, target) - hit // m[p + w.P_BLOCK]
     pop_waiting(m, lane, r)
     if hit > 0:
         use(m, lane, r, hit)

@@ -145,17 +145,18 @@ RUN_WORDS = 32
     P_FETCH,
     P_FETCH_OVERLAP,
     P_AHEAD,
-) = range(46)
-POOL_WORDS = 46
+    P_PATIENCE,
+) = range(47)
+POOL_WORDS = 47
 
 # An engine: when its first pipeline stage is free, when its link is; its pool and first cohort.
 E_ENTRY, E_LINK, E_POOL, E_COHORT = range(4)
 ENGINE_WORDS = 4
 
 # A cohort: time of its next event, seconds spent in steps, its state, engine and first cell; when the step BEGAN that ends as
-# the next begins (infinite: none does).
-C_NEXT, C_BUSY, C_STATE, C_ENGINE, C_CELL, C_BEGAN = range(6)
-COHORT_WORDS = 6
+# the next begins (infinite: none does); steps that its ranks WAITED with their prompts for each other.
+C_NEXT, C_BUSY, C_STATE, C_ENGINE, C_CELL, C_BEGAN, C_WAITED = range(7)
+COHORT_WORDS = 7
 
 # A cell: counters of tokens and steps, time of the last decode step; requests running and decoding, their cached tokens; the
 # GAIN of tokens a request in the step in flight (0: no decode in it), its prompt QUERIES, query-key PAIRS, tokens FOUND cached,

@@ -86,3 +86,28 @@ def test_a_run_without_a_log_is_the_same_but_for_single_tokens() -> None:
         np.testing.assert_array_equal(getattr(kept, name), getattr(bare, name))
     with pytest.raises(ValueError, match="kept no log"):
         bare.mean("inter_token")
+
+
+@pytest.mark.parametrize(
+    ("patience", "alone", "waits"), [(0, True, 0.015), (7, True, 0.045), (7, False, 0.015), (50, True, 0.405)]
+)
+def test_groups_hold_a_prompt_until_each_has_one(patience: int, alone: bool, waits: float) -> None:
+    """Steps of 10 ms over two groups that decode: what came in the eleventh begins with the next if both groups have a prompt,
+    else with the seventh, or fiftieth, since prompts were taken in."""
+    late = 1 if alone else 2
+    requests = Requests(
+        arrival=np.array([0.0, 0.0] + [0.105] * late), prompt=np.full(2 + late, 7), output=np.array([1000, 1000] + [3] * late)
+    )
+    outcome = simulate(constant_tables(0.01), 0, requests, Limits(attention_dp=2, patience=patience))
+    np.testing.assert_allclose(outcome.ttft[2:], waits, rtol=1e-9)
+
+
+def test_groups_that_wait_for_each_other_do_more() -> None:
+    """Every prompt by itself stops all four groups: held for each other, several take one long step."""
+    n = 200
+    requests = Requests(arrival=np.zeros(n), prompt=np.full(n, 4000), output=50 + np.arange(n) * 37 % 30, concurrency=32)
+    rates = [
+        simulate(imagined_tables(), 1, requests, Limits(attention_dp=4, patience=patience)).token_throughput()
+        for patience in (0, 20)
+    ]
+    assert rates[1] > 1.1 * rates[0]
