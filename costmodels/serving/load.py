@@ -58,7 +58,7 @@ class Curve:
 
     `running` requests; `decode` a step without prompts, `loaded` share of steps that carry prompts on some group, `added`
     seconds a prompt adds to steps, `service` seconds from the start of a prompt to its first token, `shared` prompts that
-    share a step, `step` the mean step, `token` seconds a token, `rate` requests a second.
+    share a step (of groups, the slowest's), `step` the mean step, `token` seconds a token, `rate` requests a second.
     """
 
     running: FloatArray
@@ -156,6 +156,15 @@ def _added(of: _Steps, shared: FloatArray, beside: FloatArray, decode: FloatArra
     return loaded, extra * of.chunks / shared
 
 
+def clustered(groups: FloatArray, mixed: FloatArray, fits: FloatArray, shared: FloatArray) -> FloatArray:
+    """How far prompts of a step are counted one by one as they come in clusters: wholly where a batch steps for itself.
+
+    Of groups that step together, steps are long or short, whichever of them has a prompt, until several of one's share a step.
+    """
+    several = np.where(mixed > 0, np.clip(fits - 1.0, 0.0, 1.0) * np.clip(shared - 1.0, 0.0, 1.0), 0.0)
+    return np.asarray(np.where(groups > 1, several, 1.0))
+
+
 def _returning(tables: StepTables, work: Work) -> Curve:
     """The curve of closed loops."""
     of = _steps(tables, work, 0.0)
@@ -229,7 +238,24 @@ def _together(tables: StepTables, work: Work) -> Curve:
     step, token, rate, share, service = _in_lockstep(
         decode, np.maximum(loaded, decode), adds, of.joins, of.chunks, work.groups, fits, work.mixed
     )
-    return _curve(of, decode=decode, loaded=share, added=added, service=service, shared=one, step=step, token=token, rate=rate)
+    shared = one
+    if np.any(mixed):
+        groups = work.groups
+
+        def longer(prompts: FloatArray) -> FloatArray:
+            most = np.maximum(prompts / groups + (groups - 1.0) / (2.0 * groups), 1.0)  # of a group, dealt out evenly
+            taken = np.minimum(most, fits)
+            return np.maximum(of.carrying(taken, of.seen) - decode, 0.0) * most / taken
+
+        shared = busiest(np.minimum(rate * service / of.chunks, 64.0), groups)
+        busy = np.clip(1.0 - decode / step, 0.0, MOST_BUSY)
+        longer_by, slope = varied_prompts(longer, of.joins * groups, busy)
+        use = np.where(work.output > 1, clustered(groups, work.mixed, fits, shared), 0.0)
+        step = step + use * (decode + longer_by - step)
+        token, rate, added = token + use * (step - token), rate + use * (of.joins / step - rate), slope
+    return _curve(
+        of, decode=decode, loaded=share, added=added, service=service, shared=shared, step=step, token=token, rate=rate
+    )
 
 
 def _in_lockstep(

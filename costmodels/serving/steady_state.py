@@ -15,15 +15,15 @@ import numpy as np
 
 from costmodels.kernel_models.protocol import KernelModel
 from costmodels.metrics import Metrics
-from costmodels.serving import load, waiting
+from costmodels.serving import load
 from costmodels.serving.capacity import Capacity, capacity
-from costmodels.serving.clusters import clusters
 from costmodels.serving.engine import engines
 from costmodels.serving.intake import intake_seconds, lone_seconds
 from costmodels.serving.intervals import interval
 from costmodels.serving.operating_cost import joules_per_second, price_per_second
 from costmodels.serving.speculation import accepted_tokens, verified_tokens
 from costmodels.serving.stack import find_serving_stack, plans_ahead
+from costmodels.serving.under_load import Served, in_closed_loop, in_open_loop
 from costmodels.step_tables import Batch, StepTables, parts_of, read_1d
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
 from spaces.problem import Problem
@@ -190,27 +190,13 @@ def _rows(value: Any, n: int) -> FloatArray:
     return np.broadcast_to(np.asarray(value, np.float64), (n,)).copy()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Served:
-    """What n plans deliver; arrays (n,): a batch's running requests, seconds, requests a second of a replica set, and the
-    `highest` that it can carry."""
-
-    running: FloatArray
-    token: FloatArray
-    decode: FloatArray
-    first: FloatArray
-    rate: FloatArray
-    highest: FloatArray
-    excess: FloatArray
-
-
 def _groups(at: Bindings, states: States, rows: slice) -> FloatArray:
     """Batches that the replicas, attention groups and stages of every plan keep in flight, (n,)."""
     engine = states.work.engine[states.index[rows]]
     return np.asarray(_rows(at["data"], at.n) * _rows(at["attention_data"], at.n) * states.tables.stages[engine])
 
 
-def _served(at: Bindings, states: States, rows: slice, groups: FloatArray) -> _Served:
+def _served(at: Bindings, states: States, rows: slice, groups: FloatArray) -> Served:
     """What the plans deliver under the load that each is asked for."""
     n, place, held = at.n, states.index[rows], states.held[rows]
     work, tables = states.work, states.tables
@@ -218,16 +204,17 @@ def _served(at: Bindings, states: States, rows: slice, groups: FloatArray) -> _S
     uneven = np.maximum(tables.stages[engine] * tables.slowest_share[engine], 1.0)
     asked, together = _rows(at["request_rate"], n), _rows(at["concurrency"], n)
     closed = together > 0
-    served = {name: np.empty(n) for name in _Served.__slots__}
-    for mask, answer in ((~closed, _open), (closed, _closed)):
+    served = {name: np.empty(n) for name in Served.__slots__}
+    ways = ((~closed, states.open_, asked, in_open_loop), (closed, states.closed, together, in_closed_loop))
+    for mask, curve, wanted, answer in ways:
         some = np.flatnonzero(mask)
         if len(some):
+            assert curve is not None
             most = states.most[held[some]]
-            wanted = (asked if answer is _open else together)[some] / groups[some]
-            found = answer(states, place[some], wanted, most, uneven[some])
+            found = answer(tables, work, curve, place[some], wanted[some] / groups[some], most, uneven[some])
             for name, array in served.items():
                 array[some] = getattr(found, name)
-    return _Served(**served)
+    return Served(**served)
 
 
 def _metrics(problem: Problem, at: Bindings, states: States, rows: slice, names: frozenset[str] | None = None) -> Metrics:
@@ -281,100 +268,6 @@ def _metrics(problem: Problem, at: Bindings, states: States, rows: slice, names:
     )
 
 
-def _open(states: States, row: IntArray, rate: FloatArray, most: FloatArray, uneven: FloatArray) -> _Served:
-    """Poisson arrivals at `rate` a second on one batch of at most `most` requests."""
-    assert states.open_ is not None
-    curve, work = states.open_, states.work
-    stages, groups = states.tables.stages[work.engine[row]], work.groups[row]
-    highest = load.at(curve, row, *load.place_of(curve.running, row, most), "rate") / uneven
-    highest = np.minimum(highest, 1.0 / np.maximum(work.intake[row] * stages, 1e-9))
-    carried = np.minimum(rate, highest)
-    left, share = load.place_of(curve.rate, row, carried * uneven)
-    v = {name: load.at(curve, row, left, share, name) for name in load.Curve.__slots__}
-    few = np.minimum(carried * uneven / curve.rate[row, 0], 1.0)  # below one running request: as lonely, and rarer
-    running = np.minimum(v["running"] * few, most)
-    fits = (work.budget[row] - np.where(work.mixed[row] > 0, running, 0.0)) / work.prompt[row]
-    lives = np.maximum(work.output[row] - 1.0, load.LEAST)
-    steps = lives * v["token"] / v["step"]
-    mixed, ahead = work.mixed[row], work.ahead[row]
-    alone = (groups <= 1) & (work.output[row] > 1)
-    pace = carried * uneven  # a batch's prompts a second of its own steps
-    busy = np.where(groups <= 1, np.minimum(pace * v["added"], 0.999), 0.0)
-    # prompts come in clusters, so that a request sees more beside it than one more than the mean
-    crowd = 1.0 / (1.0 - busy) ** 2 - 1.0
-    beside, mean = (
-        load.at(curve, row, *load.place_of(curve.running, row, many), "decode")
-        for many in (np.minimum(running + crowd, most), running)
-    )
-    slower = np.where(alone, np.maximum(beside - mean, 0.0) / np.maximum(crowd, 1e-9), 0.0)
-    apart = np.where(alone & (mixed <= 0), np.clip(fits - 1.0, 0.0, 1.0), 0.0)  # prompts go first, all that came together
-    turns = v["step"] / v["decode"]  # steps for one that decodes
-    gain = (1.0 - apart) / (1.0 - busy) + apart * turns
-    found = clusters(busy, pace * steps * slower, steps * stages, 1.0 + ahead, gain)
-    one = v["step"] * (1.0 - apart * v["loaded"])  # a mean step, whether it decodes or not
-    own = v["added"] * found.own + slower * found.behind
-    varied = v["added"] * (own + slower * found.behind) + slower**2 * steps * found.beside  # of steps, over prompts of one
-    second = one + pace * varied
-    queue = (carried, v["decode"], one, second, v["added"], found.own, v["service"], fits, mixed, stages)
-    first = waiting.open_loop(*queue, slower * found.behind)
-    long = v["decode"] + (v["step"] - v["decode"]) / v["loaded"]
-    chunks = np.maximum(v["service"] / long, 1.0)
-    share_loaded = np.where(groups > 1, load.loaded_share(carried, v["decode"], long, chunks, groups), v["loaded"] * few)
-    together = waiting.lockstep(carried, v["decode"], share_loaded, long - v["decode"], v["service"], fits)
-    first = np.where(groups > 1, together, first) + work.overhead[row]
-    first = first + waiting.front(carried * stages, work.intake[row])
-    first = first + ahead * few * one  # the step planned before it came
-    lonely = few * (v["step"] - v["decode"])
-    step = v["decode"] + np.where((groups > 1) & (few < 1), share_loaded * (long - v["decode"]), lonely)
-    token = step * v["token"] / v["step"] * uneven
-    # what came in its own step goes before its second token, where prompts have steps of their own
-    after = (turns - 1.0) * (one + own + ahead * one - (1.0 + ahead) * v["decode"])
-    behind = np.where(alone, (1.0 - apart) * found.behind * v["added"] + apart * after, 0.0) / stages
-    # at most, every one of its steps carries prompts
-    behind = np.minimum(behind, np.where(mixed > 0, steps * np.maximum(long - step, 0.0), np.inf))
-    full = load.at(curve, row, *load.place_of(curve.running, row, most), "token") * uneven  # a full batch lets nobody in early
-    crowded = slower * found.beside / stages * (1.0 - apart + apart * turns)
-    held_up = token + crowded * v["token"] / v["step"] + behind / lives
-    held_up = np.minimum(held_up, np.maximum(token, full))
-    running = np.minimum(running + carried * lives * (held_up - token), most)
-    token = held_up
-    stay = (work.output[row] - 1.0) * token
-    first = first + waiting.admission(running * stages, most * stages, stay, found.beside) + waiting.overload(rate, highest)
-    excess = np.where(rate > 0, rate / highest - 1.0, -1.0)
-    return _Served(running, token, v["decode"], first, carried, highest, excess)
-
-
-def _closed(states: States, row: IntArray, together: FloatArray, most: FloatArray, uneven: FloatArray) -> _Served:
-    """`together` requests in flight on one batch, equal and started at once; ROUNDS rounds of them."""
-    assert states.closed is not None
-    curve, work = states.closed, states.work
-    mixed = work.mixed[row]
-    inside = np.minimum(np.maximum(together, 1e-9), most)
-    left, share = load.place_of(curve.running, row, inside)
-    v = {name: load.at(curve, row, left, share, name) for name in load.Curve.__slots__}
-    cohorts = np.maximum(inside / v["shared"], 1.0)
-    first_round = waiting.burst(inside, v["shared"], v["service"], v["added"], mixed)
-    held = np.maximum(together * states.tables.stages[work.engine[row]] - 1.0, 0.0) * work.intake[row]
-    lives = np.maximum(work.output[row] - 1.0, load.LEAST)
-    away = work.overhead[row]
-    chunks = np.maximum(work.prompt[row] / np.maximum(work.budget[row] - inside, 1.0), 1.0)
-    lag, back = waiting.returning(cohorts, v["decode"], v["service"], chunks, away, work.ahead[row])
-    # prompts that have steps of their own come first, and all of them before anybody's second token
-    added = v["added"] * v["shared"]
-    all_prompts = np.where(mixed > 0, v["service"] + (cohorts - 1.0) * added, cohorts * added)
-    lag, back = np.where(mixed > 0, lag, away), np.where(mixed > 0, back, first_round + away)
-    round_ = (lag + all_prompts + (work.output[row] - 1.0) * v["decode"] * v["token"] / v["step"]) * uneven
-    rate = inside / (round_ + held / ROUNDS)
-    queued = np.maximum(together - inside, 0.0) / rate
-    token = np.where(work.output[row] > 1, (round_ - back * uneven) / lives, v["token"] * uneven)
-    first = (first_round + away + held + (ROUNDS - 1.0) * back) / ROUNDS + queued
-    return _Served(inside, token, v["decode"], first, rate, rate, np.full(len(row), -1.0))
-
-
-ROUNDS = 10.0
-"""Requests of a closed loop, over its concurrency."""
-
-
 def _headroom(states: States, place: IntArray, row: IntArray, running: FloatArray) -> FloatArray:
     """Share of the cache that the running requests of a group leave free, (n,)."""
     held = states.capacity.tokens[row]
@@ -382,7 +275,7 @@ def _headroom(states: States, place: IntArray, row: IntArray, running: FloatArra
     return np.asarray(np.where(held > 0, np.maximum(1.0 - used / np.maximum(held, 1.0), 0.0), 0.0))
 
 
-def _parts(states: States, place: IntArray, s: _Served) -> Mapping[str, FloatArray]:
+def _parts(states: States, place: IntArray, s: Served) -> Mapping[str, FloatArray]:
     """The time per token split by what takes it; sums to it."""
     work = states.work
     verified = verified_tokens(work.drafted[place])

@@ -50,7 +50,7 @@ OTHERS = {
     "gpt-oss-120b-vllm": ("gpt-oss-120b", "H100", "vllm", {"devices": 2, "tensor": 2, "precision": FP4}),
 }
 """More models, devices and servers."""
-STAGED = ("two-stages", "two-stages-of-405b", "eight-stages")
+TIED = ("two-stages", "two-stages-of-405b", "eight-stages", "two-groups", "two-groups-of-two", "eight-groups", "sixteen-groups")
 SHORT = [(1000, 50), (4000, 100), (200, 30)]
 LENGTHS = [(1000, 300), (4000, 500), (200, 800)]
 
@@ -127,10 +127,10 @@ def test_so_they_do_whatever_the_model_and_the_server(case: str, lengths: tuple[
     hold_up(OTHERS[case], lengths, load)
 
 
-@pytest.mark.parametrize("case", STAGED)
+@pytest.mark.parametrize("case", TIED)
 @pytest.mark.parametrize("lengths", SHORT, ids=str)
 @pytest.mark.parametrize("load", [0.3, 0.8])
-def test_clusters_of_prompts_go_through_a_pipeline_batch_by_batch(case: str, lengths: tuple[int, int], load: float) -> None:
+def test_clusters_of_prompts_go_through_batches_and_groups(case: str, lengths: tuple[int, int], load: float) -> None:
     hold_up(CASES[case], lengths, load)
 
 
