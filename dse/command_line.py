@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from dse.swept import Sweep
 
 INFEASIBLE = 2
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="dse",
@@ -49,6 +52,15 @@ def _overrides(settings: list[str] | None, calibration: Path | None) -> tuple[st
     return (*(settings or ()), *(() if calibration is None else (f"calibration={calibration.resolve()}",)))
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C outside of a search is told with what it leaves behind."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise typer.Exit(_fail(": ".join(["interrupted", *map(str, error.args)]))) from None
+
+
 @app.command("run")
 def run_command(
     file: File,
@@ -63,7 +75,7 @@ def run_command(
     from dse.progress import reporter
     from dse.runner import run
 
-    with reporter() as report:
+    with _interruptible(), reporter() as report:
         answer = run(file, out=out, overrides=_overrides(settings, calibration), progress=report)
     _print_run(answer, as_json)
 
@@ -85,7 +97,7 @@ def resume_command(
     from dse.sweeps import GRID, resume_sweep
 
     answer: Run | Sweep
-    with reporter() as report:
+    with _interruptible(), reporter() as report:
         go_on = resume_sweep if (folder / GRID).is_file() else resume
         answer = go_on(folder, overrides=tuple(settings or ()), as_recorded=as_recorded, progress=report)
     _print_run(answer, as_json)
@@ -98,7 +110,7 @@ def sweep_command(file: File, settings: Settings = None, out: Out = None, as_jso
     from dse.progress import reporter
     from dse.sweeps import sweep
 
-    with reporter() as report:
+    with _interruptible(), reporter() as report:
         answer = sweep(file, tuple(settings or ()), out=out, progress=report)
     _print_run(answer, as_json)
 
@@ -337,6 +349,8 @@ def execute(arguments: list[str]) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         return _fail(_told(error))
+    if code == _INTERRUPTED:  # Ctrl-C, which the library of the command line turns into this
+        return _fail("interrupted")
     return code if isinstance(code, int) else 0
 
 

@@ -170,6 +170,10 @@ def trace_name(workload: Mapping[str, Any]) -> str:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
+    except IsADirectoryError:
+        inside = path / "experiment.yaml"
+        hint = f"dse resume {path} goes on with its run, {inside} asks it anew" if inside.is_file() else "name a file in it"
+        raise ExperimentError(f"{path} is a folder, and an experiment is a file: {hint}") from None
     except UnicodeDecodeError as error:
         raise ExperimentError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
 

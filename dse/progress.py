@@ -26,7 +26,7 @@ def reporter() -> Iterator[Callable[[Any], None]]:
         task = bar.add_task("counting the space", total=None)
 
         def report(state: Any) -> None:
-            bar.update(task, total=state.space, completed=state.visited, description=_said(state))
+            bar.update(task, total=state.most, completed=state.visited, description=_said(state))
 
         yield report
 
@@ -38,10 +38,12 @@ def _plain() -> Callable[[Any], None]:
         nonlocal due
         if time.monotonic() >= due:
             due = time.monotonic() + EVERY
-            print(f"{state.visited / max(state.space, 1) * 100:3.0f} %  {_said(state)}", file=sys.stderr, flush=True)
+            print(f"{state.visited / max(state.most, 1) * 100:3.0f} %  {_said(state)}", file=sys.stderr, flush=True)
 
     return report
 
 
 def _said(state: Any) -> str:
-    return f"{state.visited:,} of {state.space:,} plans, {state.feasible:,} fit, front of {state.front}"
+    """Where a budget ends the search, what it pays for stands before the space."""
+    budget = f"the budget's {state.most:,} of " if state.most < state.space else ""
+    return f"{state.visited:,} of {budget}{state.space:,} plans, {state.feasible:,} fit, front of {state.front}"

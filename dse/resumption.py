@@ -36,7 +36,7 @@ def resume(
     if not (folder / FILE).is_file():
         if (folder / "experiment.yaml").is_file():
             raise BadRunFolder(f"{folder} has nothing on record; dse run {folder / 'experiment.yaml'} begins it anew")
-        raise BadRunFolder(f"{folder} is not a run folder: it has no {FILE}")
+        raise run_folder.not_a_run(folder)
     experiment = load(folder / "experiment.yaml", overrides)
     store = RunStore(folder, [objective.metric for objective in experiment.objectives])
     recording = Recording(folder=folder, store=store)
@@ -67,4 +67,4 @@ def _meta(store: RunStore, folder: Path) -> dict[str, str]:
     try:
         return store.meta()
     except sqlite3.Error as error:
-        raise BadRunFolder(f"{folder / FILE} cannot be read: {error}") from None
+        raise BadRunFolder(f"{folder / FILE} cannot be read: {error}; {run_folder.anew(folder)}") from None

@@ -28,6 +28,8 @@ from search.sampled import GAVE_UP
 
 SCHEMA = 2
 """Version of the folder's layout; a reader refuses any other."""
+GRID = "sweep.json"
+"""What a sweep's folder holds in place of a run."""
 WHOLE = ("", "sampled", GAVE_UP)
 """Why searches stop that nobody needs to go on with: nothing is left, the budget of points is spent, or
 the method asks for known points alone."""
@@ -196,17 +198,39 @@ def _write_sample(store: sqlite3.Connection, sample: Mapping[str, Any]) -> None:
     store.executemany(f"INSERT INTO sample VALUES ({', '.join('?' * len(names))})", rows)
 
 
+def anew(folder: Path) -> str:
+    """What to do where a run's record is of no use."""
+    return f"dse run {folder / 'experiment.yaml'} begins it anew"
+
+
+def not_a_run(folder: Path) -> BadRunFolder:
+    """What there is in place of a run folder, and which folders would do."""
+    if folder.is_file():
+        return BadRunFolder(f"{folder} is a file, not the folder that a run wrote, such as runs/NAME-1")
+    if not folder.is_dir():
+        return BadRunFolder(f"there is no run folder {folder}" + _such(folder.parent, "those beside it are "))
+    if (folder / GRID).is_file():
+        return BadRunFolder(f"{folder} is a sweep, not a run" + _such(folder, "its runs are "))
+    return BadRunFolder(f"{folder} is not a run folder: it has no {FILE}" + _such(folder, "those in it are "))
+
+
+def _such(parent: Path, said: str, most: int = 5) -> str:
+    """Run folders in a folder, as the end of a sentence."""
+    runs = sorted(str(found.parent) for found in parent.glob(f"*/{FILE}")) if parent.is_dir() else []
+    return f"; {said}{', '.join(runs[:most])}{', …' if len(runs) > most else ''}" if runs else ""
+
+
 def read(folder: str | os.PathLike[str]) -> Run:
     """The run a folder holds. Raises BadRunFolder, FileNotFoundError."""
     folder = Path(folder)
     store_path = folder / FILE
     if not store_path.is_file():
-        raise BadRunFolder(f"{folder} is not a run folder: it has no run.sqlite")
+        raise not_a_run(folder)
     try:
         with closing(sqlite3.connect(f"{store_path.resolve().as_uri()}?mode=ro", uri=True)) as store:
             return _read(store, folder)
     except (sqlite3.DatabaseError, KeyError, json.JSONDecodeError) as error:
-        raise BadRunFolder(f"{store_path} cannot be read as a run: {error}") from None
+        raise BadRunFolder(f"{store_path} cannot be read as a run: {error}; {anew(folder)}") from None
 
 
 def _read(store: sqlite3.Connection, folder: Path) -> Run:

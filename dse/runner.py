@@ -6,6 +6,7 @@ Experiment → Problem + Space → exact search → plans with their figures →
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.metrics import CostModel, Metrics
+from costmodels.metrics import BrokenContract, CostModel, Metrics, require_metrics
 from dse import run_folder
 from dse.answers import PlanAnswer, Run, answers, with_ties
 from dse.asking import ImpossiblePlan, models_of, point, problem_of, space_of
@@ -29,6 +30,7 @@ from search.execution import ExecutorError
 from search.front import Objective, Points
 from search.result import Result
 from search.screening import Fidelity
+from spaces.columns import UnboundSymbol
 from spaces.problem import Problem
 
 RUNS = Path("runs")
@@ -76,6 +78,9 @@ def recorded(
         if recording.given_up() and isinstance(error, ExecutorError):
             raise ExecutorError(f"{error}; what was found is kept: dse resume {recording.folder}") from error
         raise
+    except KeyboardInterrupt:  # outside of the search itself, which would have kept what it found
+        kept = recording.given_up()
+        raise KeyboardInterrupt(f"dse resume {recording.folder} goes on" if kept else "nothing was on record yet") from None
     finally:
         recording.close()
 
@@ -91,7 +96,7 @@ def answer_to(
     """The run without a folder; `store` holds what was found before, and is told what is found."""
     fidelities = models_of(experiment) if model is None else (Fidelity(name="given", model=model),)
     problem, space = problem_of(experiment), space_of(experiment)
-    baseline = _baseline(experiment, problem, fidelities[-1].model)
+    baseline, unsaid = _baseline(experiment, problem, fidelities[-1].model)
     objectives = [Objective(name=o.metric, metric=o.metric, maximize=o.maximise) for o in experiment.objectives]
     asked = (space, fidelities, problem, objectives, _constraints(experiment))
     result, said = look(experiment, *asked, store=store, progress=progress, cancelled=cancelled)
@@ -100,6 +105,8 @@ def answer_to(
         words = {one.name: str(limit) for one, limit in zip(asked[-1], experiment.limits, strict=True)}
         conflict = conflicting(space, fidelities[0].model, problem, asked[-1])
         said = {**said, "conflict": [words.get(name, name) for name in conflict]}
+    if unsaid:
+        said = {**said, "baseline_failed": unsaid}
     answer = dataclasses.replace(answer, certificate={**answer.certificate, **said})
     return _with_stages(answer, problem, result)
 
@@ -123,15 +130,24 @@ def _with_stages(answer: Run, problem: Problem, result: Result) -> Run:
     return dataclasses.replace(answer, front=(first, *answer.front[1:]))
 
 
-def _baseline(experiment: Experiment[Any], problem: Problem, model: CostModel) -> PlanAnswer | None:
-    """The plan run today under the same model."""
+def _baseline(experiment: Experiment[Any], problem: Problem, model: CostModel) -> tuple[PlanAnswer | None, str]:
+    """The plan run today under the same model, or why that failed: a point like any other, for which no search ends."""
     if experiment.baseline is None:
-        return None
+        return None, ""
     try:
         columns = point(experiment, experiment.baseline)
     except ImpossiblePlan as error:
         raise ImpossiblePlan(f"baseline: {error}") from None
-    return answers(find(experiment.kind), problem, columns, _limited(experiment, model.evaluate(problem, columns)))[0]
+    try:
+        metrics = model.evaluate(problem, columns)
+        require_metrics(metrics, columns.n, model)
+        (answer,) = answers(find(experiment.kind), problem, columns, _limited(experiment, metrics))
+    except (UnboundSymbol, BrokenContract):
+        raise
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+    broken = [choice.metric for choice in experiment.objectives if not math.isfinite(answer.figures[choice.metric].value)]
+    return (None, f"not a finite number: {', '.join(broken)}") if broken else (answer, "")
 
 
 def _constraints(experiment: Experiment[Any]) -> list[Constraint]:

@@ -33,7 +33,7 @@ from search.executors import shared
 from search.front import non_dominated
 from spaces.facts import facts_in
 
-GRID = "sweep.json"
+GRID = run_folder.GRID
 _SCHEMA = 1
 
 

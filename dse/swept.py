@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def flow(value: Any) -> str:
 def text(sweep: Sweep) -> str:
     """For the terminal."""
     front, runs = front_sheet(sweep, 20), runs_sheet(sweep)
-    blocks = [sweep.name]
+    blocks = [f"{sweep.name}\n{heading(sweep)}"]
     if sweep.front:
         blocks.append(f"Front over all runs: {objectives_text(sweep.runs[0].objectives)}")
         blocks.append(table(front.headings, front.rows, left=front.left))
@@ -98,6 +99,16 @@ def text(sweep: Sweep) -> str:
         blocks.append("Nothing is feasible in any run.")
     blocks += [table(runs.headings, runs.rows, left=runs.left), certificate(sweep), str(sweep.folder / "report.md")]
     return "\n\n".join(blocks)
+
+
+def heading(sweep: Sweep) -> str:
+    """What is swept, over which question; and whether runs do other work than each other: a step of one is none of another."""
+    keys = list(sweep.cells[0].settings)
+    said = f"{len(sweep.cells)} runs over {' and '.join(keys)}. The first: {sweep.runs[0].title}."
+    work = [key for key in keys if re.match(r"(model|workloads?)\b", key)]
+    if work:
+        said += f" Runs that differ in {' and '.join(work)} do different work, and the joined front compares them as they are."
+    return said
 
 
 def front_sheet(sweep: Sweep, most: int = LISTED) -> Sheet:

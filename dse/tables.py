@@ -108,7 +108,7 @@ def run_page(run: Run) -> str:
             blocks += [f"#1 refuses {refused.value:,.0f} of the requests: they are {long}, and count as outside the SLO."]
     else:
         blocks += [nothing_fits(run)]
-    if run.baseline is not None:
+    if baseline_text(run):
         blocks.append(baseline_text(run))
     blocks.append(certificate_text(run))
     if run.folder is not None:
@@ -194,9 +194,10 @@ def nothing_fits(run: Run) -> str:
 
 
 def baseline_text(run: Run) -> str:
-    """Today's plan, and what the front's members gain over it."""
+    """Today's plan, and what the front's members gain over it; or why the model says nothing of it."""
     if run.baseline is None:
-        return ""
+        reason = run.certificate.get("baseline_failed")
+        return f"Baseline: the model could not predict it: {reason}" if reason else ""
     base = run.baseline
     fits = "" if base.feasible else f"\n  does not fit: {lacking(base)}"
     lines = [f"Baseline: {place(base)}{base.text}{fits}"]
@@ -214,11 +215,10 @@ def certificate_text(run: Run) -> str:
     if c["complete"]:
         head = f"Certificate: complete. All {c['space']:,} legal plans are accounted for"
     else:
-        missed = f"{c['failed']:,} failed and {c['unvisited']:,} were not looked at"
-        head = f"Certificate: incomplete. Of {c['space']:,} legal plans {missed}"
+        missed = [f"{c[key]:,} {said}" for key, said in (("failed", "failed"), ("unvisited", "were not looked at")) if c[key]]
+        why = f" ({c['stopped']})" if c.get("stopped") else ""
+        head = f"Certificate: incomplete{why}. Of {c['space']:,} legal plans {' and '.join(missed)}"
     tail = f"{c['evaluated']:,} evaluated, {pruned:,} ruled out by bounds" + (f" ({reasons})" if reasons else "")
-    if c.get("stopped"):
-        tail += f"; stopped: {c['stopped']}"
     if c.get("failed_by_reason"):
         tail += "; failed: " + ", ".join(f"{count:,} × {reason}" for reason, count in c["failed_by_reason"].items())
     if c.get("bound_failed_by_reason"):
@@ -226,8 +226,9 @@ def certificate_text(run: Run) -> str:
         tail += f"; the model's bound raised, so that nothing was ruled out for these: {told}"
     if c.get("stages"):
         return f"{head}: {tail}.\n{_stages_text(run)}\n{run.wall_s:.1f} s, {run.cpu_s:.1f} CPU-s."
-    proof = "; no plan outside the front beats it under this model" if c["complete"] and run.front else ""
-    return f"{head}: {tail}{proof}.\n{run.wall_s:.1f} s, {run.cpu_s:.1f} CPU-s."
+    proven, sampled = "no plan outside the front beats it under this model", "the front is the best of what was looked at"
+    verdict = proven if c["complete"] else sampled
+    return f"{head}: {tail}{'; ' + verdict if run.front else ''}.\n{run.wall_s:.1f} s, {run.cpu_s:.1f} CPU-s."
 
 
 def _stages_text(run: Run) -> str:

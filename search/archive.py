@@ -202,6 +202,7 @@ class Archive:
         """What to show of it."""
         return Progress(
             space=self.ranking.size,
+            most=self.most,
             visited=self._n,
             evaluated=self.evaluated,
             pruned=0,

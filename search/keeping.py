@@ -265,6 +265,7 @@ class State:
         """What to show of it."""
         return Progress(
             space=space,
+            most=space,
             visited=self.visited,
             evaluated=self.evaluated,
             pruned=sum(self.pruned.values()),

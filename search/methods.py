@@ -65,7 +65,15 @@ def _own(name: str) -> Method:
         raise ValueError(f"the search method '{name}' cannot be imported: {error}; PYTHONPATH says where modules are") from None
     if not callable(found):
         raise ValueError(f"the search method '{name}' is no function (archive, generator) -> None")
-    return cast(Method, found)
+
+    def told(archive: Archive, generator: np.random.Generator) -> None:
+        try:
+            found(archive, generator)
+        except (TypeError, AttributeError, ArithmeticError, AssertionError) as error:  # of code that nobody else has tried
+            said = f"the search method '{name}' (archive, generator) -> None raised {type(error).__name__}: {error}"
+            raise ValueError(said) from error
+
+    return told
 
 
 def method(name: str) -> Method:

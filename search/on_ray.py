@@ -23,6 +23,8 @@ R = TypeVar("R")
 _SETTINGS = 4  # type of the first frame that either side of HTTP/2, and so of gRPC, sends (RFC 9113 §3.4, §6.5)
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
 
+_WITHOUT = "leave search.address out for a Ray of its own"
+
 _held: dict[str, Callable[[Any], Any]] = {}  # in a worker: the function by its name in the object store
 
 
@@ -97,7 +99,7 @@ class OnRay:
         try:
             ray.init(address=self.address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ExecutorError(f"no Ray cluster answers at {self.address}: {error}") from None
+            raise ExecutorError(f"no Ray cluster answers at {self.address}: {error}; {_WITHOUT}") from None
         return True
 
 
@@ -188,9 +190,9 @@ def _knock(address: str, patience: float) -> None:
             line.sendall(_HELLO)
             frame = line.recv(4)
     except OSError as error:
-        raise ExecutorError(f"{silent}: {error}") from None
+        raise ExecutorError(f"{silent}: {error}; {_WITHOUT}") from None
     if len(frame) < 4 or frame[3] != _SETTINGS:
-        raise ExecutorError(f"{silent}: something else listens there")
+        raise ExecutorError(f"{silent}: something else listens there; {_WITHOUT}")
 
 
 def _call(shared: list[Any], chunk: Any) -> Any:

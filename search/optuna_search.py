@@ -268,7 +268,7 @@ def write_study(target: str, name: str, objectives: Sequence[tuple[str, bool]], 
     states = optuna.trial.TrialState
     ranges = {choice: _distribution(values) for choice, values in points.choices.items() if len(set(values)) > 1}
     with _quiet():
-        study = _created(target, name, objectives)
+        _created(target, name, objectives)
         trials = []
         for row in range(len(points.values)):
             sound = bool(np.isfinite(points.values[row]).all())
@@ -281,8 +281,39 @@ def write_study(target: str, name: str, objectives: Sequence[tuple[str, bool]], 
                     constraints={_PROVEN: _constraint(points.violation[row])} if sound else None,
                 )
             )
-        study.add_trials(trials)
+        with _at_once(target) as opened:
+            optuna.load_study(study_name=name, storage=opened).add_trials(trials)
     return len(trials)
+
+
+@contextmanager
+def _at_once(target: str) -> Iterator[optuna.storages.BaseStorage]:
+    """A storage whose records go to disk together when the block ends, where it is a journal: a journal waits for the disk at
+    every record. Nobody else's records are seen meanwhile, so that it is of no use afterwards."""
+    import optuna
+    from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+
+    class Held(BaseJournalBackend):
+        def __init__(self) -> None:
+            self.file, self.before = JournalFileBackend(target), 0
+            self.records: list[dict[str, Any]] = []
+
+        def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+            if not self.before:
+                found = list(self.file.read_logs(log_number_from))
+                self.before = log_number_from + len(found)
+                return found
+            return self.records[log_number_from - self.before :]
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            self.records += logs
+
+    if "://" in target:
+        yield storage(target)
+        return
+    held = Held()
+    yield optuna.storages.JournalStorage(held)
+    held.file.append_logs(held.records)
 
 
 def mirror(
@@ -348,15 +379,24 @@ def storage(target: str) -> optuna.storages.BaseStorage:
     from optuna.storages.journal import JournalFileBackend
 
     if "://" in target:
+        from sqlalchemy import event
         from sqlalchemy.exc import SQLAlchemyError
         from sqlalchemy.pool import NullPool
 
         try:
-            return optuna.storages.RDBStorage(target, engine_kwargs={"poolclass": NullPool})
+            opened = optuna.storages.RDBStorage(target, engine_kwargs={"poolclass": NullPool})
         except (ImportError, SQLAlchemyError) as error:
             told = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
+            if isinstance(error.__cause__ or error, ImportError):
+                told += "; install the driver, or write to sqlite:///trials.db or to a file, trials.journal"
             raise ValueError(f"{_without_password(target)} cannot be opened as a database of studies: {told}") from None
-    return optuna.storages.JournalStorage(JournalFileBackend(target))
+        if target.startswith("sqlite"):  # a study is a view of the run store, and needs not wait for the disk at every trial
+            event.listen(opened.engine, "connect", lambda made, _: made.execute("PRAGMA synchronous=OFF"))
+        return opened
+    try:
+        return optuna.storages.JournalStorage(JournalFileBackend(target))
+    except (ValueError, LookupError, TypeError):  # a file's lines are read as records at once
+        raise ValueError(f"{target} is there and is no journal of studies: write to another file, or remove it") from None
 
 
 def _without_password(url: str) -> str:

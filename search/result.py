@@ -44,9 +44,10 @@ class Closest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a search is."""
+    """How far a search is; `most` is how many of the `space` it may visit: all, or what its budget pays for."""
 
     space: int
+    most: int
     visited: int
     evaluated: int
     pruned: int

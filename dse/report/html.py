@@ -26,7 +26,7 @@ def page(run: Run) -> str:
         blocks += _front(run) + _winner(run) + _sensitivity(run)
     else:
         blocks += ["<h2>Nothing is feasible</h2>", _text(nothing_fits(run))]
-    if run.baseline is not None:
+    if baseline_text(run):
         blocks += ["<h2>Against the plan run today</h2>", _text(baseline_text(run))]
     blocks += ["<h2>How sure: the certificate</h2>", _text(certificate_text(run)), _table(words.certificate_sheet(run))]
     if run.removed:
@@ -55,7 +55,7 @@ def _front(run: Run) -> list[str]:
             "<p class=note>Large dots: the front, its first plan ringed. Small dots: a seeded sample of the plans evaluated, "
             f"grey where a constraint is broken.{today} Hover for the plan.</p>"
         )
-    blocks.append(_table(words.front_sheet(run)))
+    blocks += [f"<p class=note>{words.READING}</p>", _table(words.front_sheet(run))]
     if len(run.front) > words.LISTED:
         blocks.append(f"<p class=note>{len(run.front) - words.LISTED:,} more plans are in front.csv.</p>")
     return blocks

@@ -13,13 +13,13 @@ def page(run: Run) -> str:
     """The whole report."""
     blocks = [f"# {run.name}", run.title + "."]
     if run.front:
-        blocks += [f"## Front: {words.objectives_text(run.objectives)}", as_table(words.front_sheet(run))]
+        blocks += [f"## Front: {words.objectives_text(run.objectives)}", words.READING, as_table(words.front_sheet(run))]
         if len(run.front) > words.LISTED:
             blocks.append(f"{len(run.front) - words.LISTED:,} more plans are in front.csv.")
         blocks += [*_winner(run), *_sensitivity(run)]
     else:
         blocks += ["## Nothing is feasible", _plain(nothing_fits(run))]
-    if run.baseline is not None:
+    if baseline_text(run):
         blocks += ["## Baseline", _plain(baseline_text(run))]
     blocks += ["## Certificate", certificate_text(run), as_table(words.certificate_sheet(run))]
     if run.removed:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dse.report.markdown import as_table
 from dse.report.words import LISTED, objectives_text
-from dse.swept import Sweep, certificate, front_sheet, runs_sheet
+from dse.swept import Sweep, certificate, front_sheet, heading, runs_sheet
 
 
 def page(sweep: Sweep) -> str:
     """report.md."""
     first = sweep.runs[0]
-    blocks = [f"# {sweep.name}", first.title + ".", f"## Front over all runs: {objectives_text(first.objectives)}"]
+    blocks = [f"# {sweep.name}", heading(sweep), f"## Front over all runs: {objectives_text(first.objectives)}"]
     blocks.append(as_table(front_sheet(sweep)) if sweep.front else "Nothing is feasible in any run.")
     if len(sweep.front) > LISTED:
         blocks.append(f"{len(sweep.front) - LISTED:,} more plans are in front.csv.")

@@ -6,12 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dse.answers import PlanAnswer, Run
+from dse.answers import TIE, PlanAnswer, Run
 from dse.measures import measure
 from dse.tables import interval, plan_texts, shown_metrics, tied
 
 LISTED = 100
 """Front plans a report lists; front.csv holds them all."""
+
+
+READING = (
+    "On the front stand the plans that no other beats on every objective. Brackets hold the 90 % interval of a prediction. "
+    f"Plans that differ by no more than {TIE * 100:.0f} % on every objective, with overlapping intervals, are ties. Evidence "
+    "says what a plan's figures rest on: measured, interpolated, extrapolated or first-principles."
+)
+"""How a table of the front reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -241,6 +241,7 @@ def read_method(value: object) -> str:
 
 def read_address(value: object) -> str:
     """Where a Ray cluster is: host:port, or auto for the one that this machine belongs to."""
-    if isinstance(value, str) and (value == "auto" or re.fullmatch(r"[\w.\-]+:\d{1,5}", value)):
-        return value
-    raise ValueError(f"expected host:port or auto, got {said(value)}")
+    found = re.fullmatch(r"[\w.\-]+:(\d{1,5})", value) if isinstance(value, str) else None
+    if value == "auto" or (found is not None and 0 < int(found[1]) < 1 << 16):
+        return str(value)
+    raise ValueError(f"expected host:port, such as 10.0.0.5:6379, or auto, got {said(value)}")

@@ -77,3 +77,48 @@ def test_what_the_documentation_plugs_in_runs(capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert "Certificate: complete; 248 points = 0 pruned + 248 evaluated" in said
     assert "0 pruned + 50 evaluated" in said
+
+
+class Broken:
+    """Ours, that raises where there is one point, or knows no time of it."""
+
+    def __init__(self, finite: bool) -> None:
+        self._own, self._finite = TrainingModel(), finite
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self._own.reads
+
+    def bound(self, problem: Problem, points: Columns) -> Metrics:
+        return self._own.bound(problem, points)
+
+    def evaluate(self, problem: Problem, points: Columns) -> Metrics:
+        metrics = self._own.evaluate(problem, points)
+        if self._finite and points.n == 1:
+            raise RuntimeError("not this one")
+        time = np.where(np.asarray(points["tensor"]) == 8, np.nan, metrics.value["step_time"])
+        return metrics if self._finite else dataclasses.replace(metrics, value={**metrics.value, "step_time": time})
+
+
+@pytest.mark.parametrize(
+    ("finite", "reason"), [(True, "RuntimeError: not this one"), (False, "not a finite number: step_time")]
+)
+def test_a_baseline_that_cannot_be_predicted_ends_no_search(small: Path, tmp_path: Path, finite: bool, reason: str) -> None:
+    run = face.run(small, out=tmp_path / "run", overrides=["baseline={tensor: 8}"], model=Broken(finite))
+    assert run.front
+    assert run.baseline is None
+    said = f"Baseline: the model could not predict it: {reason}"
+    for page in (str(run), str(face.read(tmp_path / "run")), *map(Path.read_text, (tmp_path / "run").glob("report.*"))):
+        assert said in page
+
+
+def stumbling(archive: Archive, random: np.random.Generator) -> None:  # noqa: ARG001
+    """A method with a mistake in it."""
+    archive.evaluate(None)  # type: ignore[arg-type]
+
+
+def test_a_mistake_in_a_method_of_ones_own_is_told_as_its_own(dse: Callable[..., Any], small: Path) -> None:
+    done = dse("run", small, "--set", f"search.method={__name__}:stumbling", "--set", "search.budget.points=5")
+    assert done.code == 1
+    assert f"the search method '{__name__}:stumbling' (archive, generator) -> None raised TypeError" in done.err
+    assert "error of this program" not in done.err

@@ -114,7 +114,7 @@ def test_a_second_driver_is_refused(dse: Run, half: Path) -> None:
 def test_what_is_no_run_is_refused(dse: Run, half: Path, tmp_path: Path) -> None:
     done = dse("resume", tmp_path / "nowhere")
     assert done.code == 1
-    assert "is not a run folder" in done.err
+    assert "there is no run folder" in done.err
     assert not (tmp_path / "nowhere").exists()
     (half / "run.sqlite").write_bytes(b"not a database, but long enough to be looked at as if it were one" * 20)
     for rest in half.glob("run.sqlite-*"):
@@ -184,3 +184,42 @@ def test_points_that_cannot_be_predicted_are_failed_with_the_reason(
     assert set(reasons) == {"ZeroDivisionError: no time for tensor 2, pipeline 2", "not a finite number: step_time"}
     assert all(plan.plan["tensor"] != 4 for plan in answer.front)
     assert run_folder.read(tmp_path / "a").certificate == c
+
+
+def test_what_is_no_run_is_told_with_the_runs_nearby(dse: Run, half: Path) -> None:
+    folder = half.parent
+    for name, said in (
+        (folder, f"is not a run folder: it has no run.sqlite; those in it are {half}"),
+        (folder / "none", f"there is no run folder {folder / 'none'}; those beside it are {half}"),
+        (half / "experiment.yaml", "is a file, not the folder that a run wrote"),
+    ):
+        for verb in ("resume", "report"):
+            done = dse(verb, name)
+            assert done.code == 1
+            assert said in done.err
+    done = dse("run", half)
+    assert done.code == 1
+    assert f"dse resume {half} goes on with its run" in done.err
+
+
+def test_a_record_that_cannot_be_read_is_told_with_what_to_do(dse: Run, half: Path) -> None:
+    (half / "run.sqlite").write_bytes(b"no database at all")
+    for verb in ("resume", "report"):
+        done = dse(verb, half)
+        assert done.code == 1
+        assert f"dse run {half / 'experiment.yaml'} begins it anew" in done.err
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_ctrl_c_outside_of_a_search_says_what_is_left(
+    dse: Run, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    def struck(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dse.runner.with_sensitivity" if kept else "dse.runner.look", struck)
+    done = dse("run", small, "--out", tmp_path / "run")
+    assert done.code == 1
+    folder = tmp_path / "run"
+    assert done.err == f"dse: interrupted: {f'dse resume {folder} goes on' if kept else 'nothing was on record yet'}\n"
+    assert folder.is_dir() == kept

@@ -231,7 +231,9 @@ def test_the_front_is_the_same_whoever_does_the_work(
         ("search={workers: 2}", "executor: local or ray"),
         ("search={executor: local, address: auto}", "needs executor: ray"),
         ("search={executor: ray, address: nowhere}", "host:port"),
+        ("search={executor: ray, address: 'here:99999'}", "host:port"),
         ("search={executor: ray, address: '127.0.0.1:1'}", "no Ray cluster answers at 127.0.0.1:1"),
+        ("search={executor: ray, address: '127.0.0.1:1'}", "leave search.address out for a Ray of its own"),
     ],
 )
 def test_executors_that_cannot_be_had_are_told(dse: Run, small: Path, setting: str, told: str) -> None:

@@ -120,3 +120,16 @@ def test_runs_of_a_sweep_share_what_takes_long_to_start(
     assert asked == [("serial", None, None)]
     resume_sweep(tmp_path / "one")
     assert len(asked) == 1
+
+
+def test_a_sweep_says_what_is_swept_and_that_other_work_is_not_the_same(small: Path, tmp_path: Path, dse: Run) -> None:
+    answer = sweep(small, ["hardware.devices=[2,4]", "search.top=2"], out=tmp_path / "devices")
+    assert "2 runs over hardware.devices. The first: llama-3.1-8b on 2 ×" in str(answer)
+    assert "different work" not in str(answer)
+    answer = sweep(small, ["workload.global_batch=[8,16]", "hardware.devices=2"], out=tmp_path / "batches")
+    report = (tmp_path / "batches" / "report.md").read_text(encoding="utf-8")
+    for page in (str(answer), report):
+        assert "Runs that differ in workload.global_batch do different work" in page
+    done = dse("report", tmp_path / "batches")
+    assert done.code == 1
+    assert f"is a sweep, not a run; its runs are {answer.runs[0].folder}" in done.err

@@ -213,3 +213,32 @@ def test_a_database_that_cannot_be_opened_is_told_without_its_password(url: str)
     with pytest.raises(ValueError, match="cannot be opened as a database of studies") as told:
         storage(url)
     assert "secret" not in str(told.value)
+
+
+def test_a_file_that_is_no_journal_is_told_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text("kind: training\nmodel: x\n", encoding="utf-8")
+    points = Studied(choices={"tensor": [1, 2]}, values=np.ones((2, 1)), violation=np.zeros(2))
+    with pytest.raises(ValueError, match=r"experiment\.yaml is there and is no journal of studies"):
+        write_study(str(file), "s", [("step_time", False)], points)
+    assert file.read_text(encoding="utf-8") == "kind: training\nmodel: x\n"
+
+
+def test_a_driver_that_is_not_installed_is_told_with_what_needs_none() -> None:
+    with pytest.raises(ValueError, match=r"No module named .*install the driver, or write to sqlite:///"):
+        storage("mssql+pymssql://there/x")
+
+
+def test_a_journal_waits_for_the_disk_once_however_many_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import optuna
+
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    points = Studied(choices={"tensor": list(range(50))}, values=np.arange(50.0)[:, None], violation=np.zeros(50))
+    for name in ("one", "two"):  # the second beside the first
+        assert write_study(str(tmp_path / "t.journal"), name, [("step_time", False)], points) == 50
+    assert len(synced) < 10
+    for name in ("one", "two"):
+        study = optuna.load_study(study_name=name, storage=storage(str(tmp_path / "t.journal")))
+        assert [trial.values for trial in study.trials] == [[float(i)] for i in range(50)]
+        assert [trial.number for trial in study.trials] == list(range(50))
