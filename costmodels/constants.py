@@ -115,10 +115,18 @@ def power_factor(device: Device, reference: Mapping[str, Any]) -> float:
 
 
 def link_symbols(generation: str) -> dict[str, float]:
-    """`link.inner.latency` … `link.outer.half_size` of a generation (costmodels/data/links.yaml); SI units."""
+    """`link.inner.latency` … `link.outer.half_size` of a generation (costmodels/data/links.yaml), `link.host.*`; SI units."""
     tiers = zip(("inner", "outer"), links(generation), strict=True)
     fields = ("latency", "setup", "share", "half_size", "summed")
-    return {f"link.{tier}.{name}": float(getattr(constants, name)) for tier, constants in tiers for name in fields}
+    between = {f"link.{tier}.{name}": float(getattr(constants, name)) for tier, constants in tiers for name in fields}
+    return between | dict(host_link_shares())
+
+
+@cache
+def host_link_shares() -> Mapping[str, float]:
+    """`link.host.copy` and `link.host.read`: what copies and kernels that read in place reach of a host link's rate."""
+    facts = _read(DATA / "host_link.yaml")
+    return {f"link.host.{name}": float(facts[name]["value"]) for name in ("copy", "read")}
 
 
 @cache

@@ -27,7 +27,8 @@ class DataParallelTime:
     `reduce`: one reduction of all gradients; `gather`: one gather of all parameters (0 where none is needed); `last_reduce`,
     `first_gather`: their parts that come after all computation and before it (the ends of the model); `copies`: moving
     them into and out of communication buffers, once; `optimizer`: the update, host transfers included; `accumulate`: adding
-    one microbatch's gradients. `inner_bytes`, `outer_bytes`: bytes a rank sends for one reduction and one gather.
+    one microbatch's gradients. `inner_bytes`, `outer_bytes`: bytes a rank sends for one reduction and one gather;
+    `traffic`: bytes of device memory that the update reads and writes.
     """
 
     reduce: FloatArray
@@ -39,6 +40,7 @@ class DataParallelTime:
     accumulate: FloatArray
     inner_bytes: FloatArray
     outer_bytes: FloatArray
+    traffic: FloatArray
 
 
 def shard_ranks(at: SymbolTable) -> tuple[Value, Value]:
@@ -113,7 +115,9 @@ def data_parallel_time(
     update = update + at["stack.step_bytes"] * (dense + expert) * trained / copying
     offloaded = np.asarray(at["offload"]) == Offload.OPTIMIZER
     # gradients down and parameters up over the host link, and the update at the host's rate (Ren 2021, ZeRO-Offload §4)
-    host = own * (gradient + parameter) / at["device.host_link_bandwidth"] + own / at["stack.host_optimizer_rate"]
+    crossing = own * (gradient + parameter)
+    link = at["device.host_link_bandwidth"] * at["link.host.copy"]
+    host = crossing / link + own / at["stack.host_optimizer_rate"]
     accumulate = (dense + expert) * trained * wide * at["stack.accumulate_bytes"] / copying
     bucket = at["stack.bucket_bytes.sharded"] + gradient - at["stack.gradient_bytes"]
     moved = np.where(zero >= 2, bucket, wide * at["stack.bucket_bytes.replicated"]) * (copies > 1)
@@ -131,6 +135,7 @@ def data_parallel_time(
         accumulate=accumulate,
         inner_bytes=inner_bytes,
         outer_bytes=outer_bytes,
+        traffic=np.where(offloaded, crossing, own * at["optimizer.traffic"]),
     )
 
 

@@ -23,29 +23,58 @@ _LEAST = 1e-30
 
 @cache
 def prices() -> dict[str, float]:
-    """Joules per byte by tier, and the share of the dynamic power a matrix unit takes at its peak rate."""
+    """Joules per byte by tier, the share of the dynamic power that matrix units ask at their peak rate, what a cap leaves."""
     with (Path(__file__).parent / "data" / "energy.yaml").open(encoding="utf-8") as file:
         facts = facts_in(file.read())
-    return {key: float(facts[key]["value"]) for key in ("compute_share", "memory", "scale_up", "scale_out")}
+    return {key: float(facts[key]["value"]) for key in ("compute_share", "memory", "held", "scale_up", "scale_out")}
 
 
 def energy(
-    at: SymbolTable, time: FloatArray, flops: FloatArray, traffic: FloatArray, inner_bytes: Value, outer_bytes: Value
+    at: SymbolTable,
+    time: FloatArray,
+    flops: FloatArray,
+    traffic: FloatArray,
+    inner_bytes: Value,
+    outer_bytes: Value,
+    busy: FloatArray | None = None,
 ) -> dict[str, FloatArray]:
-    """Joules of one step over all devices, by part; flops, traffic and bytes are per device and step, time in seconds."""
+    """Joules of one step over all devices, by part; flops, traffic and bytes are per device and step, time in seconds.
+
+    `busy` are the seconds of it that hold the work (None: all): long waits are idle, and the cap holds in what is left.
+    """
     cost = prices()
-    room = at["device.power"] - at["device.idle_power"]
-    peak = np.maximum(np.maximum(at["device.matrix_flops.bf16"], at["device.matrix_flops.fp16"]), 1.0)
     parts = {
         "static": at["device.idle_power"] * time,
-        "compute": flops * _own(at, "flop", cost["compute_share"] * room / peak),
+        "compute": flops * flop_price(at),
         "memory": traffic * _own(at, "memory", cost["memory"]),
         "scale_up": inner_bytes * _own(at, "scale_up", cost["scale_up"]),
         "scale_out": outer_bytes * _own(at, "scale_out", cost["scale_out"]),
     }
     dynamic = parts["compute"] + parts["memory"] + parts["scale_up"] + parts["scale_out"]
-    cap = np.minimum(1.0, room * time / np.maximum(dynamic, _LEAST)) * at["devices"]
+    cap = np.minimum(1.0, _held(at) * (time if busy is None else busy) / np.maximum(dynamic, _LEAST)) * at["devices"]
     return {name: part * (at["devices"] if name == "static" else cap) for name, part in parts.items()}
+
+
+def flop_price(at: SymbolTable) -> Value:
+    """Joules of a FLOP of the matrix units at full clock."""
+    room = at["device.power"] - at["device.idle_power"]
+    return _own(at, "flop", prices()["compute_share"] * room / _peak(at))
+
+
+def held_share(at: SymbolTable) -> FloatArray:
+    """What a FLOP costs of `flop_price` where products go on for long: the cap then lowers clock and voltage; (n,) or ()."""
+    rate = at["kernel.gemm.share.bf16"] * _peak(at)
+    return np.asarray(np.minimum(1.0, _held(at) / np.maximum(rate * flop_price(at), _LEAST)), np.float64)
+
+
+def _peak(at: SymbolTable) -> FloatArray:
+    """16-bit FLOP/s of the datasheet."""
+    return np.asarray(np.maximum(np.maximum(at["device.matrix_flops.bf16"], at["device.matrix_flops.fp16"]), 1.0), np.float64)
+
+
+def _held(at: SymbolTable) -> FloatArray:
+    """Watts above idle that a device held at its cap draws."""
+    return np.asarray(np.maximum(prices()["held"] * at["device.power"] - at["device.idle_power"], 0.0), np.float64)
 
 
 def _own(at: SymbolTable, name: str, usual: Value) -> Value:

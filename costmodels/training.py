@@ -301,9 +301,10 @@ def _metrics(problem: Problem, at: Bindings, tables: Tables, rows: slice) -> Met
         at,
         step,
         pipe.flops,
-        pipe.traffic,
+        pipe.traffic + data.traffic,
         pipe.inner_bytes + often * data.inner_bytes,
         pipe.outer_bytes + often * data.outer_bytes,
+        np.maximum(step - parts["bubble"], 0.0),
     )
     joules = used["static"] + used["compute"] + used["memory"] + used["scale_up"] + used["scale_out"]
     value = _rates(at, step, gathered(tables.flops, tables.by_pipe[rows]))

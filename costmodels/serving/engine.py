@@ -212,7 +212,8 @@ def fetch_time(architecture: Architecture, at: Bindings, tokens: FloatArray) -> 
     size = matrices * architecture.hidden * architecture.moe_ffn * weight_bytes(column("precision"))
     ranks = column("expert") * column("expert_tensor")
     layers = architecture.expert_layers
-    return np.asarray(column("expert_offload") * reached * size / ranks * layers / column("device.host_link_bandwidth"))
+    link = column("device.host_link_bandwidth") * column("link.host.copy")
+    return np.asarray(column("expert_offload") * reached * size / ranks * layers / link)
 
 
 def weight_fetch_time(architecture: Architecture, stack: ServingStack, at: Bindings) -> FloatArray:
@@ -230,7 +231,8 @@ def weight_fetch_time(architecture: Architecture, stack: ServingStack, at: Bindi
     local = Local(at, 1)
     layers = ((parameters(graph, PLACEMENT, local)[0], count) for _, graph, count in layer_graphs(architecture, stack))
     size = sum((np.asarray(dense, np.float64) * count for dense, count in layers), np.zeros((at.n, 1)))
-    return offloaded * size[:, 0] * weight_bytes(rows(at["precision"])) / rows(at["device.host_link_bandwidth"])
+    link = rows(at["device.host_link_bandwidth"]) * rows(at["link.host.read"])
+    return offloaded * size[:, 0] * weight_bytes(rows(at["precision"])) / link
 
 
 def _cache_fetch_time(architecture: Architecture, stack: ServingStack, at: Bindings) -> FloatArray:
@@ -244,7 +246,8 @@ def _cache_fetch_time(architecture: Architecture, stack: ServingStack, at: Bindi
         return offloaded
     stage = np.ceil(rows(at["layers"]) / rows(at["pipeline"]))
     each = capacity(architecture, stack, at).whole / stage  # bytes a layer
-    return np.asarray(offloaded * each * rows(at["layers"]) / rows(at["device.host_link_bandwidth"]))
+    link = rows(at["device.host_link_bandwidth"]) * rows(at["link.host.copy"])
+    return np.asarray(offloaded * each * rows(at["layers"]) / link)
 
 
 def _kernels(problem: Problem, stack: ServingStack) -> float:

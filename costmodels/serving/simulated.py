@@ -285,7 +285,8 @@ def _pools(problem: Problem, points: Columns, context: int) -> list[Any]:
     spare = np.maximum(held.host_memory - held.on_host - rows("kv_offload") * held.whole * held.tokens, 0.0)
     on_host = np.minimum(spare / np.maximum(held.token, 1e-3) / block, UNBOUNDED_BLOCKS).astype(int)
     ahead = np.broadcast_to(plans_ahead(at), (points.n,)) > 0
-    each = held.token / rows("device.host_link_bandwidth")  # every device moves its own part of a token over its own link
+    # every device moves its own part of a token over its own link
+    each = held.token / (rows("device.host_link_bandwidth") * rows("link.host.copy"))
     found = []
     for i in range(points.n):
         limits = Limits(

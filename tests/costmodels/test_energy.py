@@ -76,7 +76,7 @@ def test_no_work_draws_more_than_the_cap(
     rates = [costs["compute_share"] * (at["device.power"] - at["device.idle_power"]) / peaks[0]]
     rates += [costs["memory"], costs["scale_up"], costs["scale_out"]]
     asked = at["device.idle_power"] + sum(float(d[0]) / seconds * rate for d, rate in zip(done, rates, strict=True))
-    assert drawn == pytest.approx(min(asked, at["device.power"]), rel=1e-9)
+    assert drawn == pytest.approx(min(asked, costs["held"] * at["device.power"]), rel=1e-9)
 
 
 def test_every_device_of_the_catalogue_draws_no_more_than_its_cap() -> None:

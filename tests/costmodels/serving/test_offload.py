@@ -34,7 +34,7 @@ def test_offloaded_experts_leave_the_device_and_cross_the_link() -> None:
     assert held.weights[0] - held.weights[1] == pytest.approx(experts, rel=0.02)
     assert held.on_host == pytest.approx([0.0, held.weights[0] - held.weights[1]])
     # one token a step reaches two experts a layer
-    fetched = 2 / 8 * experts / device.host_link_bandwidth
+    fetched = 2 / 8 * experts / (device.host_link_bandwidth * problem.scalars["link.host.copy"])
     assert found.value["tpot"][1] - found.value["tpot"][0] == pytest.approx(fetched, rel=0.05)
 
 
@@ -94,7 +94,7 @@ def test_a_decode_step_reads_the_cache_over_the_link_once() -> None:
         tables, engine = engines(problem, Columns.from_values({"kv_offload": np.array([0.0, 0.5, 1.0])}))
         batch = Batch(decode_requests=8.0, decode_kv=8 * 4000.0)
         times = step_time(tables, engine, batch)
-        fetch = np.array([0.5, 1.0]) * 8 * 4000 * whole / device.host_link_bandwidth
+        fetch = np.array([0.5, 1.0]) * 8 * 4000 * whole / (device.host_link_bandwidth * problem.scalars["link.host.copy"])
         expected = np.maximum(times[0], fetch) if hides else times[0] + fetch
         assert times[1:] == pytest.approx(expected, rel=1e-9)
         prompt = step_time(tables, engine, Batch(prefill_queries=1000.0, prefill_pairs=5e5, prompts_finished=1.0))
@@ -175,7 +175,7 @@ def test_weights_on_the_host_leave_the_device_and_cross_the_link_every_step() ->
     assert held.weights + held.on_host == pytest.approx(held.weights[0] + 0 * SHARES)
     assert held.tokens[-1] > held.tokens[0]
     longer = found.value["tpot"] - found.value["tpot"][0]
-    assert longer == pytest.approx(held.on_host / device.host_link_bandwidth, rel=0.01)
+    assert longer == pytest.approx(held.on_host / (device.host_link_bandwidth * problem.scalars["link.host.read"]), rel=0.01)
 
 
 def test_a_model_larger_than_its_device_is_served_from_the_host() -> None:
