@@ -6,6 +6,7 @@ standard error; `--debug` shows the traceback. Heavy imports happen inside the v
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 INFEASIBLE = 2
 _INTERRUPTED = 130
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""One each unless set: matrices of a regression are small, and threads that wait for each other burn shared cores."""
 
 app = typer.Typer(
     name="dse",
@@ -336,7 +339,11 @@ def hardware_command(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
-    sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] != ["calibrate"]:  # that one measures the machine as it is
+        for name in THREADS:
+            os.environ.setdefault(name, "1")
+    sys.exit(execute(given))
 
 
 def execute(arguments: list[str]) -> int:

@@ -23,7 +23,9 @@ _GRAIN = 1 << 19  # points of a batch, and of most slices: every batch makes the
 _FIRST = 1 << 14  # points of a slice before the cost of one is known
 _LARGEST = 1 << 21  # points of a slice
 _LEAST = 1 << 17  # points of a slice that is not cut smaller towards the end
+_PROBE = 64  # the same before the cost of a point is known: each may take a second
 _CHUNK_S = 3.0  # seconds of work in a slice
+_WAITS = 5.0  # wall seconds for one of the processor, from which a model counts as waiting
 _SHARES = 2  # of a worker's part of what is left, a slice is at most one of so many
 
 
@@ -42,7 +44,7 @@ class Errand:
 
     def __call__(self, chunk: Slice) -> Found:
         """The state after the slice alone."""
-        processor = time.process_time()
+        clock, processor = time.perf_counter(), time.process_time()
         state = State.empty(self.none, len(self.task.objectives), self.top, self.sample)
         state = replace(state, reservoir=replace(state.reservoir, below=chunk.below))
         bits = np.random.PCG64(self.seed)
@@ -59,7 +61,12 @@ class Errand:
         except Hopeless as error:
             hopeless = str(error)
         return Found(
-            start=chunk.start, n=chunk.n, state=packed(state), cpu_s=time.process_time() - processor, hopeless=hopeless
+            start=chunk.start,
+            n=chunk.n,
+            state=packed(state),
+            cpu_s=time.process_time() - processor,
+            wall_s=time.perf_counter() - clock,
+            hopeless=hopeless,
         )
 
 
@@ -74,13 +81,19 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What was found in a slice (`search.packing`), and the CPU seconds it took."""
+    """What was found in a slice (`search.packing`), and the CPU and wall seconds it took."""
 
     start: int
     n: int
     state: bytes
     cpu_s: float
+    wall_s: float
     hopeless: str
+
+    @property
+    def cost(self) -> float:
+        """Seconds a point: of the processor, or by the clock where the model waits for something else than a busy machine."""
+        return (self.wall_s if self.wall_s > _WAITS * self.cpu_s else self.cpu_s) / max(self.n, 1)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,7 +107,7 @@ class Spread:
     state: State
     stopped: str = ""
     elsewhere: float = 0.0
-    _cost: float = 0.0  # CPU seconds a point
+    _cost: float = 0.0  # seconds a point
     _samples: Samples | None = None
 
     def run(self, progress: Callable[[Progress], None] | None, cancelled: Callable[[], bool] | None) -> None:
@@ -125,7 +138,7 @@ class Spread:
             join()
             for _, found in results:
                 waiting[found.start] = found
-                self._cost = found.cpu_s / max(found.n, 1)
+                self._cost = found.cost
                 self.elsewhere += found.cpu_s if self.executor.apart else 0.0
                 if self.ledger is not None and not found.hopeless:
                     self.ledger.keep(found.start, found.n, found.state, found.cpu_s)
@@ -154,7 +167,7 @@ class Spread:
             after = int(np.searchsorted(starts, start))
             until = int(starts[after]) if after < len(starts) else size
             # smaller towards the end, so that workers end together; a single one has nobody to wait for
-            share = max(_LEAST, (size - start) // (_SHARES * hands)) if hands > 1 else size
+            share = max(_LEAST if self._cost else _PROBE, (size - start) // (_SHARES * hands)) if hands > 1 else size
             n = max(1, min(_chunk(self._cost), share, until - start))
             yield Slice(start=start, n=n, below=np.inf if self._samples is None else self._samples.below)
             start += n

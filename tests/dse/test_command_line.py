@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from dse import command_line
 from dse.explanation import explain
 from tests.dse.conftest import Finished
 
@@ -63,3 +67,16 @@ def test_moves_are_better_than_the_plan_they_start_from(small: Path) -> None:
     step = told.answer.figures["step_time"].value
     assert told.moves
     assert all(move.figures["step_time"].value < step for _, move in told.moves)
+
+
+@pytest.mark.parametrize(("verb", "theirs", "left"), [("models", None, "1"), ("models", "4", "4"), ("calibrate", None, None)])
+def test_linear_algebra_keeps_to_one_thread_unless_told(
+    monkeypatch: pytest.MonkeyPatch, verb: str, theirs: str | None, left: str | None
+) -> None:
+    for name in command_line.THREADS:
+        monkeypatch.setenv(name, "0")  # so that what is set is taken back
+        monkeypatch.delenv(name) if theirs is None else monkeypatch.setenv(name, theirs)
+    monkeypatch.setattr(command_line, "execute", lambda _: 0)
+    with pytest.raises(SystemExit):
+        command_line.main([verb])
+    assert {os.environ.get(name) for name in command_line.THREADS} == {left}

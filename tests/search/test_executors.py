@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,3 +135,37 @@ def test_an_unknown_executor_and_a_screen_elsewhere_are_refused() -> None:
         executor("slurm")
     with pytest.raises(ValueError, match="prune_dominated"):
         search(space_of(), Toy(), PROBLEM, (TIME,), executor=Serial(), prune_dominated=True)
+
+
+class Two:
+    """Two hands that work one after the other, and remember what they were given."""
+
+    apart, hands = False, 2
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+
+    def map(self, function: Callable[[Any], Any], chunks: Iterator[Any]) -> Generator[tuple[int, Any], None, None]:
+        first = list(itertools.islice(chunks, self.hands))  # both begin before either is done
+        for number, chunk in enumerate(itertools.chain(first, chunks)):
+            self.given.append(chunk.n)
+            yield number, function(chunk)
+
+
+def test_a_small_space_is_shared_before_the_cost_of_a_point_is_known() -> None:
+    """A model may be so dear that a thousand points are minutes."""
+    space, hands = space_of(), Two()
+    result = search(space, Toy(), PROBLEM, (TIME,), executor=hands)
+    assert result.certificate.complete
+    assert sum(hands.given) == space.size()
+    first, second = hands.given[:2]
+    assert max(first, second) <= max(space.size() / 4, spreading._PROBE)
+    assert min(first, second) >= min(spreading._PROBE, space.size() / 4)
+
+
+@pytest.mark.parametrize(
+    ("cpu_s", "wall_s", "cost"), [(0.4, 0.5, 0.004), (0.4, 1.5, 0.004), (0.001, 0.5, 0.005), (0.0, 0.0, 0.0)]
+)
+def test_a_model_that_waits_costs_what_the_clock_says(cpu_s: float, wall_s: float, cost: float) -> None:
+    found = spreading.Found(start=0, n=100, state=b"", cpu_s=cpu_s, wall_s=wall_s, hopeless="")
+    assert found.cost == pytest.approx(cost)
