@@ -104,7 +104,7 @@ def in_turns(decode: FloatArray, each: FloatArray, joins: FloatArray) -> tuple[F
     Prompts have steps of their own, of all that came: COUNTS of them take `each` (k, C) seconds. A step decodes where nothing
     came, and `joins` come from one such step to the next, so that everything hangs on the share of them, found by iteration.
     """
-    none, a = np.exp(-joins / (1.0 + joins) ** 0.6), np.zeros_like(joins)
+    none, a = 1.0 / (1.0 + joins) ** 0.8, np.zeros_like(joins)
     for _ in range(_ROUNDS):
         mean = np.maximum(joins * none, 1e-12)
         few, many, one_few, one_many = spread(mean, mean / (1.0 - a**2))
@@ -115,11 +115,11 @@ def in_turns(decode: FloatArray, each: FloatArray, joins: FloatArray) -> tuple[F
         rises = few_apart * low + many_apart * high - idle * mean * decode
         slope = np.maximum(rises / (few_apart * few + many_apart * many), 0.0)
         a = (a + np.minimum(mean / step * slope, MOST_BUSY)) / 2.0
-        none = np.sqrt(none * idle)
-    return idle, step, slope
+        none = none * np.exp(np.log(idle / none) / (1.0 - np.log(idle)))  # Newton: none is the less likely the more come
+    return mean / joins, step, slope
 
 
-_ROUNDS = 12
+_ROUNDS = 8
 
 
 def _along(each: FloatArray, counts: FloatArray) -> FloatArray:

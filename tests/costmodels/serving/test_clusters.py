@@ -77,3 +77,12 @@ def test_prompts_that_go_first_take_the_turns_that_a_chain_shows(joins: float) -
         prompts = random.poisson(rate * seconds[i])
     assert np.mean(came[n // 2 :] == 0) == pytest.approx(idle, rel=0.06)
     assert np.mean(seconds[n // 2 :]) == pytest.approx(step, rel=0.06)
+
+
+def test_what_is_carried_in_turns_rises_to_what_prompts_leave_of_the_time() -> None:
+    """Requests a second grow with those that join, and prompts never take more than all of it."""
+    joins = 2.0 ** np.arange(-8.0, 5.01, 0.5)[None, :]
+    idle, step, _ = in_turns(np.full(joins.shape, 0.02), 0.01 + 0.02 * COUNTS[None, :], joins)
+    rate = joins * idle / step
+    assert np.all(np.diff(rate) > 0)
+    assert rate[0, -1] < 1.0 / 0.02
