@@ -42,6 +42,7 @@ def tables() -> StepTables:
         requests=requests,
         decode_kv=decode_kv,
         decode_time=(1.0e-6 * requests[:, None] + 4.5e-8 * decode_kv[None])[None],
+        draft_time=np.zeros((1, len(requests), len(decode_kv))),
         queries=queries,
         pairs=pairs,
         prefill_time=(1.0e-8 * queries[:, None] + 4.0e-11 * pairs[None])[None],

@@ -26,7 +26,7 @@ class StepTables:
       layers, experts, norms, activations, embedding, collectives. All layers of all stages.
     - `sequences` (S,), `sequence_time` (c, S): head, its collective and sampling, by sequences sampled in the step.
     - `requests` (R,), `decode_kv` (K,), `decode_time` (c, R, K): decode attention of all layers by running requests and Σkv.
-      K is the total of cached tokens over the requests.
+      K is the total of cached tokens over the requests. `draft_time` (c, R, K): what drafting takes of it.
     - `queries` (Q,), `pairs` (P,), `prefill_time` (c, Q, P): prefill attention by Σq of prompt chunks and Σ q·kv executed pairs
       (causal halves already taken).
     - Host, (c,): `host` and `host_per_sequence` seconds of scheduler and sampling a step, of which the share
@@ -47,6 +47,7 @@ class StepTables:
     requests: FloatArray
     decode_kv: FloatArray
     decode_time: FloatArray
+    draft_time: FloatArray
     queries: FloatArray
     pairs: FloatArray
     prefill_time: FloatArray
@@ -143,13 +144,18 @@ def _exposed_fetch(
 
 
 def parts_of(tables: StepTables, engine: IntArray, batch: Batch) -> dict[str, FloatArray]:
-    """The step of n engines (n,) split into tokens, head, both kinds of attention, fetched caches and what the host exposes."""
+    """The step of n engines (n,) by what takes it: tokens, head, both attentions, drafts, fetched caches and exposed host."""
     decoding = np.asarray(batch.decode_requests if batch.decode_tokens is None else batch.decode_tokens, np.float64)
     new_tokens, sampled = decoding + batch.prefill_queries, decoding + batch.prompts_finished
     parts = _kernels(tables, engine, batch, new_tokens, sampled)
     device = np.asarray(sum(parts.values()))
     whole = _step_time(tables, engine, batch, new_tokens, sampled, device)
     fetched = np.minimum(_exposed_fetch(tables, engine, batch, new_tokens, device), whole - device)
+    drafting = np.zeros_like(parts["decode_attention"])
+    if np.any(tables.draft_time):
+        at = batch.decode_requests, batch.decode_kv
+        drafting = read_2d(tables.requests, tables.decode_kv, tables.draft_time, engine, *at)
+    parts |= {"decode_attention": parts["decode_attention"] - drafting, "drafting": drafting}
     return parts | {"cache_fetch": np.broadcast_to(fetched, whole.shape).copy(), "host": whole - device - fetched}
 
 

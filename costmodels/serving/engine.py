@@ -148,8 +148,9 @@ def _tables(problem: Problem, stack: ServingStack, at: Bindings, model: KernelMo
     sequence_time = seconds(sequence_calls(architecture, stack, at, SEQUENCES[None, :]), len(SEQUENCES))
     decode = seconds(decode_calls(architecture, stack, at, requests, cached), len(REQUESTS), len(CACHED))
     prefill = seconds(prefill_calls(architecture, stack, at, queries, pairs), len(QUERIES), len(PAIRS))
+    drafts = np.zeros_like(decode)
     if np.any(rows(at["speculation"]) > 0):
-        decode, prefill = _with_drafts(at, (token_time, sequence_time, decode, prefill))
+        decode, prefill, drafts = _with_drafts(at, (token_time, sequence_time, decode, prefill))
     fetched = fetch_time(architecture, at, TOKENS[None, :]) + weight_fetch_time(architecture, stack, at)[:, None]
     token_time = token_time + fetched
     layers, pipeline = rows(at["layers"]), rows(at["pipeline"])
@@ -162,6 +163,7 @@ def _tables(problem: Problem, stack: ServingStack, at: Bindings, model: KernelMo
         requests=REQUESTS,
         decode_kv=CACHED,
         decode_time=np.maximum.accumulate(decode, axis=2),
+        draft_time=np.maximum.accumulate(drafts, axis=2),
         queries=QUERIES,
         pairs=PAIRS,
         prefill_time=np.maximum.accumulate(prefill, axis=2),
@@ -177,9 +179,10 @@ def _tables(problem: Problem, stack: ServingStack, at: Bindings, model: KernelMo
     )
 
 
-def _with_drafts(at: Bindings, tables: tuple[FloatArray, ...]) -> tuple[FloatArray, FloatArray]:
+def _with_drafts(at: Bindings, tables: tuple[FloatArray, ...]) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Both attention tables (c, R, K) and (c, Q, P) with what drafting adds to steps: the drafted tokens of every decoding
-    request one after another, and once over every prompt, each at its share of the model's own time (Leviathan 2023, c)."""
+    request one after another, and once over every prompt, each at its share of the model's own time (Leviathan 2023, c);
+    and what it adds to the first (c, R, K)."""
     tokens, sequences, decode, prefill = tables
     row = np.arange(at.n)[:, None]
 
@@ -189,8 +192,8 @@ def _with_drafts(at: Bindings, tables: tuple[FloatArray, ...]) -> tuple[FloatArr
     one = read_1d(TOKENS, tokens, row, REQUESTS[None, :]) + read_1d(SEQUENCES, sequences, row, REQUESTS[None, :])
     prompt = read_1d(TOKENS, tokens, row, QUERIES[None, :])
     drafted, share = column(at["speculation"]), column(at["draft_share"])
-    decode = decode + draft_time(one[:, :, None] + decode, drafted, share)
-    return decode, prefill + (prompt[:, :, None] + prefill) * where_drafted(drafted, share)
+    drafts = draft_time(one[:, :, None] + decode, drafted, share)
+    return decode + drafts, prefill + (prompt[:, :, None] + prefill) * where_drafted(drafted, share), drafts
 
 
 def fetch_time(architecture: Architecture, at: Bindings, tokens: FloatArray) -> FloatArray:

@@ -30,7 +30,7 @@ class Work:
 
     `prompt` tokens to prefill, which see `pairs` keys (`found` tokens more are cached already); `cached` mean tokens of a
     decoding request's cache; `output` tokens; `budget` new tokens a step; `mixed` whether prompts share steps with decoding;
-    `drafted`, `acceptance`, `draft_share` of speculation; `overhead` seconds between a client and the scheduler,
+    `drafted`, `acceptance` of speculation; `overhead` seconds between a client and the scheduler,
     of which `intake` keep the server's front busy;
     `ahead` whether a step is planned while the one before it runs; `groups` attention groups that step together.
     """
@@ -45,7 +45,6 @@ class Work:
     mixed: FloatArray
     drafted: FloatArray
     acceptance: FloatArray
-    draft_share: FloatArray
     overhead: FloatArray
     intake: FloatArray
     ahead: FloatArray

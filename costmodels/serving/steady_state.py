@@ -24,7 +24,7 @@ from costmodels.serving.operating_cost import joules_per_second, price_per_secon
 from costmodels.serving.speculation import accepted_tokens, verified_tokens
 from costmodels.serving.stack import find_serving_stack, plans_ahead
 from costmodels.serving.under_load import Served, in_closed_loop, in_open_loop
-from costmodels.step_tables import Batch, StepTables, parts_of, read_1d
+from costmodels.step_tables import Batch, StepTables, parts_of
 from spaces.columns import Bindings, Columns, FloatArray, IntArray, distinct
 from spaces.problem import Problem
 from spaces.serving_plan import SERVING_PLAN, SERVING_WORKLOAD
@@ -163,7 +163,6 @@ def work_of(at: Bindings, engine: IntArray) -> load.Work:
         mixed=_rows(at["stack.mixed_steps"], k),
         drafted=_rows(at["speculation"], k),
         acceptance=_rows(at["acceptance"], k),
-        draft_share=_rows(at["draft_share"], k),
         overhead=_rows(lone_seconds(at, tokens), k),
         intake=_rows(intake_seconds(at, tokens), k),
         ahead=_rows(plans_ahead(at), k),
@@ -281,21 +280,12 @@ def _parts(states: States, place: IntArray, s: Served) -> Mapping[str, FloatArra
     verified = verified_tokens(work.drafted[place])
     running = np.maximum(s.running, 1.0)
     batch = Batch(decode_requests=running, decode_kv=running * work.cached[place], decode_tokens=running * verified)
-    parts = drafts_apart(states.tables, work.engine[place], batch, work.drafted[place] * work.draft_share[place])
+    parts = parts_of(states.tables, work.engine[place], batch)
     whole = sum(parts.values())
     scale = np.minimum(s.decode, s.token) / np.maximum(np.asarray(whole), 1e-300)
     found = {name: part * scale for name, part in parts.items()}
     found["prefill"] = s.token - np.asarray(sum(found.values()))
     return found
-
-
-def drafts_apart(tables: StepTables, engine: IntArray, batch: Batch, cost: FloatArray) -> dict[str, FloatArray]:
-    """The parts of n steps, with what drafting takes for itself: `cost` (n,) is drafted tokens times their share."""
-    parts = parts_of(tables, engine, batch)
-    one = read_1d(tables.tokens, tables.token_time, engine, batch.decode_requests)
-    one = one + read_1d(tables.sequences, tables.sequence_time, engine, batch.decode_requests)
-    own = np.maximum((parts["decode_attention"] - cost * one) / (1.0 + cost), 0.0)
-    return parts | {"decode_attention": own, "drafting": parts["decode_attention"] - own}
 
 
 def _context(problem: Problem, at: Bindings, n: int) -> FloatArray:

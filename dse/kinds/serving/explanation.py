@@ -15,8 +15,7 @@ import numpy as np
 from costmodels.metrics import CostModel
 from costmodels.serving.engine import engines
 from costmodels.serving.pools import side
-from costmodels.serving.steady_state import drafts_apart
-from costmodels.step_tables import Batch
+from costmodels.step_tables import Batch, parts_of
 from dse.answers import PlanAnswer, answers
 from dse.kinds.registry import find
 from dse.kinds.serving.job import ServingJob
@@ -93,9 +92,7 @@ def _steps(problem: Problem, columns: Columns, answer: PlanAnswer) -> tuple[Step
             batch = Batch(prefill_queries=chunk, prefill_pairs=chunk**2 / 2, prompts_finished=1.0)
             name = f"prefill, a prompt of {prompt:,.0f} tokens" + (f", its first {chunk:,.0f}" if chunk < prompt else "")
         one = Batch(**{field.name: _one(getattr(batch, field.name)) for field in dataclasses.fields(batch)})
-        drafted = float(np.asarray(own.at(plan)["speculation"]).reshape(-1)[0]) if decode else 0.0
-        cost = np.array([drafted * float(np.asarray(own.at(plan)["draft_share"]).reshape(-1)[0])])
-        parts = {part: float(seconds[0]) for part, seconds in drafts_apart(tables, engine, one, cost).items()}
+        parts = {part: float(seconds[0]) for part, seconds in parts_of(tables, engine, one).items()}
         found.append(StepParts(name=name, parts=parts))
     return tuple(found)
 

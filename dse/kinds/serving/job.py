@@ -110,9 +110,9 @@ def job_of(file: File) -> ServingJob:
         statistics=_statistics(file.slo, named),
         simulate=file.search.simulate,
         seed=file.search.seed,
-        row=None if hardware.row is None else PowerRow(
-            budget=hardware.row.power_budget, risk=hardware.row.risk, correlation=hardware.row.correlation
-        ),
+        row=None
+        if hardware.row is None
+        else PowerRow(budget=hardware.row.power_budget, risk=hardware.row.risk, correlation=hardware.row.correlation),
         router=file.router,
         bound=MappingProxyType(_bound(file)),
         draft=None if file.draft is None else file.draft.model,

@@ -7,6 +7,7 @@ import pytest
 
 from costmodels.metrics import Metrics
 from costmodels.serving.capacity import capacity
+from costmodels.serving.engine import engines
 from costmodels.serving.problem import serving_problem
 from costmodels.serving.simulated import SimulatedServing
 from costmodels.serving.speculation import draft_shares
@@ -76,6 +77,9 @@ def test_drafting_costs_its_share_of_a_step_and_of_the_memory() -> None:
     assert tpot[2] / tpot[0] == pytest.approx(1 + 4 * 0.2, rel=0.05)
     assert (tpot[2] - tpot[0]) / (tpot[1] - tpot[0]) == pytest.approx(4, rel=0.15)
     assert found.parts["tpot"]["drafting"][0] == 0
+    tables, engine = engines(problem, points)
+    own, with_four = (tables.decode_time[engine[i]] - tables.draft_time[engine[i]] for i in (0, 2))
+    assert with_four == pytest.approx(own, rel=1e-9)  # attention is the model's, whatever is drafted
     assert found.parts["tpot"]["drafting"][2] == pytest.approx(4 * 0.2 * tpot[0], rel=0.05)
     free = ServingModel().evaluate(problem, Columns.from_values({"speculation": np.array([4]), "draft_share": np.array([0.0])}))
     assert free.value["tpot"][0] == pytest.approx(tpot[0], rel=0.05)
