@@ -37,6 +37,13 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file (
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder to make; a number is added if it exists.")]
 _SET = "Put a value in the file: hardware.devices=64."
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_SET)]
+Hands = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Who does the work: search.executor, workers, address.")
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=[A,B,…]", help="An axis: hardware.devices=[8,16,32]; KEY=VALUE holds in all runs."),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option("--calibration", metavar="DIR", help="Your own measurements: a folder of dse calibrate."),
@@ -64,7 +71,7 @@ def _interruptible() -> Iterator[None]:
         raise typer.Exit(_fail(": ".join(["interrupted", *map(str, error.args)]))) from None
 
 
-@app.command("run")
+@app.command("run", short_help="Search an experiment's space for its front.")
 def run_command(
     file: File,
     out: Out = None,
@@ -83,10 +90,10 @@ def run_command(
     _print_run(answer, as_json)
 
 
-@app.command("resume")
+@app.command("resume", short_help="Go on with a run or sweep that was ended.")
 def resume_command(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    settings: Settings = None,
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or of a sweep.")],
+    settings: Hands = None,
     as_recorded: Annotated[
         bool, typer.Option("--as-recorded", help="Go on although the file that the run was made from changed.")
     ] = False,
@@ -106,8 +113,8 @@ def resume_command(
     _print_run(answer, as_json)
 
 
-@app.command("sweep")
-def sweep_command(file: File, settings: Settings = None, out: Out = None, as_json: Json = False, debug: Debug = False) -> None:
+@app.command("sweep", short_help="Run an experiment for every combination of settings.")
+def sweep_command(file: File, settings: Grid = None, out: Out = None, as_json: Json = False, debug: Debug = False) -> None:
     """Run an experiment for every combination of --set KEY=[A,B,…], and join the fronts. `dse resume` goes on with it."""
     del debug
     from dse.progress import reporter
@@ -138,7 +145,7 @@ def _print_run(answer: Run | Sweep, as_json: bool) -> None:
     raise typer.Exit(answer.exit_code)
 
 
-@app.command("report")
+@app.command("report", short_help="Write a run's reports again and print its front.")
 def report_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: Json = False, debug: Debug = False
 ) -> None:
@@ -154,7 +161,7 @@ def report_command(
         typer.echo(to_json_text(answer.to_json()))
 
 
-@app.command("explain")
+@app.command("explain", short_help="Take one plan apart: where time and memory go.")
 def explain_command(
     source: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="An experiment file or a run folder.")],
     plan: Annotated[str | None, typer.Option("--plan", metavar="KEY=VALUE,…", help="The plan: tensor=8,pipeline=4,…")] = None,
@@ -170,7 +177,7 @@ def explain_command(
     typer.echo(str(explain(source, plan=plan, rank=rank, overrides=_overrides(settings, calibration))))
 
 
-@app.command("size")
+@app.command("size", short_help="Find the fewest accelerators that carry a rate.")
 def size_command(
     file: File,
     objective: Annotated[str, typer.Option("--objective", help="What is made least: devices, dollars or watts.")] = "devices",
@@ -191,7 +198,7 @@ def size_command(
     raise typer.Exit(found.exit_code)
 
 
-@app.command("export")
+@app.command("export", short_help="Write the file that starts a plan, or a study.")
 def export_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     to: Annotated[str, typer.Option("--to", metavar="FRAMEWORK", help="vllm, sglang, trtllm, megatron, torchtitan, optuna.")],
@@ -216,7 +223,7 @@ def export_command(
     typer.echo(str(export(folder, to, rank, out)))
 
 
-@app.command("predict")
+@app.command("predict", short_help="Predict points that somebody else wrote.")
 def predict_command(
     points: Annotated[Path, typer.Argument(metavar="POINTS.csv", help="One design point a row.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT.csv", help="Where the rows go, with results appended.")],
@@ -231,7 +238,7 @@ def predict_command(
     typer.echo(str(predict(points, out, kind=kind, calibration=calibration)))
 
 
-@app.command("validate")
+@app.command("validate", short_help="Compare predictions with published results.")
 def validate_command(
     split: Annotated[str, typer.Option("--split", help="Published rows: held-out, calibration or all.")] = "held-out",
     headlines: Annotated[bool, typer.Option("--headlines", help="Check the headline claims of papers instead.")] = False,
@@ -258,7 +265,7 @@ def validate_command(
         typer.echo(to_json_text(found.to_json()))
 
 
-@app.command("calibrate")
+@app.command("calibrate", short_help="Measure this machine for better predictions.")
 def calibrate_command(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where rows go; resumed.")] = Path("calibration"),
     suite: Annotated[str, typer.Option("--suite", metavar="A,B", help="Just these suites: gemm,attention,….")] = "",

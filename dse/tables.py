@@ -175,6 +175,15 @@ def _broken(answer: PlanAnswer, constraint: str, excess: float) -> str:
     return f"{shown.title}: {have} needed, {want} allowed ({excess * 100:.1f} % over)"
 
 
+def limit_text(constraint: str) -> str:
+    """A constraint by its name, its limit in the unit that the metric is shown in: `memory <= 70.00 GiB`."""
+    metric, _, rest = constraint.partition(" ")
+    way, _, limit = rest.partition(" ")
+    if way not in ("<=", ">=") or metric not in MEASURES:
+        return constraint
+    return f"{metric} {way} {measure(metric).show(float(limit), with_unit=True)}"
+
+
 def nothing_fits(run: Run) -> str:
     """What is closest when no plan keeps every constraint."""
     if run.closest is None:
@@ -211,7 +220,7 @@ def certificate_text(run: Run) -> str:
     """How much of the space the answer covers, in words."""
     c = run.certificate
     pruned = sum(c["pruned"].values())
-    reasons = ", ".join(f"{count:,} by {reason}" for reason, count in c["pruned"].items() if count)
+    reasons = ", ".join(f"{count:,} by {limit_text(reason)}" for reason, count in c["pruned"].items() if count)
     if c["complete"]:
         head = f"Certificate: complete. All {c['space']:,} legal plans are accounted for"
     else:

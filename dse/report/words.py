@@ -8,7 +8,7 @@ from typing import Any
 
 from dse.answers import TIE, PlanAnswer, Run
 from dse.measures import measure
-from dse.tables import interval, plan_texts, shown_metrics, tied
+from dse.tables import interval, limit_text, plan_texts, shown_metrics, tied
 
 LISTED = 100
 """Front plans a report lists; front.csv holds them all."""
@@ -52,7 +52,7 @@ def certificate_sheet(run: Run) -> Sheet:
     """The identity: space = pruned + evaluated + failed + unvisited."""
     c = run.certificate
     rows = [["legal plans in the space", f"{c['space']:,}"]]
-    rows += [[f"pruned: {reason}", f"{count:,}"] for reason, count in c["pruned"].items()]
+    rows += [[f"pruned: {limit_text(reason)}", f"{count:,}"] for reason, count in c["pruned"].items()]
     rows += [[name, f"{c[name]:,}"] for name in ("evaluated", "failed", "unvisited")]
     return Sheet(headings=["", "plans"], rows=rows, left=frozenset({0}))
 

@@ -12,6 +12,7 @@ import pytest
 
 from dse import command_line
 from dse.explanation import explain
+from dse.tables import limit_text
 from tests.dse.conftest import Finished
 
 Run = Callable[..., Finished]
@@ -80,3 +81,24 @@ def test_linear_algebra_keeps_to_one_thread_unless_told(
     with pytest.raises(SystemExit):
         command_line.main([verb])
     assert {os.environ.get(name) for name in command_line.THREADS} == {left}
+
+
+def test_every_verb_is_told_whole_in_a_narrow_terminal(dse: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = dse("--help").out
+    assert "sweep" in said
+    assert "..." not in said.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("memory <= 7.51619e+10", "memory <= 70.00 GiB"),
+        ("mfu >= 0.4", "mfu >= 40.00 %"),
+        ("memory", "memory"),
+        ("slots", "slots"),
+        ("of mine <= 3", "of mine <= 3"),
+    ],
+)
+def test_a_constraint_is_told_in_the_unit_that_is_shown(name: str, said: str) -> None:
+    assert limit_text(name) == said
