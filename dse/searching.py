@@ -81,13 +81,14 @@ def look(
 def _mirror(
     experiment: Experiment[Any], objectives: Sequence[Objective], store: RunStore | None
 ) -> Callable[[Archive], None] | None:
-    """A listener that writes trials where the experiment asks for it."""
+    """A listener that writes trials where the experiment asks for it, as a study of the run folder's name: one journal may
+    hold all runs of a file."""
     if experiment.mirror is None:
         return None
     from search.optuna_search import mirror
 
-    record = None if store is None else store.trials()
-    return mirror(experiment.mirror, experiment.name, [(o.name, o.maximize) for o in objectives], record)
+    record, name = (None, experiment.name) if store is None else (store.trials(), store.folder.name)
+    return mirror(experiment.mirror, name, [(o.name, o.maximize) for o in objectives], record)
 
 
 def _nested(experiment: Experiment[Any], space: Space, model: CostModel, asked: tuple[Any, ...], how: dict[str, Any]) -> Result:

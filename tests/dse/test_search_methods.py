@@ -83,3 +83,17 @@ def test_what_cannot_be_searched_is_told(
     assert done.code == 1
     assert said in done.err
     assert "Traceback" not in done.err
+
+
+def test_runs_of_one_file_share_a_mirror(asked: Callable[[str], Path], dse: Callable[..., Any], tmp_path: Path) -> None:
+    import optuna
+
+    from search.optuna_search import storage
+
+    file = asked("search: {method: random, budget: {points: 5}, mirror: trials.journal}")
+    for _ in range(2):
+        assert dse("run", file).code == 0
+    journal = storage(str(tmp_path / "trials.journal"))
+    one, two = (optuna.load_study(study_name=f"small-{n}", storage=journal).trials for n in (1, 2))
+    assert len(one) == 5
+    assert [trial.values for trial in one] == [trial.values for trial in two]
