@@ -7,6 +7,10 @@ worker and with two right after each other, the order turned from round to round
 alike. A ratio is taken within a round; the median of the rounds' ratios is reported, and all of them beside it: where they
 differ by more than what is claimed, nothing is shown.
 
+What the machine itself allows is measured in every round too (`machine_ratio`): two searches of one process each, of the same
+space with fewer devices, side by side and knowing nothing of each other, against one alone. Two cores that share a cache, a
+clock or a physical core do not do twice the work of one.
+
 CPU seconds hang less on who else is there. `cpu_ratio` is what they allow on two cores that do nothing else: before the first
 result and after the last one the driver works alone (`serial_cpu_s`), between them one worker has a core to itself beside the
 driver, while two share theirs with it. What a worker takes to start is not in it.
@@ -30,6 +34,7 @@ from typing import Any
 import numpy as np
 
 EXPERIMENT = Path("experiments/training/any-of-six-gpus-at-most-2048.yaml")
+SMALLER = "hardware.devices={at_most: 256}"
 EXECUTORS = ("local", "ray")
 BATCH = 100
 """Trials told together."""
@@ -78,11 +83,14 @@ def scaling(rounds: int, settings: Sequence[str]) -> dict[str, Any]:
     """Runs by executor and workers, and their ratios."""
     _apart("local", 1, [*settings, "hardware.devices=8"])  # what one process compiles and keeps for the next
     runs: dict[str, list[dict[str, float]]] = {f"{e} {w}": [] for e in EXECUTORS for w in (1, 2)}
+    machine: list[float] = []
     for turn in range(rounds):
         for executor in EXECUTORS[:: 1 - 2 * (turn % 2)]:
             for workers in (1, 2)[:: 1 - 2 * (turn % 2)]:
                 runs[f"{executor} {workers}"].append(_apart(executor, workers, settings))
+        machine.append(_side_by_side([*settings, SMALLER]))
     answer: dict[str, Any] = {"plans": runs["local 1"][0]["plans"], "load": os.getloadavg()[0], "runs": runs}
+    answer |= {"machine_ratio": median(machine), "machine_ratios": machine}
     for executor in EXECUTORS:
         one, two = runs[f"{executor} 1"], runs[f"{executor} 2"]
         walls = [a["wall_s"] / b["wall_s"] for a, b in zip(one, two, strict=True)]
@@ -102,12 +110,29 @@ def scaling(rounds: int, settings: Sequence[str]) -> dict[str, Any]:
 
 def _apart(executor: str, workers: int, settings: Sequence[str]) -> dict[str, float]:
     """One run in a fresh process."""
+    return _told(_begun(executor, workers, settings))
+
+
+def _side_by_side(settings: Sequence[str]) -> float:
+    """How many times the work of one process two of them do that have nothing to do with each other."""
+    alone = _apart("serial", 1, settings)
+    both = [_told(process) for process in [_begun("serial", 1, settings) for _ in range(2)]]
+    return 2.0 * alone["wall_s"] / max(run["wall_s"] for run in both)
+
+
+def _begun(executor: str, workers: int, settings: Sequence[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.scaling", "--once", executor, str(workers)]
     command += [part for setting in settings for part in ("--set", setting)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+
+
+def _told(process: subprocess.Popen[str]) -> dict[str, float]:
+    out, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"a run ended with exit code {process.returncode}")
+    found: dict[str, float] = json.loads(out.splitlines()[-1])
     return found
 
 

@@ -159,6 +159,7 @@ class Recording:
         if self.folder is None or self.store is None:
             return dataclasses.replace(answer, folder=None, trouble=self.trouble)
         self.store.flush()
+        self.store.rest()
         try:
             run_folder.write(answer, self.folder, seed=seed)
         except (OSError, sqlite3.Error) as error:

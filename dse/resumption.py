@@ -65,6 +65,7 @@ def resume(
 
 def _meta(store: RunStore, folder: Path) -> dict[str, str]:
     try:
+        store.slices()
         return store.meta()
     except sqlite3.Error as error:
         raise BadRunFolder(f"{folder / FILE} cannot be read: {error}; {run_folder.anew(folder)}") from None

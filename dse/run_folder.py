@@ -1,8 +1,8 @@
 """Run folders: made new each time, never overwritten, holding all that is needed to read and to repeat a run.
 
-`experiment.yaml` as resolved, `manifest.json` (versions, seed, hashes, certificate), `run.sqlite` (slices and trials as they
-were found, then front, top and sample), `front.csv`, `top.csv`, `report.md`, `report.html`;
-of machines also `sensitivity.json`.
+`experiment.yaml` as resolved, `manifest.json` (versions, seed, hashes, certificate), `run.sqlite` (trials as they were found,
+then front, top and sample), until the run is whole `slices.sqlite` (`dse.run_store`), `front.csv`, `top.csv`, `report.md`,
+`report.html`; of machines also `sensitivity.json`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from dse.answers import PlanAnswer, Run, row, to_json_text
-from dse.run_store import FILE, connect
+from dse.run_store import FILE, SLICES, connect, drop_slices
 from search.sampled import GAVE_UP
 
 SCHEMA = 2
@@ -173,10 +173,12 @@ def _write_store(run: Run, folder: Path) -> None:
         "wall_s": run.wall_s,
         "cpu_s": run.cpu_s,
     }
+    whole = run.certificate["stopped"] in WHOLE
     with closing(connect(folder)) as store, store:
         store.execute("BEGIN IMMEDIATE")
-        if run.certificate["stopped"] in WHOLE:
-            store.execute("UPDATE chunk SET found = NULL")
+        if whole:
+            if (folder / SLICES).exists():
+                store.execute("INSERT OR REPLACE INTO chunk SELECT start, n, cpu_s FROM found.slice")
             store.execute("DELETE FROM figures")
         for table in ("plan", "removed"):
             store.execute(f"DELETE FROM {table}")
@@ -186,6 +188,8 @@ def _write_store(run: Run, folder: Path) -> None:
         store.executemany("INSERT INTO plan VALUES (?, ?, ?)", [(n, i, to_json_text(a.to_json())) for n, i, a in plans])
         store.executemany("INSERT INTO removed VALUES (?, ?, ?)", run.removed)
         _write_sample(store, run.sample)
+    if whole:
+        drop_slices(folder)
 
 
 def _write_sample(store: sqlite3.Connection, sample: Mapping[str, Any]) -> None:

@@ -2,6 +2,9 @@
 
 Slices and trials are committed as they come (SQLite, write-ahead log). A disk that is full or locked stops nothing: what
 could not be written is remembered, tried again with whatever comes next, and told in `trouble`.
+
+What slices found is in a file of its own, `slices.sqlite`, which goes when the run is whole: rows taken out of a database
+leave it as large as it was.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from search.store import Trials, new_rows, taken
 from spaces.columns import IntArray
 
 FILE = "run.sqlite"
+SLICES = "slices.sqlite"
 PATIENCE = 1.0
 """Seconds a transaction waits for a database that is locked."""
 _LOCK = "lock"
@@ -29,9 +33,10 @@ TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS plan (list TEXT, rank INTEGER, answer TEXT NOT NULL, PRIMARY KEY (list, rank));
 CREATE TABLE IF NOT EXISTS removed (axis TEXT, reason TEXT, count INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS chunk (start INTEGER PRIMARY KEY, n INTEGER NOT NULL, cpu_s REAL NOT NULL, found BLOB);
+CREATE TABLE IF NOT EXISTS chunk (start INTEGER PRIMARY KEY, n INTEGER NOT NULL, cpu_s REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS figures (number INTEGER PRIMARY KEY, found BLOB NOT NULL);
 """
+_SLICE = "(start INTEGER PRIMARY KEY, n INTEGER NOT NULL, cpu_s REAL NOT NULL, found BLOB NOT NULL)"
 
 
 class RunLocked(ValueError):
@@ -77,14 +82,15 @@ class RunStore:
 
     def slices(self) -> Mapping[int, int]:
         """Points of every slice on record, by the ordinal of its first point."""
-        rows = self._open().execute("SELECT start, n FROM chunk WHERE found IS NOT NULL").fetchall()
+        rows = self._open().execute("SELECT start, n FROM found.slice").fetchall() if self._attached() else []
         return dict(rows) | {start: n for start, (n, _, _) in self._slices.items()}
 
     def found(self, start: int) -> tuple[bytes, float]:
         """What was found in the slice that begins there, and the CPU seconds it took."""
         if start in self._slices:
             return self._slices[start][1:]
-        row = self._open().execute("SELECT found, cpu_s FROM chunk WHERE start = ?", (start,)).fetchone()
+        asked = "SELECT found, cpu_s FROM found.slice WHERE start = ?"
+        row = self._open().execute(asked, (start,)).fetchone() if self._attached() else None
         if row is None:
             raise KeyError(f"no slice on record begins at {start}")
         return bytes(row[0]), float(row[1])
@@ -92,7 +98,7 @@ class RunStore:
     def keep(self, start: int, n: int, found: bytes, cpu_s: float) -> None:
         """Put a slice on record."""
         self._slices[start] = (n, found, cpu_s)
-        self._write("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?, ?)", [(start, n, cpu_s, found)])
+        self._write("INSERT OR REPLACE INTO found.slice VALUES (?, ?, ?, ?)", [(start, n, cpu_s, found)])
 
     # --- trials ---
 
@@ -151,6 +157,8 @@ class RunStore:
             return
         try:
             database = self._open()
+            if self._slices and not self._attached():
+                attach_slices(database, self.folder)
             with database:
                 database.execute("BEGIN IMMEDIATE")
                 for statement, rows in self._pending:
@@ -167,15 +175,23 @@ class RunStore:
         if self._lock is None:
             return
         self.flush()
+        self.rest()
+        os.close(self._lock)
+        self._lock = None
+
+    def rest(self) -> None:
+        """Leave the database to others of this process until something is written or asked again."""
         if self._database is not None:
             self._database.close()
         self._database = None
-        os.close(self._lock)
-        self._lock = None
 
     def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         self._pending.append((statement, rows))
         self.flush()
+
+    def _attached(self) -> bool:
+        """Whether there are slices on record."""
+        return any(name == "found" for _, name, _ in self._open().execute("PRAGMA database_list"))
 
     def _open(self) -> sqlite3.Connection:
         """The database, made if need be."""
@@ -190,16 +206,36 @@ class RunStore:
 
 
 def connect(folder: Path) -> sqlite3.Connection:
-    """The database of a run, with its tables. Raises sqlite3.Error."""
+    """The database of a run, with its tables, and with the slices as `found` where there are any. Raises sqlite3.Error."""
     database = sqlite3.connect(folder / FILE, timeout=PATIENCE, isolation_level=None)
     try:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=NORMAL")
         database.executescript(TABLES)
+        if (folder / SLICES).exists():
+            attach_slices(database, folder)
     except sqlite3.Error:
         database.close()
         raise
     return database
+
+
+def attach_slices(database: sqlite3.Connection, folder: Path) -> None:
+    """Join the slices of a run as `found`, made if need be. Raises sqlite3.Error."""
+    database.execute("ATTACH DATABASE ? AS found", (str(folder / SLICES),))
+    try:
+        database.execute("PRAGMA found.journal_mode=WAL")
+        database.execute("PRAGMA found.synchronous=NORMAL")
+        database.execute(f"CREATE TABLE IF NOT EXISTS found.slice {_SLICE}")
+    except sqlite3.Error:
+        database.execute("DETACH DATABASE found")
+        raise
+
+
+def drop_slices(folder: Path) -> None:
+    """Remove what slices found: the run is whole. Nobody may have it open. Raises OSError."""
+    for end in ("", "-wal", "-shm"):
+        (folder / f"{SLICES}{end}").unlink(missing_ok=True)
 
 
 def lock(folder: Path) -> int:

@@ -9,10 +9,11 @@ from costmodels.metrics import CostModel
 from dse.experiment import Experiment
 from dse.run_store import RunStore
 from search.archive import Archive
-from search.automatic import UNASKED, chosen
+from search.automatic import UNASKED, chosen, listing
 from search.budget import Budget
 from search.constraint import Constraint
 from search.exact import search
+from search.execution import Executor, kept
 from search.executors import executor
 from search.front import Objective
 from search.methods import method
@@ -41,41 +42,66 @@ def look(
     Of two fidelities the cheap one screens every plan for the dear one, or its front starts the method that is named.
     Raises ValueError where the method cannot answer the question, and what the searches raise.
     """
-    how: dict[str, Any] = {
-        "top": experiment.top,
-        "sample": experiment.sample,
-        "seed": experiment.seed,
-        "progress": progress,
-        "cancelled": cancelled,
-    }
     model, asked = fidelities[-1].model, (problem, objectives, constraints)
-    name = chosen(experiment.method, experiment.budget, space.size())
-    if experiment.mirror is not None and name in ("exact", "nested"):
-        raise ValueError(
-            f"search.mirror shows trials of a sampling method, and this search is {name}: give it a search.budget or another "
-            "search.method, or leave the mirror out and use dse export RUN --to optuna afterwards"
-        )
-    who = executor(experiment.executor, experiment.workers, experiment.address)
-    how["executor"] = who
-    if name == "exact":
-        if len(fidelities) == 1:
-            return search(space, model, *asked, ledger=store, **how), {}
-        screened = screen(space, fidelities[0], fidelities[1], *asked, ledger=store, **how)
-        stages = [[stage.name, stage.saw] for stage in screened.stages]
-        said = {"front_proven": screened.proven.tolist(), "front_unchallenged": screened.unchallenged.tolist()}
-        return screened.result, {"stages": stages, "contenders_left": screened.left, **said}
-    if name == "nested":
-        return _nested(experiment, space, model, asked, how | {"ledger": store}), {}
-    budget = experiment.budget
+    early = len(fidelities) == 1 and listing(experiment.method, experiment.budget)
+    # workers that are sure to be needed start while the plans are counted here
+    with kept(_workers(experiment), (model, problem) if early else None) as who:
+        how: dict[str, Any] = {
+            "top": experiment.top,
+            "sample": experiment.sample,
+            "seed": experiment.seed,
+            "progress": progress,
+            "cancelled": cancelled,
+            "executor": who,
+        }
+        name = chosen(experiment.method, experiment.budget, space.size())
+        if experiment.mirror is not None and name in ("exact", "nested"):
+            raise ValueError(
+                f"search.mirror shows trials of a sampling method, and this search is {name}: give it a search.budget or "
+                "another search.method, or leave the mirror out and use dse export RUN --to optuna afterwards"
+            )
+        if name == "exact":
+            if len(fidelities) == 1:
+                return search(space, model, *asked, ledger=store, **how), {}
+            return _screened(space, fidelities, asked, how | {"ledger": store})
+        if name == "nested":
+            return _nested(experiment, space, model, asked, how | {"ledger": store}), {}
+        return _sampled(experiment, name, space, fidelities, asked, how | {"store": store}), {}
+
+
+def _workers(experiment: Experiment[Any]) -> Executor:
+    return executor(experiment.executor, experiment.workers, experiment.address)
+
+
+def _screened(
+    space: Space, fidelities: Sequence[Fidelity], asked: tuple[Any, ...], how: dict[str, Any]
+) -> tuple[Result, dict[str, Any]]:
+    """Every plan by the cheap model, those that can still change the front by the dear one."""
+    screened = screen(space, fidelities[0], fidelities[1], *asked, **how)
+    stages = [[stage.name, stage.saw] for stage in screened.stages]
+    said = {"front_proven": screened.proven.tolist(), "front_unchallenged": screened.unchallenged.tolist()}
+    return screened.result, {"stages": stages, "contenders_left": screened.left, **said}
+
+
+def _sampled(
+    experiment: Experiment[Any],
+    name: str,
+    space: Space,
+    fidelities: Sequence[Fidelity],
+    asked: tuple[Any, ...],
+    how: dict[str, Any],
+) -> Result:
+    """Some plans within the budget; a cheap model's front comes first where there is one."""
+    budget, store = experiment.budget, how["store"]
     if experiment.method == "auto" and not budget.limits_points and budget.seconds is None:
         budget = Budget(points=UNASKED)
     start = None
     if len(fidelities) > 1:
-        start = search(space, fidelities[0].model, *asked, cancelled=cancelled, ledger=store).front.points.ordinals
-    watch = _mirror(experiment, objectives, store)
-    return sampled_search(
-        space, model, *asked, method=method(name), budget=budget, start=start, store=store, watch=watch, **how
-    ), {}
+        cheap = search(space, fidelities[0].model, *asked, cancelled=how["cancelled"], ledger=store)
+        start = cheap.front.points.ordinals
+    watch = _mirror(experiment, asked[1], store)
+    model = fidelities[-1].model
+    return sampled_search(space, model, *asked, method=method(name), budget=budget, start=start, watch=watch, **how)
 
 
 def _mirror(

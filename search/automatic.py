@@ -28,9 +28,14 @@ def chosen(method: str, budget: Budget, size: int) -> str:
     """`exact`, `auto` (which then samples) or the method named, for a space of `size` points."""
     if method != "auto":
         return method
-    if budget.limits_points:
+    if not listing(method, budget):
         return "exact" if budget.most(size) >= size else "auto"
     return "exact" if size <= LISTED else "auto"
+
+
+def listing(method: str, budget: Budget) -> bool:
+    """Whether the choice is `exact` unless there are more points than can be listed: known before they are counted."""
+    return method == "exact" or (method == "auto" and not budget.limits_points)
 
 
 def automatic(archive: Archive, random: np.random.Generator) -> None:

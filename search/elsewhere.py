@@ -10,14 +10,14 @@ import functools
 import itertools
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 
 from costmodels.metrics import Metrics
-from search.execution import Executor, Lasting
+from search.execution import Executor, kept
 from search.front import Points, join
 from search.packing import packed_points, unpacked_points
 from search.visiting import Task
@@ -136,8 +136,8 @@ def evaluating(task: Task, executor: Executor | None) -> Iterator[Task | Elsewhe
     if executor is None or not executor.apart:
         yield task
         return
-    with executor.kept() if isinstance(executor, Lasting) else nullcontext(executor) as kept:
-        yield Elsewhere(task, kept)
+    with kept(executor) as held:
+        yield Elsewhere(task, held)
 
 
 def cpu_elsewhere(question: Task | Elsewhere) -> float:

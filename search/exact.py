@@ -15,7 +15,7 @@ import numpy as np
 from costmodels.metrics import CostModel
 from search.certificate import Certificate, Failure, Removal
 from search.constraint import Constraint
-from search.execution import Executor, Serial
+from search.execution import Executor, Serial, kept
 from search.front import Objective
 from search.keeping import Screen, State
 from search.result import Closest, Progress, Result, Sample
@@ -68,42 +68,39 @@ def search(
     """
     clock, processor = time.perf_counter(), time.process_time()
     task = Task(model, problem, tuple(objectives), tuple(constraints))
-    none = task.none(space)
-    size = space.size()
-    state = State.empty(none, len(task.objectives), top, sample)
-    random = np.random.default_rng(seed)
+    apart = executor is not None or ledger is not None
+    if apart and prune_dominated:
+        raise ValueError("prune_dominated needs a search in one process: leave the executor and the ledger out")
     stopped = ""
     elsewhere = 0.0
-    screen: Screen | None = None
-    try:
-        if executor is not None or ledger is not None:
-            if prune_dominated:
-                raise ValueError("prune_dominated needs a search in one process: leave the executor and the ledger out")
-            names = tuple(axis.name for axis in space.axes)
-            spread = Spread(
-                space=space,
-                errand=Errand(task, Listing.of(space), none, names, top, sample, seed, rows),
-                executor=executor or Serial(),
-                ledger=ledger,
-                state=state,
-            )
-            spread.run(progress, cancelled)
-            state, stopped, elsewhere = spread.state, spread.stopped, spread.elsewhere
-        else:
-            for batch in _pieces(space.batches(min(rows, _GRAIN))):
-                if cancelled is not None and cancelled():
-                    stopped = "cancelled"
-                    break
-                if prune_dominated and state.visited % _GRAIN == 0:
-                    screen = Screen.of(state)
-                keys, visit = random.random(batch.n), task.visit(batch, state, screen)
-                state = state.after(visit, keys[visit.places])  # one assignment: Ctrl-C finds a whole state
-                if progress is not None:
-                    progress(state.progress(size, time.perf_counter() - clock))
-    except KeyboardInterrupt:
-        stopped = "interrupted"
-    except Hopeless as hopeless:
-        stopped = str(hopeless)
+    with kept(executor or Serial(), task) as who:
+        none = task.none(space)
+        size = space.size()
+        state = State.empty(none, len(task.objectives), top, sample)
+        try:
+            if apart:
+                names = tuple(axis.name for axis in space.axes)
+                errand = Errand(task, Listing.of(space), none, names, top, sample, seed, rows)
+                spread = Spread(space=space, errand=errand, executor=who, ledger=ledger, state=state)
+                spread.run(progress, cancelled)
+                state, stopped, elsewhere = spread.state, spread.stopped, spread.elsewhere
+            else:
+                random = np.random.default_rng(seed)
+                screen: Screen | None = None
+                for batch in _pieces(space.batches(min(rows, _GRAIN))):
+                    if cancelled is not None and cancelled():
+                        stopped = "cancelled"
+                        break
+                    if prune_dominated and state.visited % _GRAIN == 0:
+                        screen = Screen.of(state)
+                    keys, visit = random.random(batch.n), task.visit(batch, state, screen)
+                    state = state.after(visit, keys[visit.places])  # one assignment: Ctrl-C finds a whole state
+                    if progress is not None:
+                        progress(state.progress(size, time.perf_counter() - clock))
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        except Hopeless as hopeless:
+            stopped = str(hopeless)
     return Result(
         objectives=task.objectives,
         constraints=task.constraints,

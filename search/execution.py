@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,9 +43,18 @@ class Executor(Protocol):
 class Lasting(Protocol):
     """An executor whose workers can stay from one map to the next."""
 
-    def kept(self) -> AbstractContextManager[Executor]:
-        """The executor for a block of several maps, one at a time; its workers end with the block."""
+    def kept(self, about: Any = None) -> AbstractContextManager[Executor]:
+        """The executor for a block of several maps, one at a time; its workers end with the block.
+
+        With `about`, something that what they will do holds, they start now: they come to know the code it needs while this
+        process still gets the work ready. Without, they start when there is work.
+        """
         ...
+
+
+def kept(executor: Executor, about: Any = None) -> AbstractContextManager[Executor]:
+    """A block in which the executor's workers stay (`Lasting`), where it has any that can."""
+    return executor.kept(about) if isinstance(executor, Lasting) else nullcontext(executor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,9 +66,7 @@ class Reservoir:
         rows = np.flatnonzero(keys < self.below) if self.limit > 0 else np.empty(0, np.int64)
         if not len(rows):
             return self
-        codes = {
-            axis: np.concatenate([held, points.columns.codes[axis][rows]]) for axis, held in self.columns.codes.items()
-        }
+        codes = {axis: np.concatenate([held, points.columns.codes[axis][rows]]) for axis, held in self.columns.codes.items()}
         grown = Reservoir(
             self.limit,
             Columns(n=len(self.keys) + len(rows), codes=codes, levels=self.columns.levels),
@@ -115,28 +113,33 @@ class Reservoir:
 class Samples:
     """The reservoirs of consecutive slices, put together only when many rows wait: each row is moved once or twice.
 
-    `below` is the key from which on no later point can be in the sample; it is kept from the keys alone.
+    `below` is the key from which on no other point can be in the sample; it is kept from keys alone, which may be seen before
+    the reservoir that they are of has its turn.
     """
 
     def __init__(self, first: Reservoir) -> None:
         self.below = first.below
         self._parts = [first]
+        self._limit = first.limit
         self._keys = first.keys
         self._rows = len(first.keys)
 
     def add(self, later: Reservoir) -> None:
-        """The reservoir of the slice that comes next."""
+        """The reservoir of the slice that comes next; its keys have been seen."""
         self._parts.append(later)
         self._rows += len(later.keys)
-        self._keys = np.concatenate([self._keys, later.keys])
-        limit = later.limit
+        if self._rows > 3 * later.limit:
+            self._parts = [self.joined()]
+            self._rows = len(self._parts[0].keys)
+
+    def see(self, keys: FloatArray) -> None:
+        """The keys of some slice, each slice once."""
+        limit = self._limit
+        self._keys = np.concatenate([self._keys, keys[keys <= self.below]])
         if len(self._keys) > limit + limit // 8:
             if limit > 0:
                 self.below = float(np.partition(self._keys, limit - 1)[limit - 1])
             self._keys = self._keys[self._keys <= self.below][:limit]
-        if self._rows > 3 * limit:
-            self._parts = [self.joined()]
-            self._rows = len(self._parts[0].keys)
 
     def joined(self) -> Reservoir:
         """One reservoir of all of them."""
@@ -182,9 +185,7 @@ class State:
         return cls(
             front=Front(points=none, ties=np.empty(0, np.int64)),
             tops=tuple(TopList(objective=j, limit=top, points=none) for j in range(objectives)),
-            reservoir=Reservoir(
-                sample, none.columns, none.costs, np.empty(0, np.bool_), none.ordinals, np.empty(0)
-            ),
+            reservoir=Reservoir(sample, none.columns, none.costs, np.empty(0, np.bool_), none.ordinals, np.empty(0)),
         )
 
     def after(self, visit: Visit, keys: FloatArray) -> State:
@@ -214,9 +215,7 @@ class State:
             return state
         if len(visit.points) and visit.worst.min() < self.closest_worst:
             row = int(np.argmin(visit.worst))
-            state = replace(
-                state, closest=visit.points.take(np.array([row])), closest_worst=float(visit.worst[row])
-            )
+            state = replace(state, closest=visit.points.take(np.array([row])), closest_worst=float(visit.worst[row]))
         return state._nearer(visit.near, visit.near_bounds, visit.near_ordinals)
 
     def then(self, later: State) -> State:

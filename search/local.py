@@ -54,10 +54,15 @@ class Local:
                 worker.dismiss()
 
     @contextmanager
-    def kept(self) -> Iterator[Executor]:
-        """The executor with its processes held until the end of the block."""
+    def kept(self, about: Any = None) -> Iterator[Executor]:
+        """The executor with its processes held until the end of the block; told what it is about they start now."""
         workers: list[_Worker] = []
         try:
+            if about is not None:
+                carried = work_to_bytes(about)
+                workers += [_Worker.started() for _ in range(self.hands)]
+                for worker in workers:
+                    worker.learn(carried)
             yield _Kept(self, workers)
         finally:
             for worker in workers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
@@ -60,10 +60,12 @@ class OnRay:
             yield from joined.map(function, chunks)
 
     @contextmanager
-    def kept(self) -> Iterator[Executor]:
-        """The executor, which leaves what it joins or starts only at the end of the block."""
+    def kept(self, about: Any = None) -> Iterator[Executor]:
+        """The executor, which leaves what it joins or starts at the end of the block; told what it is about, it joins now."""
         joined = _Joined(self)
         try:
+            if about is not None:
+                joined.tell(about)
             yield joined
         finally:
             joined.leave()
@@ -129,7 +131,9 @@ class _Joined:
 
         self._started = self._who.join(ray) or self._started
         task = ray.remote(max_retries=0)(_call)
-        shared = self._put(ray, function)
+        if self._known is not function:
+            self._shared, self._known = _put(ray, function), function
+        shared = self._shared
         workers, cores = self._who.workers, max(1, int(_cores(ray)))
         window = 2 * cores if workers is None or workers >= cores else workers
         work = Assignment(chunks, retries=self._who.retries)
@@ -155,6 +159,15 @@ class _Joined:
             for left in running:
                 ray.cancel(left, force=True)
 
+    def tell(self, about: Any) -> None:
+        """Join, and let every worker read something that what it will do holds: it comes to know the code it needs."""
+        import ray
+
+        self._started = self._who.join(ray) or self._started
+        read, told = ray.remote(max_retries=0)(_read), _put(ray, about)
+        for _ in range(self.hands):
+            read.remote([told])
+
     def leave(self) -> None:
         """Leave what was joined or started here."""
         self._shared = None
@@ -163,14 +176,13 @@ class _Joined:
 
             ray.shutdown()
 
-    def _put(self, ray: Any, function: Callable[[Any], Any]) -> Any:
-        """What to do, in the object store."""
-        if self._known is not function:
-            try:
-                self._shared, self._known = ray.put(function), function
-            except TypeError as error:
-                raise ExecutorError(immovable(error.__cause__ or error)) from error
-        return self._shared
+
+def _put(ray: Any, value: Any) -> Any:
+    """Something in the object store. Raises ExecutorError when it cannot leave this process."""
+    try:
+        return ray.put(value)
+    except TypeError as error:
+        raise ExecutorError(immovable(error.__cause__ or error)) from error
 
 
 def _cores(ray: Any) -> float:
@@ -193,6 +205,14 @@ def _knock(address: str, patience: float) -> None:
         raise ExecutorError(f"{silent}: {error}; {_WITHOUT}") from None
     if len(frame) < 4 or frame[3] != _SETTINGS:
         raise ExecutorError(f"{silent}: something else listens there; {_WITHOUT}")
+
+
+def _read(told: list[Any]) -> None:
+    """In a worker: read something, for the code that comes with it. What cannot be read is told when there is work."""
+    import ray
+
+    with suppress(Exception):
+        ray.get(told[0])
 
 
 def _call(shared: list[Any], chunk: Any) -> Any:

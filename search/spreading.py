@@ -20,13 +20,12 @@ from spaces.space import Space
 
 _BOUNDED = 8  # batches bounded together: bounds rule most points out, and what is left makes tables anew each time
 _GRAIN = 1 << 19  # points of a batch, and of most slices: every batch makes the tables of the model's parts anew
-_FIRST = 1 << 14  # points of a slice before the cost of one is known
+_FIRST = 1 << 11  # points of a slice before the cost of one is known: of a model that takes 5 ms a point, ten seconds
 _LARGEST = 1 << 21  # points of a slice
-_LEAST = 1 << 17  # points of a slice that is not cut smaller towards the end
+_LEAST = 1 << 18  # points of a slice that is not cut smaller towards the end
 _PROBE = 64  # the same before the cost of a point is known: each may take a second
 _CHUNK_S = 3.0  # seconds of work in a slice
 _WAITS = 5.0  # wall seconds for one of the processor, from which a model counts as waiting
-_SHARES = 2  # of a worker's part of what is left, a slice is at most one of so many
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,8 +115,14 @@ class Spread:
         size = self.space.size()
         none = self.state.reservoir
         samples = self._samples = Samples(none)
-        waiting: dict[int, Found] = {}
+        waiting: dict[int, tuple[State, str]] = {}
         known = {} if self.ledger is None else dict(self.ledger.slices())
+
+        def arrive(start: int, data: bytes, hopeless: str) -> None:
+            """Keep what was found until its turn comes; its sample tells now what others need not send."""
+            state = unpacked(data, self.errand.none)
+            samples.see(state.reservoir.keys)
+            waiting[start] = state, hopeless
 
         def join() -> None:
             """Join what comes next, from the ledger or as it was found."""
@@ -126,10 +131,8 @@ class Spread:
                     data, cpu_s = self.ledger.found(turn)
                     self.elsewhere += cpu_s
                     del known[turn]
-                else:
-                    data, self.stopped = waiting[turn].state, waiting[turn].hopeless
-                    del waiting[turn]
-                later = unpacked(data, self.errand.none)
+                    arrive(turn, data, "")
+                later, self.stopped = waiting.pop(turn)
                 samples.add(later.reservoir)
                 self.state = self.state.then(replace(later, reservoir=none))
 
@@ -137,7 +140,7 @@ class Spread:
         try:
             join()
             for _, found in results:
-                waiting[found.start] = found
+                arrive(found.start, found.state, found.hopeless)
                 self._cost = found.cost
                 self.elsewhere += found.cpu_s if self.executor.apart else 0.0
                 if self.ledger is not None and not found.hopeless:
@@ -166,8 +169,11 @@ class Spread:
                 continue
             after = int(np.searchsorted(starts, start))
             until = int(starts[after]) if after < len(starts) else size
-            # smaller towards the end, so that workers end together; a single one has nobody to wait for
-            share = max(_LEAST if self._cost else _PROBE, (size - start) // (_SHARES * hands)) if hands > 1 else size
+            # smaller towards the end, so that workers end together; a single one has nobody to wait for. A worker's whole part
+            # of what is left is enough: what the others then get is cut again, and every slice makes tables anew
+            left = size - start
+            share = max(_LEAST, left // hands) if self._cost else max(_PROBE, left // (2 * hands))
+            share = share if hands > 1 else size
             n = max(1, min(_chunk(self._cost), share, until - start))
             yield Slice(start=start, n=n, below=np.inf if self._samples is None else self._samples.below)
             start += n

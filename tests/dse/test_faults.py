@@ -22,7 +22,7 @@ import pytest
 
 from dse import run_folder
 from dse.resumption import resume
-from dse.run_store import FILE, RunStore
+from dse.run_store import FILE, SLICES, RunStore
 from dse.runner import run
 from search import spreading
 
@@ -119,13 +119,14 @@ def started(whole: Whole, out: Path, *settings: str, room: int = 0) -> subproces
 
 def slices_of(folder: Path) -> int:
     """Slices on record."""
-    if not (folder / FILE).exists():
-        return 0
-    try:
-        with closing(sqlite3.connect(f"{(folder / FILE).as_uri()}?mode=ro", uri=True)) as store:
-            return int(store.execute("SELECT count(*) FROM chunk").fetchone()[0])
-    except sqlite3.Error:  # it is being made
-        return 0
+    found = 0
+    for file, table in ((SLICES, "slice"), (FILE, "chunk")):
+        try:
+            with closing(sqlite3.connect(f"{(folder / file).as_uri()}?mode=ro", uri=True)) as store:
+                found = max(found, int(store.execute(f"SELECT count(*) FROM {table}").fetchone()[0]))
+        except sqlite3.Error:  # it is being made, or is gone
+            continue
+    return found
 
 
 def wait_for(driver: subprocess.Popen[str], folder: Path, slices: int) -> None:

@@ -116,12 +116,13 @@ def test_what_is_no_run_is_refused(dse: Run, half: Path, tmp_path: Path) -> None
     assert done.code == 1
     assert "there is no run folder" in done.err
     assert not (tmp_path / "nowhere").exists()
-    (half / "run.sqlite").write_bytes(b"not a database, but long enough to be looked at as if it were one" * 20)
-    for rest in half.glob("run.sqlite-*"):
-        rest.unlink()
-    done = dse("resume", half)
-    assert done.code == 1
-    assert "cannot be read" in done.err
+    for name in ("slices.sqlite", "run.sqlite"):
+        (half / name).write_bytes(b"not a database, but long enough to be looked at as if it were one" * 20)
+        for rest in half.glob(f"{name}-*"):
+            rest.unlink()
+        done = dse("resume", half)
+        assert done.code == 1
+        assert "cannot be read" in done.err
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -131,8 +132,9 @@ def test_a_run_whose_question_is_not_on_record_begins_unless_something_was_found
     """As a disk leaves it that was full when the run began."""
     with closing(sqlite3.connect(half / "run.sqlite")) as store, store:
         store.execute("DELETE FROM meta")
-        if not found:
-            store.execute("DELETE FROM chunk")
+    if not found:
+        with closing(sqlite3.connect(half / "slices.sqlite")) as store, store:
+            store.execute("DELETE FROM slice")
     if found:
         with pytest.raises(BadRunFolder, match="does not say what it was asked"):
             resume(half)

@@ -77,6 +77,7 @@ def test_the_folder_holds_what_repeats_and_proves_the_run(small: Path, tmp_path:
         (sample,) = store.execute("SELECT count(*) FROM sample").fetchone()
     store.close()
     assert (mode, front) == ("wal", len(answer.front))
+    assert not list(folder.glob("slices*"))  # a whole run needs them no more
     assert sample == min(200, c["evaluated"])
     with (folder / "front.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from search import spreading
 from search.exact import Result, search
-from search.execution import Executor, ExecutorError, Serial
+from search.execution import Executor, ExecutorError, Serial, kept
 from search.executors import executor
 from search.local import Local
 from search.on_ray import OnRay
@@ -57,6 +62,30 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch, model: Toy, size
     assert told(search(*asked, sample=20, seed=3, executor=Serial())) == told(alone)
 
 
+@dataclass(frozen=True)
+class Shuffled(Serial):
+    """Does some chunks at a time and hands them back in another order."""
+
+    seed: int
+    together: int
+
+    def map(self, function: Callable[[Any], Any], chunks: Iterator[Any]) -> Generator[tuple[int, Any], None, None]:
+        random, numbered = Random(self.seed), enumerate(chunks)
+        while drawn := list(itertools.islice(numbered, self.together)):
+            random.shuffle(drawn)
+            yield from ((index, function(chunk)) for index, chunk in drawn)
+
+
+@given(seed=st.integers(0, 1000), together=st.integers(1, 9), size=st.integers(5, 60), limit=st.integers(0, 40))
+@settings(max_examples=20)
+def test_slices_may_come_back_in_any_order(seed: int, together: int, size: int, limit: int) -> None:
+    asked = (space_of(), Toy(limit=9.0), PROBLEM, (TIME, MEMORY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spreading, "_chunk", lambda _: size)
+        found = search(*asked, sample=limit, executor=Shuffled(seed, together))
+    assert told(found) == told(search(*asked, sample=limit))
+
+
 @pytest.mark.parametrize("kind", ["one", "two", "ray"])
 def test_the_same_answer_whoever_does_the_work(
     kind: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -83,6 +112,25 @@ def test_a_straggler_is_overtaken_by_a_copy(kind: str, tmp_path: Path, request: 
     assert sorted(found) == [(i, i * i) for i in range(8)]
     assert (tmp_path / "marker").exists()
     assert time.monotonic() - started < 60  # a straggler sleeps for as long by itself
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_workers_told_what_it_is_about_do_the_same(kind: str, request: pytest.FixtureRequest) -> None:
+    who: Executor = request.getfixturevalue("ray_once") if kind == "ray" else Local(workers=2)
+    with kept(who, about=Toy()) as held:
+        assert sorted(held.map(abs, iter([-3, 1, -2]))) == [(0, 3), (1, 1), (2, 2)]
+    with pytest.raises(ExecutorError, match="cannot be sent to workers"), kept(who, about=threading.Lock()):
+        pass
+
+
+def test_workers_that_die_before_there_is_work_are_replaced() -> None:
+    with Local(workers=2).kept(about=Toy()) as held:
+        early = multiprocessing.active_children()
+        for process in early:
+            process.kill()
+        assert sorted(held.map(abs, iter([-3, 1, -2]))) == [(0, 3), (1, 1), (2, 2)]
+    assert len(early) == 2
+    assert not multiprocessing.active_children()
 
 
 def test_workers_that_keep_dying_are_told() -> None:
