@@ -34,7 +34,7 @@ def check_energy_is_the_sum_of_its_parts_under_the_cap() -> None:
         prices = energies.prices()
         rates = {"compute": 1e-12, **{name: prices[name] for name in ("memory", "scale_up", "scale_out")}}
         asked = {name: 4 * float(one[0]) * rate for (name, rate), one in zip(rates.items(), done, strict=True)}
-        static, room = 4 * 2 * at["device.idle_power"], 4 * 2 * (cap - at["device.idle_power"])
+        static, room = 4 * 2 * at["device.idle_power"], 4 * 2 * (prices["held"] * cap - at["device.idle_power"])
         assert (sum(asked.values()) > room) == capped
         assert found["static"][0] == pytest.approx(static)
         share = min(1.0, room / sum(asked.values()))
