@@ -152,6 +152,9 @@ def _grid(settings: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
         except yaml.YAMLError:
             value = None
         if isinstance(value, list) and value:
+            twice = next((one for i, one in enumerate(value) if one in value[:i]), None)
+            if twice is not None:
+                raise ExperimentError(f"--set {setting}: {flow(twice)} is there twice, and would be run twice")
             grid[key.strip()] = value
         else:
             fixed.append(setting)

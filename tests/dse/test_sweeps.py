@@ -77,6 +77,7 @@ def test_a_sweep_says_what_is_wrong_before_it_runs(dse: Run, small: Path, tmp_pa
         ([], "--set KEY=[A,B,…]"),
         (["hardware.devices=8"], "--set KEY=[A,B,…]"),
         (["hardware.devices=[8,-1]"], "with hardware.devices = -1"),
+        (["hardware.devices=[4,8,4]"], "4 is there twice"),
         (["objectives=[step_time,memory]"], "objectives are swept"),
     ):
         done = dse("sweep", small, *(part for setting in settings for part in ("--set", setting)))
