@@ -8,7 +8,6 @@ none, and `new` ones were measured after those were fixed. `--constants` prints 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from costmodels.kernel_models.symbols import kernel_symbols
 from costmodels.kernel_prediction import predict_kernel_rows
 from costmodels.measured_serving import question
 from costmodels.measured_steps import MeasuredStep, measured_steps
-from costmodels.measurements import ROOT as MEASUREMENTS
+from costmodels.measurements import rows_of
 from costmodels.serving.operating_cost import active_parameters
 from costmodels.training import TrainingModel
 from dse.prediction import predict_rows
@@ -75,15 +74,6 @@ class Reading:
         return self.watts > _CAPPED * find_device(self.device).power
 
 
-def rows(name: str) -> list[dict[str, str]]:
-    """Every row of the files of that name, whatever the device."""
-    found = []
-    for path in sorted(ROOT.glob(f"*/{name}.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            found += list(csv.DictReader(file))
-    return found
-
-
 def readings() -> list[Reading]:
     """Training steps, served steps and kernels, in the order of the files."""
     return [*steps(), *served(), *kernels()]
@@ -91,11 +81,11 @@ def readings() -> list[Reading]:
 
 def steps() -> Iterator[Reading]:
     """Whole training steps."""
-    for row, step in zip(rows("steps"), measured_steps(ROOT), strict=True):
-        yield _step(step, float(row["power_w"]), row["half"], float(row["engine_j"]))
+    for row, step in zip(rows_of(ROOT, "steps"), measured_steps(ROOT), strict=True):
+        yield _step(step, row["half"], float(row["engine_j"]))
 
 
-def _step(step: MeasuredStep, watts: float, half: str, before: float) -> Reading:
+def _step(step: MeasuredStep, half: str, before: float) -> Reading:
     problem = step.problem()
     problem = dataclasses.replace(problem, scalars={**problem.scalars, "energy.flop": _ONE, "energy.memory": _ONE})
     found = TrainingModel().evaluate(problem, Columns.from_values({"micro_batch": np.array([step.plan["micro_batch"]])}))
@@ -105,7 +95,7 @@ def _step(step: MeasuredStep, watts: float, half: str, before: float) -> Reading
         half=half,
         device=step.device,
         time=step.time,
-        watts=watts,
+        watts=step.watts,
         flops=flops,
         traffic=traffic,
         predicted=float(found.value["step_time"][0]),
@@ -115,7 +105,7 @@ def _step(step: MeasuredStep, watts: float, half: str, before: float) -> Reading
 
 def served() -> Iterator[Reading]:
     """FLOPs and bytes as costmodels/serving/operating_cost.py counts them: products of all tokens, weights, caches."""
-    given = rows("serving")
+    given = rows_of(ROOT, "serving")
     asked = [question(row) for row in given]
     for row, ask, answer in zip(given, asked, predict_rows(asked, kind="serving"), strict=True):
         decode, batch, length = row["op"] == "decode", float(row["batch"]), float(row["seq"])
@@ -136,7 +126,7 @@ def served() -> Iterator[Reading]:
 
 def kernels() -> Iterator[Reading]:
     """Single kernels, with the FLOPs and bytes of their operators."""
-    given = rows("kernels")
+    given = rows_of(ROOT, "kernels")
     asked = [{name: value for name, value in row.items() if value} | {"launch": "graph"} for row in given]
     for row, answer in zip(given, predict_kernel_rows(asked), strict=True):
         op, device = row["op"], find_device(row["gpu"])
@@ -199,21 +189,15 @@ def _line(key: tuple[str, str, str], group: Sequence[Reading]) -> Line:
 
 def older() -> list[Line]:
     """Whole steps whose watts the driver averaged over their last second (costmodels/data/measurements); none was fitted."""
-    given: dict[tuple[str, str, int], str] = {}
-    for path in sorted([*MEASUREMENTS.glob("*/steps.csv"), *MEASUREMENTS.glob("*/parallel.csv")]):
-        with path.open(encoding="utf-8", newline="") as file:
-            for line, row in enumerate(csv.DictReader(file), start=2):
-                given[find_device(row["gpu"]).name, row.get("parallel", "one"), line] = row["power_w"]
     groups: dict[tuple[str, str, str], list[float]] = {}
     for step in measured_steps():
-        watts = given[step.device, step.kind, step.line]
-        if step.mode == "graph" or not step.usual or not watts:
+        if step.mode == "graph" or not step.usual or not step.watts:
             continue
         asked = Columns.from_values({"micro_batch": np.array([step.plan["micro_batch"]])})
         value = TrainingModel().evaluate(step.problem(), asked).value
         said = float(value["energy"][0] / value["step_time"][0] / value["devices"][0])
         key = (step.device, step.kind, "processor" if step.host_bound else "device")
-        groups.setdefault(key, []).append(100.0 * (said / float(watts) - 1.0))
+        groups.setdefault(key, []).append(100.0 * (said / step.watts - 1.0))
     found: list[Line] = []
     for (device, kind, what), error in sorted(groups.items()):
         named: Line = {"device": device, "parallel": kind, "waits for": what, "steps": len(error)}
@@ -235,7 +219,7 @@ def link() -> list[Line]:
             "GB/s a direction": _tenth(float(row["bytes"]) / float(row["time_s"]) / _GB),
             "GB/s of one alone": _tenth(float(row["bytes"]) / float(row["alone_s"]) / _GB),
         }
-        for row in rows("link")
+        for row in rows_of(ROOT, "link")
     ]
 
 

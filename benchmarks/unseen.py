@@ -8,7 +8,6 @@ fitted on them; when a fit ever needs them, they move to the measurements and ne
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import costmodels
 from costmodels.kernel_prediction import predict_kernel_rows
 from costmodels.measured_serving import measured_serving, question, signed_error
 from costmodels.measured_steps import measured_steps
+from costmodels.measurements import rows_of
 from costmodels.training import TrainingModel
 from dse.prediction import predict_rows
 from spaces.columns import Columns
@@ -33,20 +33,11 @@ Errors: TypeAlias = dict[str, list[float]]
 Line: TypeAlias = dict[str, str | int | float]
 
 
-def rows(name: str) -> list[dict[str, str]]:
-    """Every row of the files of that name, whatever the machine."""
-    found = []
-    for path in sorted(ROOT.glob(f"*/{name}.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            found += list(csv.DictReader(file))
-    return found
-
-
 def kernels() -> Errors:
     """Signed relative errors of single kernels by group."""
     errors: Errors = {}
     for family in ("gemm", "attention", "pointwise", "collectives"):
-        given = rows(family)
+        given = rows_of(ROOT, family)
         asked = [{name: value for name, value in row.items() if name not in _READINGS} for row in given]
         for row, answer in zip(given, predict_kernel_rows(asked), strict=True):
             if not answer["error"]:

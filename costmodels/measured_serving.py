@@ -6,20 +6,17 @@ Rows come from `serving.csv` (one device) and `serving_parallel.csv` (two, tenso
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
+
+from costmodels.measurements import rows_of
 
 _SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "gpu")
 
 
 def measured_serving(root: Path, name: str = "serving") -> tuple[dict[str, str], ...]:
     """Rows under CUDA graphs of the files of that name below `root`, one folder a machine; seconds and tokens."""
-    found: list[dict[str, str]] = []
-    for path in sorted(root.glob(f"*/{name}.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            found += [row for row in csv.DictReader(file) if row["launch"] == "graph"]
-    return tuple(found)
+    return tuple(row for row in rows_of(root, name) if row["launch"] == "graph")
 
 
 def question(row: Mapping[str, str]) -> dict[str, str]:

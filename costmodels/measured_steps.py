@@ -39,8 +39,8 @@ _ENQUEUED = 0.7
 class MeasuredStep:
     """One measured step. `kind` is one, ddp, fsdp, tensor or pipeline; `mode` eager, compile or graph; seconds and bytes.
 
-    `unusual` are the choices no stack describes, `host` seconds the processor needs to issue the step (0: not recorded),
-    `peak` the allocator's peak on the fullest device (0: not recorded), `plan` binds plan symbols and the global batch.
+    `unusual` are the choices no stack describes, `host` seconds the processor needs to issue the step, `peak` the allocator's
+    peak on the fullest device and `watts` what a device drew (0: not recorded), `plan` binds plan symbols and the global batch.
     """
 
     device: str
@@ -54,6 +54,7 @@ class MeasuredStep:
     time: float
     host: float
     peak: float
+    watts: float
     line: int
 
     @property
@@ -115,6 +116,7 @@ def _step(device: str, row: Mapping[str, str], line: int) -> MeasuredStep:
         time=float(row["time_s"]),
         host=float(row["host_s"] or 0.0),
         peak=float(row["peak_allocated"] or 0.0),
+        watts=float(row.get("power_w") or 0.0),
         line=line,
     )
 

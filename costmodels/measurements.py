@@ -109,6 +109,15 @@ class Measurements:
         return tuple(sorted({rows.device for many in self.rows.values() for rows in many}))
 
 
+def rows_of(root: Path, name: str) -> list[dict[str, str]]:
+    """Every row of the files of that name below `root`, one folder a machine, unchecked."""
+    found = []
+    for path in sorted(root.glob(f"*/{name}.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            found += list(csv.DictReader(file))
+    return found
+
+
 def content_hash(paths: Iterable[Path]) -> str:
     """sha256 over folder names, file names and contents, whatever the order given."""
     digest = hashlib.sha256()

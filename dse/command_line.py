@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 INFEASIBLE = 2
 _INTERRUPTED = 130
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""One each unless set: matrices of a regression are small, and threads that wait for each other burn shared cores."""
 
 app = typer.Typer(
     name="dse",
@@ -348,6 +346,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] != ["calibrate"]:  # that one measures the machine as it is
+        from search.execution import THREADS
+
         for name in THREADS:
             os.environ.setdefault(name, "1")
     sys.exit(execute(given))

@@ -93,7 +93,7 @@ def require_same(folder: Path, then: Asked, now: Asked, *, as_recorded: bool = F
 
     The file that the run was made from is looked at too where it still is, unless the run is to go on `as_recorded`.
     """
-    anew = f"dse run {folder / 'experiment.yaml'} begins it anew"
+    anew = run_folder.anew(folder)
     changed = _difference(then.experiment, now.experiment)
     if changed:
         said = f"what is asked changed since the run began (experiment.yaml or --set):\n{changed}"

@@ -35,7 +35,7 @@ def resume(
     folder = Path(folder)
     if not (folder / FILE).is_file():
         if (folder / "experiment.yaml").is_file():
-            raise BadRunFolder(f"{folder} has nothing on record; dse run {folder / 'experiment.yaml'} begins it anew")
+            raise BadRunFolder(f"{folder} has nothing on record; {run_folder.anew(folder)}")
         raise run_folder.not_a_run(folder)
     experiment = load(folder / "experiment.yaml", overrides)
     store = RunStore(folder, [objective.metric for objective in experiment.objectives])
@@ -46,7 +46,7 @@ def resume(
             meta = Asked.of(experiment, model=model).on_record()
             store.note(meta)
         if "asked" not in meta:
-            raise BadRunFolder(f"{folder} does not say what it was asked; dse run {folder / 'experiment.yaml'} begins it anew")
+            raise BadRunFolder(f"{folder} does not say what it was asked; {run_folder.anew(folder)}")
         if meta.get("schema") != str(run_folder.SCHEMA):
             raise BadRunFolder(f"{folder} has schema {meta.get('schema')}; this version goes on with {run_folder.SCHEMA}")
         then = Asked.from_text(meta["asked"])

@@ -13,7 +13,7 @@ from search.automatic import UNASKED, chosen, listing
 from search.budget import Budget
 from search.constraint import Constraint
 from search.exact import search
-from search.execution import Executor, kept
+from search.execution import kept
 from search.executors import executor
 from search.front import Objective
 from search.methods import method
@@ -45,7 +45,8 @@ def look(
     model, asked = fidelities[-1].model, (problem, objectives, constraints)
     early = len(fidelities) == 1 and listing(experiment.method, experiment.budget)
     # workers that are sure to be needed start while the plans are counted here
-    with kept(_workers(experiment), (model, problem) if early else None) as who:
+    workers = executor(experiment.executor, experiment.workers, experiment.address)
+    with kept(workers, (model, problem) if early else None) as who:
         how: dict[str, Any] = {
             "top": experiment.top,
             "sample": experiment.sample,
@@ -67,10 +68,6 @@ def look(
         if name == "nested":
             return _nested(experiment, space, model, asked, how | {"ledger": store}), {}
         return _sampled(experiment, name, space, fidelities, asked, how | {"store": store}), {}
-
-
-def _workers(experiment: Experiment[Any]) -> Executor:
-    return executor(experiment.executor, experiment.workers, experiment.address)
 
 
 def _screened(

@@ -7,6 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Threads that libraries of linear algebra may start, read when numpy is imported: one each unless set, for there is a worker
+on every core, matrices of a regression are small, and threads that wait for each other burn shared cores."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 

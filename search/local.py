@@ -17,14 +17,12 @@ from typing import Any, TypeVar, final
 
 from search.assignment import Assignment
 from search.carrying import from_bytes, to_bytes, unimported_main, work_to_bytes
-from search.execution import Executor, ExecutorError
+from search.execution import THREADS, Executor, ExecutorError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _LESSON, _CHUNK = b"f", b"c"  # what a message to a worker begins with: what to do, or what to do it with
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""Threads that the libraries of a worker may start, read when numpy is imported: there is a worker on every core."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +196,7 @@ class _Worker:
 def _serve(pipe: Connection) -> None:
     """In a worker: answer chunks until the driver is gone. Ctrl-C is the driver's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in _THREADS:
+    for name in THREADS:
         os.environ.setdefault(name, "1")
     try:
         function: Callable[[Any], Any] = _learnt(b"")

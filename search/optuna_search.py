@@ -379,20 +379,16 @@ def storage(target: str) -> optuna.storages.BaseStorage:
     from optuna.storages.journal import JournalFileBackend
 
     if "://" in target:
-        from sqlalchemy import event
         from sqlalchemy.exc import SQLAlchemyError
         from sqlalchemy.pool import NullPool
 
         try:
-            opened = optuna.storages.RDBStorage(target, engine_kwargs={"poolclass": NullPool})
+            return optuna.storages.RDBStorage(target, engine_kwargs={"poolclass": NullPool})
         except (ImportError, SQLAlchemyError) as error:
             told = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
             if isinstance(error.__cause__ or error, ImportError):
                 told += "; install the driver, or write to sqlite:///trials.db or to a file, trials.journal"
             raise ValueError(f"{_without_password(target)} cannot be opened as a database of studies: {told}") from None
-        if target.startswith("sqlite"):  # a study is a view of the run store, and needs not wait for the disk at every trial
-            event.listen(opened.engine, "connect", lambda made, _: made.execute("PRAGMA synchronous=OFF"))
-        return opened
     try:
         return optuna.storages.JournalStorage(JournalFileBackend(target))
     except (ValueError, LookupError, TypeError):  # a file's lines are read as records at once

@@ -467,11 +467,11 @@ class Reference:
                 rest = request.target - filled
                 if not prefills or (not limits.chunked and rest > step.budget and step.budget < limits.max_tokens):
                     return
-                own = self.blocks(limits, request, request.target) - hit // limits.block_size
-                pinned = hit // limits.block_size if hit and not lane.users.get(request.prefix, 0) else 0
-                if own + pinned + kept > lane.available():
+                if not self.fits(limits, lane, request):
                     return
-                if pinned:
+                own = self.blocks(limits, request, request.target) - hit // limits.block_size
+                pinned = hit // limits.block_size
+                if hit and not lane.users.get(request.prefix, 0):
                     lane.unused.remove(request.prefix)
                     while len(lane.prefixes[request.prefix]) > pinned:
                         lane.free.append(lane.prefixes[request.prefix].pop())

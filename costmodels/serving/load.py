@@ -147,6 +147,11 @@ def _curve(of: _Steps, **found: FloatArray) -> Curve:
     return Curve(running=of.running, **found)
 
 
+def _own_steps(of: _Steps, *, step: FloatArray, **found: FloatArray) -> Curve:
+    """The curve of batches that step for themselves: a token of everybody, and all that joins, in every step."""
+    return _curve(of, step=step, token=step, rate=of.joins / step, **found)
+
+
 def _added(of: _Steps, shared: FloatArray, beside: FloatArray, decode: FloatArray) -> tuple[FloatArray, FloatArray]:
     """(seconds of a step of `shared` prompts, seconds that one of them adds to steps)."""
     mixed = of.work.mixed > 0
@@ -171,17 +176,8 @@ def _returning(tables: StepTables, work: Work) -> Curve:
     decode = of.decode(of.running)
     loaded, added = _added(of, shared, np.maximum(of.running - shared, 0.0), decode)
     step = decode + of.joins * added
-    return _curve(
-        of,
-        decode=decode,
-        loaded=np.minimum(of.joins * of.chunks / shared, 1.0),
-        added=added,
-        service=loaded * of.chunks,
-        shared=shared,
-        step=step,
-        token=step,
-        rate=of.joins / step,
-    )
+    share = np.minimum(of.joins * of.chunks / shared, 1.0)
+    return _own_steps(of, decode=decode, loaded=share, added=added, service=loaded * of.chunks, shared=shared, step=step)
 
 
 def _alone(tables: StepTables, work: Work) -> Curve:
@@ -212,17 +208,7 @@ def _alone(tables: StepTables, work: Work) -> Curve:
         use = np.where(mixed, 0.0, meet)
         step, added = step + use * (mean / idle - step), added + use * (slope - added)
         share = share + use * (1.0 - idle - share)
-    return _curve(
-        of,
-        decode=decode,
-        loaded=share,
-        added=added,
-        service=loaded * of.chunks,
-        shared=shared,
-        step=step,
-        token=step,
-        rate=of.joins / step,
-    )
+    return _own_steps(of, decode=decode, loaded=share, added=added, service=loaded * of.chunks, shared=shared, step=step)
 
 
 def _together(tables: StepTables, work: Work) -> Curve:

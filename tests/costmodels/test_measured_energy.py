@@ -14,6 +14,7 @@ from benchmarks.energy import Reading
 from costmodels.constants import host_link_shares
 from costmodels.energy import held_share, prices
 from costmodels.kernel_models.symbols import kernel_symbols
+from costmodels.measurements import rows_of
 from spaces.hardware import find_device
 
 
@@ -64,7 +65,7 @@ def test_constants_are_those_of_the_half_that_gave_them() -> None:
 def test_no_model_is_in_two_halves() -> None:
     halves: dict[tuple[str, ...], set[str]] = {}
     for name in ("steps", "serving"):
-        for row in counted.rows(name):
+        for row in rows_of(counted.ROOT, name):
             shape = tuple(row[c] for c in ("style", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab"))
             halves.setdefault((name, *shape), set()).add(row["half"])
     assert all(len(found) == 1 for found in halves.values())
@@ -74,7 +75,7 @@ def test_more_work_takes_more_joules() -> None:
     """As measured and as predicted, in the predicted time: a larger batch of one model and length."""
     work: dict[tuple[str, ...], list[tuple[float, Reading]]] = {}
     served = [r for r in readings() if r.what in ("decode step", "prefill step")]
-    for row, r in zip(counted.rows("serving"), served, strict=True):
+    for row, r in zip(rows_of(counted.ROOT, "serving"), served, strict=True):
         key = tuple(row[c] for c in ("op", "hidden", "layers", "seq", "dtype"))
         work.setdefault(key, []).append((float(row["batch"]), r))
     pairs = [sorted(found, key=lambda pair: pair[0]) for found in work.values() if len(found) > 1]
@@ -114,10 +115,22 @@ def test_long_products_cost_what_the_cap_leaves_them() -> None:
 
 def test_a_host_link_carries_what_was_measured() -> None:
     link = find_device("H200").host_link_bandwidth
-    rate = {(row["way"], row["bytes"]): float(row["bytes"]) / float(row["time_s"]) / link for row in counted.rows("link")}
+    rows = rows_of(counted.ROOT, "link")
+    rate = {(row["way"], row["bytes"]): float(row["bytes"]) / float(row["time_s"]) / link for row in rows}
     shares = host_link_shares()
     for way in ("h2d", "d2h"):
         for size in (2**26, 2**28, 2**30):
             assert rate[way, str(size)] == pytest.approx(shares["link.host.copy"], rel=0.02)
     assert rate["read", str(2**28)] == pytest.approx(shares["link.host.read"], rel=0.02)
     assert max(rate.values()) < 1.0
+
+
+@pytest.mark.slow
+def test_steps_measured_before_drew_what_is_said_of_them() -> None:
+    """Of H100s, of which nothing was fitted, and of H200s: one device that never waits for its processor."""
+    found = {line["device"]: line for line in counted.older() if (line["parallel"], line["waits for"]) == ("one", "device")}
+    assert set(found) == {"H100-80GB-SXM", "H200-141GB-SXM"}
+    for line in found.values():
+        assert int(line["steps"]) > 80
+        assert float(line["median"]) < 1.5
+        assert float(line["mean"]) < 4.0

@@ -13,6 +13,7 @@ import pytest
 from dse import command_line
 from dse.explanation import explain
 from dse.tables import limit_text
+from search.execution import THREADS
 from tests.dse.conftest import Finished
 
 Run = Callable[..., Finished]
@@ -74,13 +75,13 @@ def test_moves_are_better_than_the_plan_they_start_from(small: Path) -> None:
 def test_linear_algebra_keeps_to_one_thread_unless_told(
     monkeypatch: pytest.MonkeyPatch, verb: str, theirs: str | None, left: str | None
 ) -> None:
-    for name in command_line.THREADS:
+    for name in THREADS:
         monkeypatch.setenv(name, "0")  # so that what is set is taken back
         monkeypatch.delenv(name) if theirs is None else monkeypatch.setenv(name, theirs)
     monkeypatch.setattr(command_line, "execute", lambda _: 0)
     with pytest.raises(SystemExit):
         command_line.main([verb])
-    assert {os.environ.get(name) for name in command_line.THREADS} == {left}
+    assert {os.environ.get(name) for name in THREADS} == {left}
 
 
 def test_every_verb_is_told_whole_in_a_narrow_terminal(dse: Run, monkeypatch: pytest.MonkeyPatch) -> None:
